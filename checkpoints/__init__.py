@@ -1,0 +1,1 @@
+"""Pretrained learned optimizers, one folder each; load them with `l2o.load`."""

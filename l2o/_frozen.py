@@ -1,0 +1,243 @@
+"""A frozen learned optimizer on disk: `model.safetensors` + `config.json`."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from ._base import LearnedOptimizer, Theta
+from ._registry import make
+
+FORMAT_VERSION = 1
+_WEIGHTS = "model.safetensors"
+_CARD = "config.json"
+
+
+def save(
+    folder: str | os.PathLike,
+    optimizer: LearnedOptimizer,
+    theta: Theta,
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a frozen learned optimizer to a folder.
+
+    `model.safetensors` holds the arrays of theta, tree keys joined by `/`;
+    `config.json` the format version, the factory's name and arguments, the SHA-256 of
+    the weights and your `card`. Existing files are replaced atomically, weights first.
+
+    Args:
+      folder: created where it does not exist.
+      optimizer: from an `l2o` factory, or your own (then give it to `load` as well).
+      theta: its meta-parameters.
+      card: how it was trained; JSON-representable.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: theta is not a theta of this optimizer, or is not finite.
+
+    Example:
+      >>> import l2o, jax, tempfile
+      >>> optimizer = l2o.small_fc()
+      >>> folder = l2o.save(tempfile.mkdtemp(), optimizer,
+      ...                   optimizer.init_theta(jax.random.key(0)))
+      >>> tx = l2o.load(folder)
+    """
+    folder = Path(folder)
+    arrays = _named_arrays(theta)
+    _check_tree(arrays, optimizer, "theta")
+    bad = [name for name, x in arrays.items() if not np.all(np.isfinite(x))]
+    if bad:
+        raise ValueError(f"theta is not finite in {', '.join(bad)}; it was not saved")
+    weights = safetensors.numpy.save(arrays)
+    content = {
+        "format": "l2o",
+        "format_version": FORMAT_VERSION,
+        "optimizer": {
+            "name": optimizer.name,
+            "arguments": dict(optimizer.arguments),
+        },
+        "weights": {"file": _WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
+        "meta_parameters": int(sum(x.size for x in arrays.values())),
+        "l2o_version": metadata.version("l2o"),
+        "card": dict(card or {}),
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / _WEIGHTS, weights)
+    _replace(folder / _CARD, text.encode())
+    return folder
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    num_steps: int | None = None,
+    optimizer: LearnedOptimizer | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A frozen learned optimizer as an optax transformation.
+
+    Args:
+      source: a folder written by `save`, or the name of a shipped optimizer
+        (`l2o.shipped()`).
+      num_steps: length of the training run, for optimizers that have a horizon.
+      optimizer: the architecture, needed only for one of your own that no `l2o` factory
+        makes. Code is never loaded from a folder.
+
+    Raises:
+      FileNotFoundError: no such folder, name or file.
+      ValueError: the card is not readable, of a newer format, or names an unknown
+        architecture; the weights are corrupted or do not fit it.
+
+    Example:
+      >>> import l2o
+      >>> tx = l2o.load("small_fc_digits")  # doctest: +SKIP
+    """
+    optimizer, theta = load_theta(source, optimizer=optimizer)
+    return optimizer.bind(theta, num_steps=num_steps)
+
+
+def load_theta(
+    source: str | os.PathLike, *, optimizer: LearnedOptimizer | None = None
+) -> tuple[LearnedOptimizer, Theta]:
+    """Like `load`, but returns the unbound optimizer and theta.
+
+    For meta-training on from a saved theta, or to bind inside a jitted function.
+    """
+    folder = _folder(source)
+    card = read_card(folder)
+    if optimizer is None:
+        name = card["optimizer"]["name"]
+        if not name:
+            raise ValueError(
+                f"{folder} holds an optimizer that no l2o factory makes: give its "
+                "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
+            )
+        optimizer = make(name, **card["optimizer"]["arguments"])
+    weights = _read(folder / _WEIGHTS)
+    if hashlib.sha256(weights).hexdigest() != card["weights"]["sha256"]:
+        raise ValueError(
+            f"{folder / _WEIGHTS} does not match the checksum in {_CARD}: the file is "
+            "corrupted or belongs to another card; copy the folder again"
+        )
+    try:
+        arrays = safetensors.numpy.load(weights)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{folder / _WEIGHTS} is not a safetensors file: {error}"
+        ) from error
+    _check_tree(arrays, optimizer, str(folder / _WEIGHTS))
+    expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    leaves = [
+        jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)
+    ]
+    return optimizer, jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def read_card(source: str | os.PathLike) -> dict[str, Any]:
+    """The content of a folder's `config.json`, checked for format and version."""
+    path = _folder(source) / _CARD
+    try:
+        card = json.loads(_read(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != "l2o":
+        raise ValueError(f'{path} is not an l2o card: it lacks "format": "l2o"')
+    version = card.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, this l2o reads up to "
+            f"{FORMAT_VERSION}: upgrade l2o"
+        )
+    try:
+        str(card["weights"]["sha256"])
+        str(card["optimizer"]["name"])
+        dict(card["optimizer"]["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path} lacks weights.sha256, optimizer.name or optimizer.arguments'
+        ) from error
+    return card
+
+
+def shipped() -> list[str]:
+    """Names of the pretrained optimizers that come with the package."""
+    root = resources.files("l2o.checkpoints")
+    return sorted(p.name for p in root.iterdir() if p.joinpath(_CARD).is_file())
+
+
+def _folder(source: str | os.PathLike) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    names = shipped()
+    if isinstance(source, str) and source in names:
+        with resources.as_file(resources.files("l2o.checkpoints") / source) as path:
+            return Path(path)
+    raise FileNotFoundError(
+        f"{str(source)!r} is neither a folder nor a shipped optimizer; "
+        f"shipped: {', '.join(names) or 'none'}"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: a frozen optimizer is a folder with {_WEIGHTS} and "
+            f"{_CARD}"
+        ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if any("/" in key for key in keys):
+            raise ValueError(f"a key of theta contains a slash: {keys}")
+        named["/".join(keys)] = leaf
+    return named
+
+
+def _named_arrays(theta: Theta) -> dict[str, np.ndarray]:
+    return {
+        name: np.ascontiguousarray(x) if np.ndim(x) else np.asarray(x)
+        for name, x in _named_leaves(theta).items()
+    }
+
+
+def _check_tree(
+    arrays: Mapping[str, np.ndarray], optimizer: LearnedOptimizer, what: str
+) -> None:
+    expected = _named_leaves(jax.eval_shape(optimizer.init_theta, jax.random.key(0)))
+    problems = [f"lacks {name}" for name in expected if name not in arrays]
+    problems += [f"has unknown {name}" for name in arrays if name not in expected]
+    for name, leaf in expected.items():
+        if name in arrays:
+            found = arrays[name].shape, str(arrays[name].dtype)
+            wanted = leaf.shape, str(leaf.dtype)
+            if found != wanted:
+                problems.append(f"{name} is {found}, expected {wanted}")
+    if problems:
+        raise ValueError(
+            f"{what} does not fit {optimizer.name or 'this optimizer'}"
+            f"({dict(optimizer.arguments)}): {'; '.join(problems[:5])}"
+        )

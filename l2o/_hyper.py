@@ -1,0 +1,141 @@
+"""Hand-designed update rules whose hyper-parameters are theta."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._base import LearnedOptimizer, stable_dtypes
+
+
+def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
+    r"""SGD with a meta-learned learning rate.
+
+    .. math:: p \leftarrow p - e^{\theta_{lr}} g
+
+    Args:
+      learning_rate: initial value; theta holds its logarithm, `{"log_lr": ()}`.
+
+    Example:
+      >>> import l2o, jax
+      >>> optimizer = l2o.learnable_sgd(learning_rate=0.1)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+
+    Source: google/learned_optimization, learned_optimizers/base.py (2021).
+    """
+
+    def init_theta(key):
+        del key  # the start is not random
+        return {"log_lr": jnp.float32(math.log(learning_rate))}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        return _bound(optax.sgd(jnp.exp(theta["log_lr"])))
+
+    arguments = {"learning_rate": learning_rate}
+    return LearnedOptimizer(init_theta, bind, "learnable_sgd", arguments)
+
+
+def learnable_sgdm(
+    *, learning_rate: float = 0.01, momentum: float = 0.9
+) -> LearnedOptimizer:
+    r"""SGD with heavy-ball momentum, both hyper-parameters meta-learned.
+
+    .. math:: b \leftarrow \beta b + g, \quad p \leftarrow p - e^{\theta_{lr}} b,
+              \quad \beta = 1 - e^{\theta_{m}}
+
+    Args:
+      learning_rate: initial value; theta holds its logarithm.
+      momentum: initial value; theta holds the logarithm of one minus it.
+
+    Example:
+      >>> import l2o, jax
+      >>> optimizer = l2o.learnable_sgdm()
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+
+    Source: google/learned_optimization, learned_optimizers/base.py (2021).
+    """
+
+    def init_theta(key):
+        del key
+        return {
+            "log_lr": jnp.float32(math.log(learning_rate)),
+            "log_one_minus_momentum": jnp.float32(math.log1p(-momentum)),
+        }
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        beta = -jnp.expm1(theta["log_one_minus_momentum"])
+        return _bound(optax.sgd(jnp.exp(theta["log_lr"]), momentum=beta))
+
+    arguments = {"learning_rate": learning_rate, "momentum": momentum}
+    return LearnedOptimizer(init_theta, bind, "learnable_sgdm", arguments)
+
+
+def learnable_adam(
+    *,
+    learning_rate: float = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+) -> LearnedOptimizer:
+    r"""Adam with all four hyper-parameters meta-learned.
+
+    .. math:: p \leftarrow p - \alpha\, \hat m / (\sqrt{\hat v + \epsilon_{root}}
+              + \epsilon)
+
+    with the bias-corrected moments of Adam.
+
+    Args:
+      learning_rate, eps: initial values; theta holds their logarithms.
+      b1, b2: initial decays; theta holds the logarithms of one minus them.
+      eps_root: fixed. The published class has 1e-8, which damps gradients below 1e-4;
+        set it to reproduce its numbers, or to differentiate through a zero gradient.
+
+    Example:
+      >>> import l2o, jax
+      >>> optimizer = l2o.learnable_adam(learning_rate=1e-2)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+
+    Source: google/learned_optimization, learned_optimizers/base.py (2021); Adam
+    (Kingma & Ba, 2015).
+    """
+
+    def init_theta(key):
+        del key
+        return {
+            "log_lr": jnp.float32(math.log(learning_rate)),
+            "log_one_minus_b1": jnp.float32(math.log1p(-b1)),
+            "log_one_minus_b2": jnp.float32(math.log1p(-b2)),
+            "log_eps": jnp.float32(math.log(eps)),
+        }
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        return _bound(
+            optax.adam(
+                jnp.exp(theta["log_lr"]),
+                b1=-jnp.expm1(theta["log_one_minus_b1"]),
+                b2=-jnp.expm1(theta["log_one_minus_b2"]),
+                eps=jnp.exp(theta["log_eps"]),
+                eps_root=eps_root,
+            )
+        )
+
+    arguments = {
+        "learning_rate": learning_rate,
+        "b1": b1,
+        "b2": b2,
+        "eps": eps,
+        "eps_root": eps_root,
+    }
+    return LearnedOptimizer(init_theta, bind, "learnable_adam", arguments)
+
+
+def _bound(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    tx = optax.with_extra_args_support(tx)
+    return stable_dtypes(tx.init, tx.update)

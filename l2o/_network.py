@@ -1,0 +1,87 @@
+"""A small MLP applied to every parameter of a tensor, written over planes.
+
+There is no trailing feature axis: a tensor's features are a list of planes
+(`_features.py`), a hidden layer is a list of planes too, and
+
+    hidden_j = relu(b_j + sum_i w_ij s_i plane_i + sum_k w_kj c_k)
+
+with s_i the planes' normalisers and c_k the features that are constant over the tensor.
+Planes of one shape are summed before anything is broadcast, so row and column features
+cost their own size only.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Up to this width a layer is unrolled into multiply-adds that XLA fuses; wider layers
+# are matrix products over stacked planes, which compile faster and run faster.
+_UNROLLED_WIDTH = 16
+
+
+def init_mlp(key: jax.Array, sizes: Sequence[int]) -> dict[str, jax.Array]:
+    """Weights `w0, b0, w1, ...` for layers of the given sizes.
+
+    `w_i` has shape (in, out), drawn from a normal distribution of standard deviation
+    `1/sqrt(in)` truncated at two deviations; biases are zero.
+    """
+    theta = {}
+    shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+    for i, (k, shape) in enumerate(
+        zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+    ):
+        weights = jax.random.truncated_normal(k, -2, 2, shape)
+        theta[f"w{i}"] = weights / math.sqrt(shape[0])
+        theta[f"b{i}"] = jnp.zeros(shape[1])
+    return theta
+
+
+def apply_mlp(
+    theta: dict[str, jax.Array],
+    planes: Sequence[jax.Array],
+    scales: Sequence[jax.Array],
+    constants: jax.Array,
+    shape: tuple[int, ...],
+) -> list[jax.Array]:
+    """The network's outputs, one plane of `shape` each.
+
+    Args:
+      theta: from `init_mlp`, sizes[0] = len(planes) + len(constants).
+      planes: features that broadcast to `shape`, in the order of `w0`'s rows.
+      scales: one scalar per plane, multiplied into its row of `w0`.
+      constants: shape (n,), features that are equal for the whole tensor; the last
+        rows of `w0`.
+      shape: the tensor's shape, at least 1-D.
+    """
+    n = len(planes)
+    w0 = theta["w0"][:n] * jnp.stack(scales)[:, None]
+    bias = theta["b0"] + constants @ theta["w0"][n:]
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, plane in enumerate(planes):
+        by_shape.setdefault(plane.shape, []).append(i)
+
+    layers = len(theta) // 2
+    hidden = list(bias)
+    for group in sorted(by_shape.values(), key=lambda g: planes[g[0]].size):
+        product = _linear(jnp.stack([w0[i] for i in group]), [planes[i] for i in group])
+        hidden = [h + y for h, y in zip(hidden, product, strict=True)]
+    for i in range(1, layers):
+        hidden = [jax.nn.relu(h) for h in hidden]
+        product = _linear(theta[f"w{i}"], hidden)
+        hidden = [y + b for y, b in zip(product, theta[f"b{i}"], strict=True)]
+    return [jnp.broadcast_to(h, shape) for h in hidden]
+
+
+def _linear(weights: jax.Array, planes: Sequence[jax.Array]) -> list[jax.Array]:
+    """`y_j = sum_i w_ij plane_i` for planes of one shape."""
+    if weights.shape[1] <= _UNROLLED_WIDTH:
+        return [
+            sum(weights[i, j] * plane for i, plane in enumerate(planes))
+            for j in range(weights.shape[1])
+        ]
+    stacked = jnp.stack(planes)
+    product = jnp.tensordot(weights.T, stacked, 1, precision=lax.Precision.HIGHEST)
+    return list(product)

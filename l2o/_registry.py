@@ -1,0 +1,46 @@
+"""The architectures by name, so that a folder on disk can name one."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ._base import LearnedOptimizer
+from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
+from ._mlp import mlp
+from ._small_fc import small_fc
+
+FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
+    "learnable_adam": learnable_adam,
+    "learnable_sgd": learnable_sgd,
+    "learnable_sgdm": learnable_sgdm,
+    "mlp": mlp,
+    "small_fc": small_fc,
+}
+
+
+def make(name: str, **arguments: Any) -> LearnedOptimizer:
+    """The learned optimizer of that name.
+
+    Args:
+      name: a key of `l2o.FACTORIES`.
+      **arguments: keyword arguments of the factory.
+
+    Raises:
+      ValueError: unknown name or argument; the message lists the known ones.
+
+    Example:
+      >>> import l2o
+      >>> optimizer = l2o.make("small_fc", hidden_size=8)
+    """
+    if name not in FACTORIES:
+        raise ValueError(
+            f"unknown learned optimizer {name!r}; known: {', '.join(sorted(FACTORIES))}"
+        )
+    known = inspect.signature(FACTORIES[name]).parameters
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{name} has no argument {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join(known)}"
+        )
+    return FACTORIES[name](**arguments)

@@ -1,0 +1,59 @@
+"""Applies an update rule that is written for one tensor to a whole tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def map_tensors(
+    rule: Callable[..., tuple], grads: Any, params: Any, *slots: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Calls `rule(grad, param, *slot leaves)` for each tensor of `grads`.
+
+    The rule sees float32 tensors of at least one axis: scalars are given as shape (1,)
+    and restored, and tensors without elements are passed through. It returns the update
+    and the new slots.
+
+    Args:
+      rule: `(grad, param, slot, ...) -> (update, slot, ...)`, each slot a tuple with
+        one entry per decay.
+      grads, params: trees of one structure.
+      *slots: each a tuple of trees like `grads`, one per decay; the leaf of such a tree
+        may itself be a small structure.
+
+    Returns:
+      The tree of updates and, per slot, the new tuple of trees.
+    """
+    leaves, structure = jax.tree.flatten(grads)
+    param_leaves = structure.flatten_up_to(params)
+    slot_leaves = [[structure.flatten_up_to(t) for t in slot] for slot in slots]
+
+    results = []
+    for i, (grad, param) in enumerate(zip(leaves, param_leaves, strict=True)):
+        state = [tuple(tree[i] for tree in slot) for slot in slot_leaves]
+        if grad.size == 0:
+            results.append((grad, *state))
+            continue
+        old = (grad, param, *state)
+        new = rule(*jax.tree.map(_as_vector, old))
+        like = (grad, *state)
+        results.append(
+            jax.tree.map(lambda x, ref: jnp.reshape(x, ref.shape), new, like)
+        )
+
+    updates = structure.unflatten([r[0] for r in results])
+    new_slots = tuple(
+        tuple(
+            structure.unflatten([r[k + 1][d] for r in results])
+            for d in range(len(slot))
+        )
+        for k, slot in enumerate(slots)
+    )
+    return updates, *new_slots
+
+
+def _as_vector(x: jax.Array) -> jax.Array:
+    x = jnp.asarray(x, jnp.float32)
+    return x.reshape(1) if x.ndim == 0 else x

@@ -1,0 +1,108 @@
+"""Image-classification MLPs with sampled data, activation and initialisation."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ._base import TaskFamily, clipped, stateless
+from ._data import Dataset, sample_batch
+
+ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.silu)
+
+
+def image_mlp(
+    datasets: Sequence[Dataset],
+    hidden: Sequence[int] = (32,),
+    *,
+    batch_size: int = 64,
+    init_scale: tuple[float, float] = (0.5, 2.0),
+    name: str = "",
+) -> TaskFamily:
+    """MLPs on image classification; all that leaves shapes alone is sampled.
+
+    A config draws one of the datasets, one of `ACTIVATIONS` (relu, tanh, silu), and a
+    factor on the initial weights, log-uniform in `init_scale`, over truncated normal
+    weights of standard deviation `1/sqrt(fan_in)`. The loss is cross-entropy; as a
+    meta-loss it is clipped to `[0, 1.5 log C]`.
+
+    Args:
+      datasets: with x (n, height, width, channels) of one image shape and y (n,) in
+        `range(C)` for one number of classes C; splits may differ in size.
+      hidden: widths of the hidden layers.
+      batch_size: examples per inner step.
+      init_scale: range of the factor.
+      name: for reports; `mlp32x32` for two layers of 32 by default.
+
+    Raises:
+      ValueError: images of different shapes.
+
+    Example:
+      >>> from l2o.tasks import digits, image_mlp
+      >>> family = image_mlp([digits()], hidden=(16,))
+
+    Source: the sampled MLPs of VeLO (Metz et al., 2022) and the 8x8 "fast" tasks of
+    google/learned_optimization.
+    """
+    shapes = {data.train["x"].shape[1:] for data in datasets}
+    if len(shapes) != 1:
+        raise ValueError(f"the datasets' images differ in shape: {sorted(shapes)}")
+    (shape,) = shapes
+    classes = max(int(data.train["y"].max()) for data in datasets) + 1
+    sizes = [math.prod(shape), *hidden, classes]
+    log_low, log_high = map(math.log, init_scale)
+
+    def sample(key):
+        k_data, k_activation, k_scale = jax.random.split(key, 3)
+        return {
+            "dataset": jax.random.randint(k_data, (), 0, len(datasets)),
+            "activation": jax.random.randint(k_activation, (), 0, len(ACTIVATIONS)),
+            "init_scale": jnp.exp(
+                jax.random.uniform(k_scale, minval=log_low, maxval=log_high)
+            ),
+        }
+
+    def task(config, data):
+        def init(key):
+            layers = []
+            for k, fan_in, fan_out in zip(
+                jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False
+            ):
+                w = jax.random.truncated_normal(k, -2, 2, (fan_in, fan_out))
+                scale = config["init_scale"] / math.sqrt(fan_in)
+                layers.append({"w": w * scale, "b": jnp.zeros(fan_out)})
+            return layers
+
+        def batch(key, split):
+            batches = [sample_batch(d, split, key, batch_size) for d in data]
+            return jax.tree.map(lambda *x: _pick(config["dataset"], x), *batches)
+
+        def loss(params, key, examples):
+            del key
+            h = examples["x"].reshape(batch_size, -1)
+            for layer in params[:-1]:
+                h = h @ layer["w"] + layer["b"]
+                h = _pick(config["activation"], [f(h) for f in ACTIVATIONS])
+            logits = h @ params[-1]["w"] + params[-1]["b"]
+            return cross_entropy(logits, examples["y"])
+
+        return stateless(init, batch, loss, clipped(1.5 * math.log(classes)))
+
+    name = name or "mlp" + "x".join(map(str, hidden))
+    return TaskFamily(sample, task, tuple(datasets), name)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean softmax cross-entropy: logits (..., C), integer labels (...)."""
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    return jnp.mean(
+        jax.nn.logsumexp(logits, -1) - jnp.sum(one_hot * logits, -1)
+    )
+
+
+def _pick(index: jax.Array, choices: Sequence[jax.Array]) -> jax.Array:
+    # All choices are computed under vmap anyway; select_n fuses, a gather would not.
+    if len(choices) == 1:
+        return choices[0]
+    return jax.lax.select_n(jnp.broadcast_to(index, choices[0].shape), *choices)

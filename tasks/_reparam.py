@@ -1,0 +1,86 @@
+"""Reparametrisation: the same problem seen through rescaled parameters."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ._base import Task, TaskFamily
+
+Level = Literal["global", "tensor", "parameter"]
+_SALT = 0x5CA1E  # keeps the scale's draw apart from the family's own
+
+
+def reparametrize(
+    family: TaskFamily,
+    level: Level = "global",
+    scale_range: tuple[float, float] = (1e-3, 1e3),
+) -> TaskFamily:
+    r"""Trains `w' = w / s` where the family trains w, s drawn once per task.
+
+    .. math:: L'(w') = L(s\, w'), \quad w'_0 = w_0 / s, \quad
+              \log s \sim U(\log a, \log b)
+
+    The learned optimizer so meets parameters and gradients of every scale, without
+    which it learns the step size of its training tasks by heart.
+
+    Args:
+      family: any family.
+      level: one s per task ("global"), per tensor, or per parameter.
+      scale_range: (a, b).
+
+    Raises:
+      ValueError: an unknown level, or a range that is not 0 < a <= b.
+
+    Example:
+      >>> from l2o.tasks import quadratic, reparametrize
+      >>> family = reparametrize(quadratic(3), "tensor", (0.1, 10))
+
+    Source: VeLO (Metz et al., 2022); the "global" range of Celo (Moudgil et al., 2025).
+    """
+    if level not in ("global", "tensor", "parameter"):
+        raise ValueError(
+            f"unknown level {level!r}; known: 'global', 'tensor', 'parameter'"
+        )
+    low, high = scale_range
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"scale_range must be 0 < low <= high, not {scale_range}")
+
+    def draw(key, shape):
+        bounds = {"minval": math.log(low), "maxval": math.log(high)}
+        return jnp.exp(jax.random.uniform(key, shape, **bounds))
+
+    def sample(key):
+        config = family.sample(key)
+        k_scale = jax.random.fold_in(key, _SALT)
+        if level == "global":
+            return {"base": config, "scale": draw(k_scale, ())}
+        task = family.task(config, family.data)
+        params, _ = jax.eval_shape(task.init, key)
+        leaves, structure = jax.tree.flatten(params)
+        scales = [
+            draw(k, x.shape if level == "parameter" else ())
+            for k, x in zip(jax.random.split(k_scale, len(leaves)), leaves, strict=True)
+        ]
+        return {"base": config, "scale": structure.unflatten(scales)}
+
+    def task(config, data):
+        base = family.task(config["base"], data)
+
+        def rescale(params, power):
+            scale = config["scale"]
+            if level == "global":
+                return jax.tree.map(lambda x: x * scale**power, params)
+            return jax.tree.map(lambda x, s: x * s**power, params, scale)
+
+        def init(key):
+            params, model_state = base.init(key)
+            return rescale(params, -1), model_state
+
+        def loss(params, model_state, key, batch):
+            return base.loss(rescale(params, 1), model_state, key, batch)
+
+        return Task(init, base.batch, loss, base.normalize)
+
+    return TaskFamily(sample, task, family.data, f"{family.name}/reparam-{level}")
