@@ -58,9 +58,7 @@ def require_params(params: Any, name: str) -> None:
         raise ValueError(PARAMS_MISSING.format(name=name))
 
 
-def stable_dtypes(
-    init: Any, update: Any
-) -> optax.GradientTransformationExtraArgs:
+def stable_dtypes(init: Any, update: Any) -> optax.GradientTransformationExtraArgs:
     """Makes a transformation keep the dtypes of its state and of its gradients.
 
     After every update each state leaf is cast to the dtype it had, and each update to

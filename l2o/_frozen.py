@@ -139,9 +139,7 @@ def load_theta(
         ) from error
     _check_tree(arrays, optimizer, str(folder / _WEIGHTS))
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    leaves = [
-        jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)
-    ]
+    leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)]
     return optimizer, jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
 
@@ -166,7 +164,7 @@ def read_card(source: str | os.PathLike) -> dict[str, Any]:
         dict(card["optimizer"]["arguments"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{path} lacks weights.sha256, optimizer.name or optimizer.arguments'
+            f"{path} lacks weights.sha256, optimizer.name or optimizer.arguments"
         ) from error
     return card
 

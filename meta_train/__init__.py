@@ -1,9 +1,25 @@
-"""Meta-training: estimators of meta-gradients and the outer loop."""
+"""Meta-training: estimators of meta-gradients, the outer loop, evaluation."""
+
+try:
+    from ._run import run as run
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"l2o.meta_train needs {error.name}: pip install 'l2o[train]'"
+    ) from error
 
 from ._base import Info as Info
 from ._base import MetaGradient as MetaGradient
+from ._config import Config as Config
+from ._config import Evaluation as Evaluation
+from ._evaluate import TaskResult as TaskResult
+from ._evaluate import evaluate as evaluate
+from ._outer import Outer as Outer
+from ._outer import OuterInfo as OuterInfo
+from ._outer import make_outer_step as make_outer_step
+from ._outer import outer_optimizer as outer_optimizer
 from ._pes import PESState as PESState
 from ._pes import pes as pes
+from ._run import Result as Result
 from ._schedules import Schedule as Schedule
 from ._schedules import constant as constant
 from ._schedules import log_uniform as log_uniform

@@ -123,12 +123,11 @@ def pes(
         thetas = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (2, particles, *x.shape)), theta
         )
-        zeros = jnp.zeros(particles, jnp.int32)
         offset = jax.random.randint(k_offset, (particles,), 0, max_offset + 1)
-        # Length 0: they have all ended, so the first window begins episodes.
-        return episodes(k_episodes, thetas, zeros, family.data)._replace(
-            length=zeros, offset=offset
-        )
+        # Steps 0 of length 0: every pair has ended, so the first window begins
+        # episodes, and what is in this state but the offsets is never read.
+        shapes = jax.eval_shape(episodes, k_episodes, thetas, offset, family.data)
+        return jax.tree.map(_placeholder, shapes)._replace(offset=offset)
 
     def restart(state, key, thetas, data):
         """Begins a new episode wherever the last one has ended."""
@@ -171,6 +170,12 @@ def pes(
         return gradient, state, info
 
     return MetaGradient(init, estimate)
+
+
+def _placeholder(x: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), x.shape)
+    return jnp.zeros(x.shape, x.dtype)
 
 
 def _over_pairs(f: Callable, signed: int, shared: int) -> Callable:

@@ -42,9 +42,7 @@ def log_uniform(low: int, high: int) -> Schedule:
     _check(low, high)
 
     def schedule(key):
-        exponent = jax.random.uniform(
-            key, minval=math.log(low), maxval=math.log(high)
-        )
+        exponent = jax.random.uniform(key, minval=math.log(low), maxval=math.log(high))
         return jnp.clip(jnp.floor(jnp.exp(exponent)), low, high).astype(jnp.int32)
 
     return schedule

@@ -96,9 +96,7 @@ def image_mlp(
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean softmax cross-entropy: logits (..., C), integer labels (...)."""
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-    return jnp.mean(
-        jax.nn.logsumexp(logits, -1) - jnp.sum(one_hot * logits, -1)
-    )
+    return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.sum(one_hot * logits, -1))
 
 
 def _pick(index: jax.Array, choices: Sequence[jax.Array]) -> jax.Array:

@@ -31,7 +31,9 @@ def quadratic(
 
     def sample(key):
         k_curvature, k_minimum = jax.random.split(key)
-        exponent = jax.random.uniform(k_curvature, (dim,), minval=-log10_condition, maxval=0)
+        exponent = jax.random.uniform(
+            k_curvature, (dim,), minval=-log10_condition, maxval=0
+        )
         return {
             "curvature": 10.0**exponent,
             "minimum": jax.random.normal(k_minimum, (dim,)),
@@ -42,8 +44,10 @@ def quadratic(
         return stateless(
             init=lambda key: jax.random.normal(key, (dim,)),
             batch=lambda key, split: noise * jax.random.normal(key, (dim,)),
-            loss=lambda x, key, shift: 0.5
-            * jnp.sum(config["curvature"] * (x - config["minimum"] - shift) ** 2),
+            loss=lambda x, key, shift: (
+                0.5
+                * jnp.sum(config["curvature"] * (x - config["minimum"] - shift) ** 2)
+            ),
         )
 
     return TaskFamily(sample, task, name=f"quadratic{dim}")

@@ -1,0 +1,184 @@
+"""The `l2o` command."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import l2o
+from l2o.tasks import FAMILIES
+
+from . import presets
+from ._config import Config, Evaluation
+from ._demo import demo, evaluate_frozen
+from ._run import run
+
+_USAGE = """usage: l2o COMMAND [options]
+
+commands:
+  demo        meta-train a preset, freeze it, evaluate it in a fresh process, report
+  meta-train  meta-train a learned optimizer, or resume an interrupted run
+  evaluate    train tasks with a frozen optimizer beside Adam with a swept rate
+  list        architectures, task families, presets and shipped optimizers
+
+`l2o COMMAND --help` shows a command's options.
+"""
+
+_Preset = Annotated[
+    str, tyro.conf.arg(help="Where the defaults come from; `l2o list`.")
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Demo:
+    """Meta-train a preset, freeze it, evaluate it in a fresh process, report."""
+
+    preset: _Preset = "demo"
+    out: Path | None = None
+    """Folder for everything; runs/PRESET by default. An unfinished run is resumed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _MetaTrain:
+    """Meta-train a learned optimizer; the same command resumes an interrupted run."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    preset: _Preset = "demo"
+    out: Path
+    """Folder for config, metrics, checkpoints and the frozen optimizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Evaluate:
+    """Train tasks with a frozen optimizer beside Adam with a swept learning rate."""
+
+    source: tyro.conf.Positional[str]
+    """A folder written by meta-training, or the name of a shipped optimizer."""
+    config: tyro.conf.OmitArgPrefixes[Evaluation]
+    preset: _Preset = "demo"
+    run: Path | None = None
+    """Folder of the meta-training run, for its curve in the report."""
+    out: Path = Path("runs/evaluation")
+    """Folder for results.json and report.html."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {
+        "demo": _run_demo,
+        "meta-train": _run_meta_train,
+        "evaluate": _run_evaluate,
+        "list": _run_list,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        known = ", ".join(commands)
+        print(f"l2o: unknown command {arguments[0]!r}; known: {known}", file=sys.stderr)
+        return 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, jax.errors.JAXTypeError):
+            raise  # a defect, not bad input
+        print(f"l2o: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_demo(arguments: list[str]) -> int:
+    options = tyro.cli(_Demo, prog="l2o demo", args=arguments)
+    out = options.out or Path("runs") / options.preset
+    demo(options.preset, out, Console())
+    return 0
+
+
+def _run_meta_train(arguments: list[str]) -> int:
+    preset = _preset(arguments)
+    options = tyro.cli(
+        _MetaTrain,
+        prog="l2o meta-train",
+        args=arguments,
+        default=_MetaTrain(
+            config=presets.load(preset).meta_train,
+            preset=preset,
+            out=tyro.MISSING,
+        ),
+    )
+    console = Console()
+    result = run(options.config, options.out, console=console)
+    if result.frozen is not None:
+        console.print(
+            f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True
+        )
+    return 0
+
+
+def _run_evaluate(arguments: list[str]) -> int:
+    preset = _preset(arguments)
+    options = tyro.cli(
+        _Evaluate,
+        prog="l2o evaluate",
+        args=arguments,
+        default=_Evaluate(
+            source=tyro.MISSING,
+            config=presets.load(preset).evaluation,
+            preset=preset,
+        ),
+    )
+    evaluate_frozen(
+        options.source,
+        options.config,
+        options.out,
+        run_folder=options.run,
+        console=Console(),
+    )
+    return 0
+
+
+def _run_list(arguments: list[str]) -> int:
+    if arguments:
+        print("usage: l2o list")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    console = Console()
+    table = Table("optimizer", "meta-parameters", "state, bytes/parameter", "what")
+    for name, factory in sorted(l2o.FACTORIES.items()):
+        optimizer = factory()
+        theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+        count = sum(x.size for x in jax.tree.leaves(theta))
+        what = (factory.__doc__ or "").splitlines()[0]
+        table.add_row(name, str(count), f"{_state_bytes(optimizer):.1f}", what)
+    console.print(table)
+    console.print(f"task families: {', '.join(FAMILIES)}", highlight=False)
+    for name in presets.names():
+        console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
+    console.print(
+        f"shipped optimizers: {', '.join(l2o.shipped()) or 'none'}", highlight=False
+    )
+    return 0
+
+
+def _state_bytes(optimizer: l2o.LearnedOptimizer) -> float:
+    """Per parameter of a 512x512 float32 matrix."""
+    matrix = jax.ShapeDtypeStruct((512, 512), "float32")
+    theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    state = jax.eval_shape(lambda t, p: optimizer.bind(t).init(p), theta, matrix)
+    leaves = jax.tree.leaves(state)
+    return sum(x.size * x.dtype.itemsize for x in leaves) / matrix.size
+
+
+def _preset(arguments: list[str]) -> str:
+    """The value of --preset: it decides the defaults that tyro shows and fills in."""
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return "demo"

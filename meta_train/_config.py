@@ -1,0 +1,169 @@
+"""What a meta-training run and an evaluation are made of: two frozen dataclasses."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import typeguard
+
+from l2o import make
+from l2o.tasks import FAMILIES, HELDOUT
+
+Number = int | float
+T = TypeVar("T")
+
+
+def _strict(cls: type[T]) -> type[T]:
+    """Unknown field names fail with the known ones listed, ill-typed values by name."""
+    original = cls.__init__
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @functools.wraps(original)
+    def init(self, *args: Any, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ValueError(
+                f"unknown option {', '.join(unknown)} of {cls.__name__}; "
+                f"known: {', '.join(known)}"
+            )
+        original(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+def _check_types(config: Any) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        try:
+            typeguard.check_type(value, hint)
+        except typeguard.TypeCheckError:
+            readable = getattr(hint, "__name__", None)
+            readable = readable if isinstance(hint, type) else str(hint)
+            raise TypeError(
+                f"{type(config).__name__}.{name} must be {readable}, not {value!r}"
+            ) from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@_strict
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A meta-training run. The defaults are a sensible start for a laptop."""
+
+    optimizer: str = "small_fc"
+    """Architecture; `l2o list` shows them."""
+    optimizer_options: dict[str, Number] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of its factory, such as `step_mult 0.01`."""
+    families: tuple[str, ...] = ("mlp32",)
+    """Task families; every outer step draws one, all equally often."""
+    reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
+    """Reparametrisation augmentation: one scale per task, tensor or parameter."""
+    reparam_range: tuple[float, float] = (1e-3, 1e3)
+    """Range of that scale, log-uniform."""
+    episode_length: tuple[int, int] = (100, 500)
+    """Inner steps of an episode, log-uniform from low to high."""
+    particles: int = 8
+    """Antithetic pairs of inner runs per family."""
+    truncation: int = 50
+    """Inner steps per outer step."""
+    std: float = 0.01
+    """Standard deviation of the perturbations of theta."""
+    outer_steps: int = 1000
+    """Updates of theta."""
+    outer_lr: float = 3e-3
+    """Peak learning rate of the outer Adam."""
+    outer_warmup: int = 50
+    """Outer steps of linear warm-up; a cosine to a tenth of the peak follows."""
+    outer_clip: float = 1.0
+    """Largest global norm of a meta-gradient."""
+    seed: int = 0
+    """Of everything random."""
+    checkpoint_every: int = 100
+    """Outer steps between checkpoints (also one at the end and on SIGTERM)."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        make(self.optimizer, **self.optimizer_options)
+        _require(len(self.families) > 0, "Config.families names no task family")
+        for name in self.families:
+            _require(
+                name in FAMILIES,
+                f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
+            )
+        for name in (
+            "particles",
+            "truncation",
+            "outer_steps",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "std",
+            "outer_lr",
+            "outer_clip",
+        ):
+            value = getattr(self, name)
+            _require(value > 0, f"Config.{name} must be positive, not {value}")
+        _require(
+            0 <= self.outer_warmup <= self.outer_steps,
+            f"Config.outer_warmup must be from 0 to outer_steps ({self.outer_steps}), "
+            f"not {self.outer_warmup}",
+        )
+        for name in ("episode_length", "reparam_range"):
+            low, high = getattr(self, name)
+            _require(
+                0 < low <= high, f"Config.{name} must be 0 < low <= high: {low}, {high}"
+            )
+
+
+# Fields that may differ when a run is resumed: they do not change its numbers.
+OPERATIONAL = ("checkpoint_every", "keep_checkpoints")
+
+
+@_strict
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation beside Adam with a swept learning rate."""
+
+    tasks: tuple[str, ...] = HELDOUT
+    """Task families; one task of each, drawn with the seed."""
+    steps: int = 1000
+    """Inner steps of every run."""
+    seeds: int = 5
+    """Runs per task and optimizer; all optimizers share initialisations and batches."""
+    learning_rates: tuple[float, ...] = (
+        1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1,
+    )  # fmt: skip
+    """Adam's grid; per task the one with the lowest mean final loss is its rival."""
+    eval_every: int = 10
+    """Inner steps between two points of a learning curve."""
+    eval_batches: int = 4
+    """Fixed batches per split behind every point."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in self.tasks:
+            _require(
+                name in FAMILIES,
+                f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
+            )
+        _require(len(self.tasks) > 0, "Evaluation.tasks names no task")
+        _require(
+            len(self.learning_rates) > 0, "Evaluation.learning_rates is an empty grid"
+        )
+        _require(
+            min(self.learning_rates) > 0, "Evaluation.learning_rates must be positive"
+        )
+        for name in ("steps", "seeds", "eval_every", "eval_batches"):
+            value = getattr(self, name)
+            _require(value > 0, f"Evaluation.{name} must be positive, not {value}")
+        _require(
+            self.steps % self.eval_every == 0,
+            f"Evaluation.steps ({self.steps}) must be a multiple of eval_every "
+            f"({self.eval_every})",
+        )
