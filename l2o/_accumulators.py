@@ -24,11 +24,12 @@ class SecondMoment(NamedTuple):
     `row` is reduced over the tensor's largest axis d0 and `col` over the second
     largest d1, both with the reduced axis kept at size 1, so that they broadcast
     against the tensor. A scalar or vector keeps the full moment in `row`, and `col`
-    is None.
+    is a zero of shape (1,), not used: never None, because wrappers such as
+    `optax.tree.map_params` expect one array per parameter.
     """
 
     row: jax.Array
-    col: jax.Array | None
+    col: jax.Array
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -52,7 +53,9 @@ def init_second_moment(param: jax.Array) -> SecondMoment:
     """Zeros, always float32."""
     axes = factored_axes(param.shape)
     if axes is None:
-        return SecondMoment(jnp.zeros(param.shape, jnp.float32), None)
+        return SecondMoment(
+            jnp.zeros(param.shape, jnp.float32), jnp.zeros(1, jnp.float32)
+        )
     d1, d0 = axes
     return SecondMoment(
         jnp.zeros(_reduced(param.shape, d0), jnp.float32),
@@ -67,7 +70,7 @@ def update_second_moment(
     square = grad * grad + _TINY
     axes = factored_axes(grad.shape)
     if axes is None:
-        return SecondMoment(update_moment(moment.row, square, decay), None)
+        return SecondMoment(update_moment(moment.row, square, decay), moment.col)
     d1, d0 = axes
     return SecondMoment(
         update_moment(moment.row, jnp.mean(square, d0, keepdims=True), decay),
@@ -84,7 +87,7 @@ def inverse_root(
     operand floored at 1e-9; `eps` is not used. Otherwise `[(v + eps)^-1/2]`.
     """
     axes = factored_axes(shape)
-    if axes is None or moment.col is None:
+    if axes is None:
         return [_floored_rsqrt(moment.row + eps)]
     mean = jnp.mean(moment.row, axes[0], keepdims=True)
     return [_floored_rsqrt(moment.row / (mean + _FLOOR)), _floored_rsqrt(moment.col)]

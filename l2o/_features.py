@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._accumulators import SecondMoment, inverse_root
+from ._accumulators import SecondMoment, factored_axes, inverse_root
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
 
@@ -60,7 +60,7 @@ def adafactor_planes(
     shape = grad.shape
     inverse_std = [lax.rsqrt(x + 1e-6) for x in rms]
     rows = [v.row for v in second]
-    cols = [v.row if v.col is None else v.col for v in second]
+    cols = [v.col if factored_axes(shape) else v.row for v in second]
     # For vectors the published form divides the momentum with another epsilon.
     momentum_eps = 1e-6
     return [

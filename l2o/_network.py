@@ -10,6 +10,7 @@ Planes of one shape are summed before anything is broadcast, so row and column f
 cost their own size only.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,13 +30,13 @@ def init_mlp(key: jax.Array, sizes: Sequence[int]) -> dict[str, jax.Array]:
     `1/sqrt(in)` truncated at two deviations; biases are zero.
     """
     theta = {}
-    shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+    shapes = list(itertools.pairwise(sizes))
     for i, (k, shape) in enumerate(
         zip(jax.random.split(key, len(shapes)), shapes, strict=True)
     ):
-        weights = jax.random.truncated_normal(k, -2, 2, shape)
+        weights = jax.random.truncated_normal(k, -2, 2, shape, jnp.float32)
         theta[f"w{i}"] = weights / math.sqrt(shape[0])
-        theta[f"b{i}"] = jnp.zeros(shape[1])
+        theta[f"b{i}"] = jnp.zeros(shape[1], jnp.float32)
     return theta
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import (
+    SecondMoment,
     init_second_moment,
     update_moment,
     update_second_moment,
@@ -33,7 +34,7 @@ class SmallFCState(NamedTuple):
     count: jax.Array  # shape (), int32: updates made
     momentum: tuple[Any, ...]  # one tree like params per decay
     rms: tuple[Any, ...]  # one tree like params per decay
-    second: tuple[Any, ...]  # one tree of SecondMoment per decay, float32
+    second: tuple[SecondMoment, ...]  # per decay, of trees like params, float32
 
 
 def small_fc(
@@ -85,9 +86,9 @@ def small_fc(
 
     def init_theta(key):
         return {
-            "momentum_decays": jnp.zeros(n_momentum),
-            "rms_decays": jnp.zeros(n_rms),
-            "adafactor_decays": jnp.zeros(n_second),
+            "momentum_decays": jnp.zeros(n_momentum, jnp.float32),
+            "rms_decays": jnp.zeros(n_rms, jnp.float32),
+            "adafactor_decays": jnp.zeros(n_second, jnp.float32),
             "nn": init_mlp(key, sizes),
         }
 
@@ -100,7 +101,7 @@ def small_fc(
             _learned_decays(decays[2], theta["adafactor_decays"]), 0, 1
         )
 
-        def update_tensor(grad, param, momentum, rms, second, time):
+        def update_tensor(grad, param, momentum, rms, rows, cols, time):
             momentum = tuple(
                 update_moment(m, grad, d)
                 for m, d in zip(momentum, momentum_decay, strict=True)
@@ -110,8 +111,8 @@ def small_fc(
                 for r, d in zip(rms, rms_decay, strict=True)
             )
             second = tuple(
-                update_second_moment(v, grad, d)
-                for v, d in zip(second, second_decay, strict=True)
+                update_second_moment(SecondMoment(row, col), grad, d)
+                for row, col, d in zip(rows, cols, second_decay, strict=True)
             )
             planes = adafactor_planes(grad, param, momentum, rms, second)
             scales = [inverse_rms(plane, _EPS) for plane in planes]
@@ -119,7 +120,8 @@ def small_fc(
                 theta["nn"], planes, scales, time, grad.shape
             )
             step = direction * jnp.exp(magnitude * exp_mult) * step_mult
-            return -step, momentum, rms, second
+            rows, cols = zip(*second, strict=True)
+            return -step, momentum, rms, rows, cols
 
         def init_fn(params):
             zeros = optax.tree.zeros_like
@@ -128,7 +130,11 @@ def small_fc(
                 momentum=tuple(zeros(params) for _ in range(n_momentum)),
                 rms=tuple(zeros(params) for _ in range(n_rms)),
                 second=tuple(
-                    jax.tree.map(init_second_moment, params) for _ in range(n_second)
+                    SecondMoment(
+                        jax.tree.map(lambda p: init_second_moment(p).row, params),
+                        jax.tree.map(lambda p: init_second_moment(p).col, params),
+                    )
+                    for _ in range(n_second)
                 ),
             )
 
@@ -136,14 +142,16 @@ def small_fc(
             del extra_args
             require_params(params, "small_fc")
             time = time_embedding(state.count)
-            updates, momentum, rms, second = map_tensors(
+            updates, momentum, rms, rows, cols = map_tensors(
                 lambda *tensor: update_tensor(*tensor, time),
                 updates,
                 params,
                 state.momentum,
                 state.rms,
-                state.second,
+                tuple(v.row for v in state.second),
+                tuple(v.col for v in state.second),
             )
+            second = tuple(map(SecondMoment, rows, cols))
             count = optax.safe_increment(state.count)
             return updates, SmallFCState(count, momentum, rms, second)
 

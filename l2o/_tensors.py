@@ -20,8 +20,8 @@ def map_tensors(
       rule: `(grad, param, slot, ...) -> (update, slot, ...)`, each slot a tuple with
         one entry per decay.
       grads, params: trees of one structure.
-      *slots: each a tuple of trees like `grads`, one per decay; the leaf of such a tree
-        may itself be a small structure.
+      *slots: each a tuple of trees like `grads`, one per decay; the shapes of their
+        leaves may differ from the gradients'.
 
     Returns:
       The tree of updates and, per slot, the new tuple of trees.

@@ -25,6 +25,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, cleanup_tmp_directories=True
             ),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "counters": ocp.JsonCheckpointHandler(),
+            },
         )
         self._folder = folder
 

@@ -4,15 +4,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import jax
 import tyro
+from l2o.tasks import FAMILIES
 from rich.console import Console
 from rich.table import Table
 
 import l2o
-from l2o.tasks import FAMILIES
 
 from . import presets
 from ._config import Config, Evaluation
@@ -30,6 +30,7 @@ commands:
 `l2o COMMAND --help` shows a command's options.
 """
 
+T = TypeVar("T")
 _Preset = Annotated[
     str, tyro.conf.arg(help="Where the defaults come from; `l2o list`.")
 ]
@@ -93,8 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) -> T:
+    """tyro, and the known options after any complaint."""
+    try:
+        return tyro.cli(options, prog=f"l2o {command}", args=arguments, **kwargs)
+    except SystemExit as error:
+        if error.code:
+            fields = get_type_hints(options)
+            nested = get_type_hints(fields.pop("config", object))
+            names = [*fields, *nested]
+            known = ", ".join("--" + name.replace("_", "-") for name in names)
+            print(f"known options: {known}", file=sys.stderr)
+        raise
+
+
 def _run_demo(arguments: list[str]) -> int:
-    options = tyro.cli(_Demo, prog="l2o demo", args=arguments)
+    options = _parse("demo", _Demo, arguments)
     out = options.out or Path("runs") / options.preset
     demo(options.preset, out, Console())
     return 0
@@ -102,10 +117,10 @@ def _run_demo(arguments: list[str]) -> int:
 
 def _run_meta_train(arguments: list[str]) -> int:
     preset = _preset(arguments)
-    options = tyro.cli(
+    options = _parse(
+        "meta-train",
         _MetaTrain,
-        prog="l2o meta-train",
-        args=arguments,
+        arguments,
         default=_MetaTrain(
             config=presets.load(preset).meta_train,
             preset=preset,
@@ -123,10 +138,10 @@ def _run_meta_train(arguments: list[str]) -> int:
 
 def _run_evaluate(arguments: list[str]) -> int:
     preset = _preset(arguments)
-    options = tyro.cli(
+    options = _parse(
+        "evaluate",
         _Evaluate,
-        prog="l2o evaluate",
-        args=arguments,
+        arguments,
         default=_Evaluate(
             source=tyro.MISSING,
             config=presets.load(preset).evaluation,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
 from rich.console import Console
 from rich.progress import (
@@ -75,7 +76,7 @@ class ProgressBar:
     def __init__(self, total: int, start: int, console: Console) -> None:
         self._console = console
         self._total = total
-        self._smooth: float | None = None
+        self._smooth: np.ndarray | None = None  # meta-loss, inner steps, seconds
         self._bar = Progress(
             TextColumn("meta-training"),
             BarColumn(),
@@ -91,15 +92,16 @@ class ProgressBar:
         )
         self._bar.start()
 
-    def update(self, step: int, meta_loss: float, rate: float) -> None:
-        """Call once per outer step."""
-        previous = meta_loss if self._smooth is None else self._smooth
-        self._smooth = _SMOOTHING * previous + (1 - _SMOOTHING) * meta_loss
-        shown = {"loss": f"{self._smooth:.4f}", "rate": f"{rate:,.0f}"}
+    def update(self, step: int, meta_loss: float, steps: int, seconds: float) -> None:
+        """Call once per outer step, with its inner steps and wall time."""
+        new = np.array([meta_loss, steps, seconds])
+        old = new if self._smooth is None else self._smooth
+        self._smooth = _SMOOTHING * old + (1 - _SMOOTHING) * new
+        loss, steps, seconds = self._smooth
+        shown = {"loss": f"{loss:.4f}", "rate": f"{steps / max(seconds, 1e-9):,.0f}"}
         self._bar.update(self._task, completed=step, **shown)
-        if (
-            self._bar.disable
-            and (step * 10) // self._total > ((step - 1) * 10) // self._total
+        if self._bar.disable and step * 10 // self._total > (
+            (step - 1) * 10 // self._total
         ):
             self._console.print(
                 f"outer step {step}/{self._total}  meta-loss {shown['loss']}  "

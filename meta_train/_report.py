@@ -159,8 +159,8 @@ def write_report(
     if trained.get("outer_steps"):
         summary += (
             f", meta-trained for {trained['outer_steps']} outer steps "
-            f"({trained['inner_steps']:,} inner steps) in {trained['seconds']:.0f} s on "
-            f"{', '.join(trained['task_families'])}"
+            f"({trained['inner_steps']:,} inner steps) in {trained['seconds']:.0f} s "
+            f"on {', '.join(trained['task_families'])}"
         )
     parts.append(f"<p>{html.escape(summary)}.</p>")
 

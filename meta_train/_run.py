@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from l2o.tasks import TaskFamily, make_family, reparametrize
 from rich.console import Console
 
 import l2o
-from l2o.tasks import TaskFamily, make_family, reparametrize
 
 from ._checkpoints import Checkpoints, state_bytes
 from ._config import OPERATIONAL, Config
@@ -53,7 +53,8 @@ def run(
     """Meta-trains a learned optimizer and exports it to `out/frozen`.
 
     If `out` holds an unfinished run of the same configuration it is resumed, bit for
-    bit; a finished one is not repeated. SIGTERM and Ctrl-C save a checkpoint and return.
+    bit; a finished one is not repeated. SIGTERM and Ctrl-C save a checkpoint and end
+    the run.
 
     Args:
       config: what to do.
@@ -179,13 +180,13 @@ def _loop(
             number, family, info = pending.popleft()
             values = jax.device_get(info)  # waits for that step
             now = time.perf_counter()
-            record = _record(number, families[family].name, values, now - clock)
-            counters["seconds"] += now - clock
-            clock = now
+            seconds, clock = now - clock, now
+            record = _record(number, families[family].name, values, seconds)
+            counters["seconds"] += seconds
             for name in ("inner_steps", "nonfinite", "skipped"):
                 counters[name] += record[name]
             metrics.write(record)
-            bar.update(number, record["meta_loss"], record["inner_steps_per_second"])
+            bar.update(number, record["meta_loss"], record["inner_steps"], seconds)
             if on_step is not None:
                 on_step(record)
 
@@ -196,8 +197,8 @@ def _loop(
             checkpoints.save(step, (outer, workers), dict(counters))
         except OSError as error:
             raise OSError(
-                f"checkpoint {step} could not be written: {error}. The last good one is "
-                f"{checkpoints.latest()}; make room and run again to resume"
+                f"checkpoint {step} could not be written: {error}. The last good one "
+                f"is {checkpoints.latest()}; make room and run again to resume"
             ) from error
 
     with contextlib.ExitStack() as stack:
@@ -240,7 +241,7 @@ def _record(step: int, family: str, info: OuterInfo, seconds: float) -> dict[str
         "episodes": int(estimate.episodes),
         "nonfinite": int(estimate.nonfinite),
         "skipped": int(info.skipped),
-        "inner_steps_per_second": int(estimate.inner_steps) / max(seconds, 1e-9),
+        "seconds": seconds,
     }
 
 

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-
 from l2o.tasks import Split, Task
 
 

@@ -100,7 +100,8 @@ def from_nnx(
 
     def apply(params, state, key, x):
         del key  # nnx keeps its random streams in the model state
-        module = nnx.merge(graph, params, state)
+        # A copy: the module updates its variables in place, the caller's otherwise.
+        module = nnx.merge(graph, params, state, copy=True)
         output = module(x)
         _, _, state = nnx.split(module, nnx.Param, ...)
         return output, state
@@ -126,7 +127,9 @@ def from_haiku(
     Example:
       >>> import haiku as hk
       >>> from l2o.tasks import cross_entropy, digits, from_haiku
-      >>> model = hk.transform_with_state(lambda x: hk.Linear(10)(x.reshape(len(x), -1)))
+      >>> model = hk.transform_with_state(
+      ...     lambda x: hk.Linear(10)(x.reshape(len(x), -1))
+      ... )
       >>> family = from_haiku(
       ...     model, lambda logits, batch: cross_entropy(logits, batch["y"]), digits()
       ... )

@@ -79,9 +79,14 @@ def from_arrays(
         )
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(total)
     parts = np.split(order, np.cumsum(sizes))
-    return Dataset(
-        *({name: jnp.asarray(x[part]) for name, x in arrays.items()} for part in parts)
-    )
+    # Inside a jit these would be tracers, which the caches below would then keep.
+    with jax.ensure_compile_time_eval():
+        return Dataset(
+            *(
+                {name: jnp.asarray(x[part]) for name, x in arrays.items()}
+                for part in parts
+            )
+        )
 
 
 @functools.cache

@@ -110,12 +110,13 @@ def test_state_follows_the_trace(replay):
         if hasattr(state, "rms"):
             check(momentum, f"mom_rolling/m/{name}")
             check([tree[name] for tree in state.rms], f"rms_rolling/rms/{name}")
-            second = [tree[name] for tree in state.second]
-            if second[0].col is None:
-                check([v.row for v in second], f"fac_rolling_features/v_diag/{name}")
+            rows = [v.row[name] for v in state.second]
+            cols = [v.col[name] for v in state.second]
+            if trace[f"params/0/{name}"].ndim < 2:
+                check(rows, f"fac_rolling_features/v_diag/{name}")
             else:
-                check([v.row for v in second], f"fac_rolling_features/v_row/{name}")
-                check([v.col for v in second], f"fac_rolling_features/v_col/{name}")
+                check(rows, f"fac_rolling_features/v_row/{name}")
+                check(cols, f"fac_rolling_features/v_col/{name}")
         else:
             check(momentum, f"rolling_features/m/{name}")
 

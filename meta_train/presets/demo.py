@@ -1,4 +1,4 @@
-"""small_fc by PES on digit and photo-patch MLPs, judged on four kinds of unseen tasks."""
+"""small_fc by PES on digit and photo-patch MLPs, judged on four unseen tasks."""
 
 from .._config import Config, Evaluation
 

@@ -1,0 +1,43 @@
+# Everything sets itself up in .venv from a bare python3 >= 3.11.
+PYTHON ?= python3
+PRESET ?= demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/__pycache__/*')
+# Tests and the type checker see the built wheel, not the checkout.
+WHEEL := $(CURDIR)/$(VENV)/wheel
+TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/l2o demo --preset $(PRESET)
+
+test: $(VENV)/wheel-ready
+	$(TEST) $(ARGS)
+
+test-fast: $(VENV)/wheel-ready
+	$(TEST) -m "not slow" $(ARGS)
+
+lint: $(VENV)/wheel-ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd $(VENV) && MYPYPATH=$(WHEEL) bin/mypy --config-file ../pyproject.toml -p l2o
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "l2o needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+$(VENV)/wheel-ready: $(VENV)/ready $(SOURCES)
+	rm -rf build $(WHEEL) $(VENV)/dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w $(VENV)/dist .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) $(VENV)/dist/l2o-*.whl
+	rm -rf build
+	touch $@
