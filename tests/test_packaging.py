@@ -1,0 +1,71 @@
+"""What is installed is what is in the tree, under one name."""
+
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import l2o
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_on_disk_is_listed():
+    setuptools = PROJECT["tool"]["setuptools"]
+    folders = {folder: name for name, folder in setuptools["package-dir"].items()}
+    found = set()
+    for folder, name in folders.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            inside = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([name, *inside]))
+    assert found == set(setuptools["packages"])
+
+
+def test_the_tests_see_an_installed_package():
+    assert metadata.version("l2o") == PROJECT["project"]["version"]
+    assert (Path(l2o.__file__).parent / "py.typed").exists()
+
+
+def test_the_wheel_has_one_top_level_package():
+    wheels = list((ROOT / ".venv" / "dist").glob("l2o-*.whl"))
+    if not wheels:
+        pytest.skip("no wheel: run the tests with `make test`")
+    # Built from this tree, and what the tests import.
+    assert ".venv" in l2o.__file__
+    names = zipfile.ZipFile(wheels[0]).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"l2o"}
+    for name in ("l2o/py.typed", "l2o/tasks/__init__.py", "l2o/meta_train/_pes.py"):
+        assert name in names
+    for shipped in l2o.shipped():
+        assert f"l2o/checkpoints/{shipped}/model.safetensors" in names
+
+
+def test_imports_go_one_way():
+    forbidden = {
+        "l2o": ("l2o.tasks", "l2o.meta_train"),
+        "tasks": ("l2o.meta_train",),
+        "meta_train": (),
+    }
+    for folder, names in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            code = [
+                line
+                for line in text.splitlines()
+                if line.lstrip().startswith(("import ", "from "))
+            ]
+            for name in names:
+                assert not any(name in line for line in code), (path, name)
+
+
+def test_constraints_pin_every_dependency():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["train"], *extras["dev"]]
+    for requirement in wanted:
+        assert requirement.split(">=")[0].lower() in pinned, requirement
