@@ -105,7 +105,7 @@ def _unflatten(flat: dict[str, jax.Array], like: Any) -> Any:
         jax.random.wrap_key_data(flat[name]) if _is_key(leaf) else flat[name]
         for name, leaf in zip(names, leaves, strict=True)
     ]
-    return structure.unflatten(restored)
+    return jax.tree.unflatten(structure, restored)
 
 
 def _is_key(x: Any) -> bool:

@@ -98,14 +98,15 @@ class ProgressBar:
         old = new if self._smooth is None else self._smooth
         self._smooth = _SMOOTHING * old + (1 - _SMOOTHING) * new
         loss, steps, seconds = self._smooth
-        shown = {"loss": f"{loss:.4f}", "rate": f"{steps / max(seconds, 1e-9):,.0f}"}
-        self._bar.update(self._task, completed=step, **shown)
+        shown_loss = f"{loss:.4f}"
+        rate = f"{steps / max(seconds, 1e-9):,.0f}"
+        self._bar.update(self._task, completed=step, loss=shown_loss, rate=rate)
         if self._bar.disable and step * 10 // self._total > (
             (step - 1) * 10 // self._total
         ):
             self._console.print(
-                f"outer step {step}/{self._total}  meta-loss {shown['loss']}  "
-                f"{shown['rate']} inner steps/s",
+                f"outer step {step}/{self._total}  meta-loss {shown_loss}  "
+                f"{rate} inner steps/s",
                 highlight=False,
             )
 

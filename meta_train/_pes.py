@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from l2o.tasks import TaskFamily
 
 from l2o import LearnedOptimizer
@@ -139,7 +140,12 @@ def pes(
 
     def estimate(key, theta, state, data):
         k_noise, k_restart = jax.random.split(key)
-        noise = jax.tree.map(lambda x: std * x, _normal_like(k_noise, theta, particles))
+        noise = optax.tree.scale(
+            std,
+            jax.vmap(optax.tree.random_like, in_axes=(0, None))(
+                jax.random.split(k_noise, particles), theta
+            ),
+        )
         thetas = jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
         state = restart(state, k_restart, thetas, data)
         accumulator = jax.tree.map(jnp.add, state.accumulator, noise)
@@ -188,26 +194,12 @@ def _over_pairs(f: Callable, signed: int, shared: int) -> Callable:
     return jax.vmap(over_particles, in_axes=(0,) * signed + (None,) * (shared + 1))
 
 
-def _normal_like(key: jax.Array, theta: Any, n: int) -> Any:
-    leaves, structure = jax.tree.flatten(theta)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [
-            jax.random.normal(k, (n, *x.shape), x.dtype)
-            for k, x in zip(keys, leaves, strict=True)
-        ]
-    )
-
-
 def _where(condition: jax.Array, new: Any, old: Any, axis: int = 0) -> Any:
     """`jnp.where` on trees whose leaves have `condition`'s axis at `axis`."""
 
     def select(x, y):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            shape = condition.shape
-        else:
-            shape = [1] * x.ndim
-            shape[axis] = condition.size
+        shape = [1] * x.ndim
+        shape[axis] = condition.size
         return jnp.where(condition.reshape(shape), x, y)
 
     return jax.tree.map(select, new, old)

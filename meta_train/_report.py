@@ -32,7 +32,7 @@ _HEADER = (
 
 def table_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
     """The evaluation's table: median and range over seeds of the training loss."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for r in results:
         c = compare(r.steps, r.learned["train"], r.adam["train"])
         rates = sorted(r.adam_grid)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from l2o.tasks import TaskFamily, make_family, reparametrize
 from rich.console import Console
@@ -105,12 +106,12 @@ def run(
         jax.random.key(config.seed), 2 + len(families)
     )
     theta = optimizer.init_theta(k_theta)
-    outer = Outer(theta, outer_tx.init(theta), np.int32(0), k_run)
+    outer = Outer(theta, outer_tx.init(theta), jnp.int32(0), k_run)
     workers = [
         estimator.init(key, theta)
         for estimator, key in zip(estimators, k_workers, strict=True)
     ]
-    state = jax.tree.map(jax.numpy.asarray, (outer, workers))
+    state = jax.tree.map(jnp.asarray, (outer, workers))
     _check_space(out, state, config.keep_checkpoints)
 
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)

@@ -90,12 +90,13 @@ def from_nnx(
     """
     from flax import nnx
 
+    split: Any = nnx.split  # its type depends on the filters
     abstract = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
-    graph, _, _ = nnx.split(abstract, nnx.Param, ...)
+    graph, _, _ = split(abstract, nnx.Param, ...)
 
     def init(key, x):
         del x
-        _, params, state = nnx.split(make_module(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, state = split(make_module(nnx.Rngs(key)), nnx.Param, ...)
         return params, state
 
     def apply(params, state, key, x):
@@ -103,7 +104,7 @@ def from_nnx(
         # A copy: the module updates its variables in place, the caller's otherwise.
         module = nnx.merge(graph, params, state, copy=True)
         output = module(x)
-        _, _, state = nnx.split(module, nnx.Param, ...)
+        _, _, state = split(module, nnx.Param, ...)
         return output, state
 
     return _supervised(init, apply, loss, dataset, batch_size, normalize, name)

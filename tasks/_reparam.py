@@ -48,8 +48,10 @@ def reparametrize(
         raise ValueError(f"scale_range must be 0 < low <= high, not {scale_range}")
 
     def draw(key, shape):
-        bounds = {"minval": math.log(low), "maxval": math.log(high)}
-        return jnp.exp(jax.random.uniform(key, shape, **bounds))
+        exponent = jax.random.uniform(
+            key, shape, minval=math.log(low), maxval=math.log(high)
+        )
+        return jnp.exp(exponent)
 
     def sample(key):
         config = family.sample(key)
@@ -63,7 +65,7 @@ def reparametrize(
             draw(k, x.shape if level == "parameter" else ())
             for k, x in zip(jax.random.split(k_scale, len(leaves)), leaves, strict=True)
         ]
-        return {"base": config, "scale": structure.unflatten(scales)}
+        return {"base": config, "scale": jax.tree.unflatten(structure, scales)}
 
     def task(config, data):
         base = family.task(config["base"], data)
