@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import jax
 import tyro
-from l2o.tasks import FAMILIES
 from rich.console import Console
 from rich.table import Table
 
 import l2o
+from l2o.tasks import FAMILIES
 
 from . import presets
 from ._config import Config, Evaluation

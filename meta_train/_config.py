@@ -5,9 +5,9 @@ import functools
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import typeguard
-from l2o.tasks import FAMILIES, HELDOUT
 
 from l2o import make
+from l2o.tasks import FAMILIES, HELDOUT
 
 Number = int | float
 T = TypeVar("T")

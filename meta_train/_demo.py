@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from l2o.tasks import text_fingerprint
 from rich.console import Console
 from rich.progress import Progress
 
 import l2o
+from l2o.tasks import text_fingerprint
 
 from . import presets
 from ._config import Evaluation

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 from l2o.tasks import Split, TaskFamily, make_family
 
 from ._config import Evaluation

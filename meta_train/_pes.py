@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from l2o.tasks import TaskFamily
 
 from l2o import LearnedOptimizer
+from l2o.tasks import TaskFamily
 
 from ._base import Info, MetaGradient
 from ._schedules import Schedule

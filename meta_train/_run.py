@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from l2o.tasks import TaskFamily, make_family, reparametrize
 from rich.console import Console
 
 import l2o
+from l2o.tasks import TaskFamily, make_family, reparametrize
 
 from ._checkpoints import Checkpoints, state_bytes
 from ._config import OPERATIONAL, Config

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+
 from l2o.tasks import Split, Task
 
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from l2o.meta_train._cli import main
 
 import l2o
+from l2o.meta_train._cli import main
 
 
 @pytest.mark.slow

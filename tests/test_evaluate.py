@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
+
+import l2o
 from l2o.meta_train import Evaluation, evaluate
 from l2o.meta_train._demo import evaluate_frozen
 from l2o.meta_train._report import table_rows, write_report
 from l2o.meta_train._speedup import best_learning_rate, compare, smooth
 from l2o.tasks import TaskFamily, stateless
-from rich.console import Console
-
-import l2o
 
 CONFIG = Evaluation(
     tasks=("quadratic10",),

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from l2o.meta_train import constant, inner_init, log_uniform, pes, unroll
-from l2o.tasks import TaskFamily, stateless
 
 import l2o
+from l2o.meta_train import constant, inner_init, log_uniform, pes, unroll
+from l2o.tasks import TaskFamily, stateless
 
 # f = a x^2 / 2 trained by SGD whose learning rate is theta.
 A, X0, THETA, STD = 1.7, 1.3, 0.35, 0.2

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from l2o.meta_train import Config, presets, run
-from l2o.tasks import TaskFamily, quadratic, stateless
 from tensorboardX.proto import event_pb2
 
 import l2o
+from l2o.meta_train import Config, presets, run
+from l2o.tasks import TaskFamily, quadratic, stateless
 
 QUICK = Config(
     optimizer="learnable_sgdm",

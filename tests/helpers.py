@@ -1,0 +1,65 @@
+"""What several test files of the task layer share."""
+
+import math
+
+import jax
+import numpy as np
+import scipy.special
+import scipy.stats
+
+from l2o import tasks
+
+KEY = jax.random.key(0)
+
+
+KEYS = jax.random.split(jax.random.key(1), 2000)
+
+
+# A sound implementation fails a check at four standard errors once in 16 000.
+ERRORS = 4
+
+
+def assert_log_uniform(values, low, high):
+    logs = np.log(np.asarray(values, np.float64)).ravel()
+    width = math.log(high / low)
+    assert logs.min() >= math.log(low) - 1e-5
+    assert logs.max() <= math.log(high) + 1e-5
+    error = width / math.sqrt(12 * logs.size)
+    assert abs(logs.mean() - math.log(low * high) / 2) < ERRORS * error
+    assert scipy.stats.kstest((logs - math.log(low)) / width, "uniform").pvalue > 1e-4
+
+
+def assert_uniform_integers(values, count):
+    values = np.asarray(values)
+    error = math.sqrt((1 / count) * (1 - 1 / count) / values.size)
+    shares = np.bincount(values, minlength=count) / values.size
+    assert shares.shape == (count,)
+    assert np.all(abs(shares - 1 / count) < ERRORS * error)
+
+
+def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol),
+        actual,
+        expected,
+    )
+
+
+def mapped(f, in_axes=0):
+    return jax.jit(jax.vmap(f, in_axes))
+
+
+def differ(a, b):
+    return any(
+        np.any(np.asarray(x) != np.asarray(y))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+RNG = np.random.default_rng(7)
+
+
+LABELS = {"y": np.arange(100, dtype=np.int32) % 10}
+
+
+DARK = tasks.from_arrays({"x": RNG.uniform(0, 1, (100, 2, 2, 1)), **LABELS})
