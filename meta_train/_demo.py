@@ -85,8 +85,12 @@ def evaluate_frozen(
     console.print(terminal_table(results))
     grid = ", ".join(f"{rate:g}" for rate in config.learning_rates)
     console.print(
-        f"{config.steps} steps, n = {config.seeds} seeds; Adam's grid: {grid}",
+        f"{config.steps} steps, n = {config.seeds} seeds; Adam's grid: {grid} (* = at "
+        "its edge)\nspeed-up = Adam's steps / the learned optimizer's steps to Adam's "
+        "final loss; reached: by how many seeds;\nAdam needs: the share of the steps "
+        "to the learned optimizer's final loss, where Adam's was not reached",
         highlight=False,
+        soft_wrap=True,
     )
     path = (out / "report.html").resolve()
     console.print(f"report: {path}", highlight=False, soft_wrap=True)

@@ -23,30 +23,38 @@ _FAMILIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HEADER = (
     "task",
     "n",
-    "learned, final loss",
-    "Adam, final loss",
+    "learned: loss",
+    "Adam: loss",
     "Adam's rate",
     "speed-up",
+    "reached",
+    "Adam needs",
 )
 
 
 def table_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
-    """The evaluation's table: median and range over seeds of the training loss."""
+    """The evaluation's table: median and range over seeds of the training loss.
+
+    "reached" counts the seeds whose learned run got to Adam's final loss; where some
+    did not, "Adam needs" is the share of the steps in which Adam gets to theirs.
+    """
     rows: list[tuple[str, ...]] = []
     for r in results:
         c = compare(r.steps, r.learned["train"], r.adam["train"])
         rates = sorted(r.adam_grid)
-        edge = (
-            " (edge of grid)" if r.adam_learning_rate in (rates[0], rates[-1]) else ""
-        )
+        edge = "*" if r.adam_learning_rate in (rates[0], rates[-1]) else ""
+        reached = np.isfinite(c.speedup)
+        behind = c.adam_fraction[np.isfinite(c.adam_fraction) & ~reached]
         rows.append(
             (
                 r.task,
-                str(len(c.speedup)),
+                str(len(reached)),
                 _spread(c.learned_final),
                 _spread(c.adam_final),
                 f"{r.adam_learning_rate:g}{edge}",
-                _speedup(c.speedup, c.adam_fraction),
+                _speedup(c.speedup),
+                f"{reached.sum()}/{len(reached)}",
+                f"{np.median(behind):.0%}" if len(behind) else "-",
             )
         )
     return rows
@@ -68,15 +76,15 @@ def _spread(x: np.ndarray) -> str:
     return f"{np.median(x):.3g} [{x.min():.3g}, {x.max():.3g}]"
 
 
-def _speedup(speedup: np.ndarray, adam_fraction: np.ndarray) -> str:
-    reached = np.isfinite(speedup)
-    if reached.all():
-        return f"{np.median(speedup):.2f}x [{speedup.min():.2f}, {speedup.max():.2f}]"
-    behind = adam_fraction[np.isfinite(adam_fraction)]
-    text = f"<1 (reached by {reached.sum()} of {len(reached)}"
-    if len(behind):
-        text += f"; Adam gets there in {np.median(behind):.0%} of the steps"
-    return text + ")"
+def _speedup(speedup: np.ndarray) -> str:
+    """Median and range; a seed that did not reach Adam's loss counts as below 1."""
+    values = np.sort(np.where(np.isfinite(speedup), speedup, -np.inf))
+    middle = float(np.median(values))
+
+    def text(x: float) -> str:
+        return f"{x:.2f}" if np.isfinite(x) else "<1"
+
+    return f"{text(middle)} [{text(values[0])}, {text(values[-1])}]"
 
 
 def meta_training_figure(records: Sequence[dict[str, Any]]) -> Figure:
@@ -173,7 +181,9 @@ def write_report(
         "initialisation and batches. Adam's rate is the best of "
         f"{html.escape(grid)} for these very runs; the learned optimizer has nothing "
         "tuned. Every number is read from a trailing mean over five points of the "
-        "curve.</p>"
+        "curve. Reached: seeds whose learned run got to Adam's final loss; where some "
+        "did not, Adam needs this share of the steps to get to theirs. A star marks a "
+        "rate at the edge of the grid.</p>"
     )
     parts.append(_html_table(_HEADER, table_rows(results)))
     parts.append(

@@ -22,7 +22,8 @@ class Task(NamedTuple):
         is not trained (batch-norm averages); `()` where there is none.
       batch: `(key, split) -> batch`, drawn on the device; `split` is one of `SPLITS`.
       loss: `(params, model_state, key, batch) -> (loss, (model_state, aux))`; `aux` is
-        a dict of scalars.
+        a dict of scalars. Models with a training mode (dropout, batch norm) are in it,
+        in evaluations too.
       normalize: `loss -> loss`, applied to the *meta*-loss only: bounds it, so that one
         diverging run cannot dominate a meta-gradient. Identity by default.
 

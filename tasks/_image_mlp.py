@@ -23,8 +23,8 @@ def image_mlp(
     """MLPs on image classification; all that leaves shapes alone is sampled.
 
     A config draws one of the datasets, one of `ACTIVATIONS` (relu, tanh, silu), and a
-    factor on the initial weights, log-uniform in `init_scale`, over truncated normal
-    weights of standard deviation `1/sqrt(fan_in)`. The loss is cross-entropy; as a
+    factor on the initial weights, log-uniform in `init_scale`, over normal weights of
+    standard deviation `1/sqrt(fan_in)` truncated at two deviations. The loss is cross-entropy; as a
     meta-loss it is clipped to `[0, 1.5 log C]`.
 
     Args:
@@ -36,7 +36,8 @@ def image_mlp(
       name: for reports; `mlp32x32` for two layers of 32 by default.
 
     Raises:
-      ValueError: images of different shapes.
+      ValueError: no dataset, or datasets that differ in image shape or number of
+        classes.
 
     Example:
       >>> from l2o.tasks import digits, image_mlp
@@ -45,11 +46,15 @@ def image_mlp(
     Source: the sampled MLPs of VeLO (Metz et al., 2022) and the 8x8 "fast" tasks of
     google/learned_optimization.
     """
-    shapes = {data.train["x"].shape[1:] for data in datasets}
-    if len(shapes) != 1:
-        raise ValueError(f"the datasets' images differ in shape: {sorted(shapes)}")
-    (shape,) = shapes
-    classes = max(int(data.train["y"].max()) for data in datasets) + 1
+    kinds = {
+        (data.train["x"].shape[1:], int(data.train["y"].max()) + 1) for data in datasets
+    }
+    if len(kinds) != 1:
+        raise ValueError(
+            "image_mlp needs datasets of one image shape and one number of classes, "
+            f"not {sorted(kinds) or 'none at all'}"
+        )
+    ((shape, classes),) = kinds
     sizes = [math.prod(shape), *hidden, classes]
     log_low, log_high = map(math.log, init_scale)
 

@@ -219,10 +219,15 @@ def test_image_mlp_meta_loss_is_clipped_at_the_classes(mlps):
     assert_close(normalize(losses), [0, 1, maximum, maximum, maximum])
 
 
-def test_image_mlp_refuses_images_of_different_shapes():
+def test_image_mlp_refuses_datasets_that_do_not_go_together():
     wide = tasks.from_arrays({"x": np.zeros((100, 2, 3, 1)), **LABELS})
-    with pytest.raises(ValueError, match=r"shape: \[\(2, 2, 1\), \(2, 3, 1\)\]"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 1\), 10\), \(\(2, 3, 1\), 10\)"):
         tasks.image_mlp([DARK, wide])
+    binary = {"x": np.zeros((100, 2, 2, 1)), "y": np.arange(100) % 2}
+    with pytest.raises(ValueError, match="one number of classes"):
+        tasks.image_mlp([DARK, tasks.from_arrays(binary)])
+    with pytest.raises(ValueError, match="not none at all"):
+        tasks.image_mlp([])
 
 
 def test_image_mlp_is_named_after_its_layers():
