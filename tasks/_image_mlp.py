@@ -24,8 +24,8 @@ def image_mlp(
 
     A config draws one of the datasets, one of `ACTIVATIONS` (relu, tanh, silu), and a
     factor on the initial weights, log-uniform in `init_scale`, over normal weights of
-    standard deviation `1/sqrt(fan_in)` truncated at two deviations. The loss is cross-entropy; as a
-    meta-loss it is clipped to `[0, 1.5 log C]`.
+    standard deviation `1/sqrt(fan_in)` truncated at two deviations. The loss is
+    cross-entropy; as a meta-loss it is clipped to `[0, 1.5 log C]`.
 
     Args:
       datasets: with x (n, height, width, channels) of one image shape and y (n,) in
