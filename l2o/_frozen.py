@@ -45,7 +45,8 @@ def save(
       The folder.
 
     Raises:
-      ValueError: theta is not a theta of this optimizer, or is not finite.
+      ValueError: theta is not a theta of this optimizer, is not finite, or is of a type
+        that cannot be loaded again.
 
     Example:
       >>> import l2o, jax, tempfile
@@ -60,6 +61,12 @@ def save(
     bad = [name for name, x in arrays.items() if not np.all(np.isfinite(x))]
     if bad:
         raise ValueError(f"theta is not finite in {', '.join(bad)}; it was not saved")
+    foreign = [name for name, x in arrays.items() if x.dtype.kind not in "biuf"]
+    if foreign:
+        raise ValueError(
+            f"{', '.join(foreign)} of theta has a type that NumPy lacks, such as "
+            "bfloat16, and could not be loaded again: cast it to float32"
+        )
     weights = safetensors.numpy.save(arrays)
     content = {
         "format": "l2o",
@@ -124,7 +131,12 @@ def load_theta(
                 f"{folder} holds an optimizer that no l2o factory makes: give its "
                 "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
             )
-        optimizer = make(name, **card["optimizer"]["arguments"])
+        try:
+            optimizer = make(name, **card["optimizer"]["arguments"])
+        except TypeError as error:
+            raise ValueError(
+                f"{folder / _CARD} has an ill-typed argument of {name}: {error}"
+            ) from error
     weights = _read(folder / _WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != card["weights"]["sha256"]:
         raise ValueError(

@@ -1,5 +1,6 @@
 """`mlp`: a per-parameter MLP on momenta and time (LOLv2)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ _EPS = 1e-5
 class MLPState(NamedTuple):
     """State of `mlp`: 24 bytes per float32 parameter with the six default momenta."""
 
-    count: jax.Array  # shape (), int32: updates made
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     momentum: tuple[Any, ...]  # one tree like params per decay
 
 
@@ -89,7 +90,7 @@ def mlp(
             require_params(params, "mlp")
             time = time_embedding(state.count)
             updates, momentum = map_tensors(
-                lambda g, p, m: update_tensor(g, p, m, time),
+                functools.partial(update_tensor, time=time),
                 updates,
                 params,
                 state.momentum,

@@ -1,5 +1,6 @@
 """`small_fc`: the small per-parameter MLP on Adafactor features (small_fc_lopt)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 class SmallFCState(NamedTuple):
     """State of `small_fc`: 16 bytes per float32 parameter of a matrix by default."""
 
-    count: jax.Array  # shape (), int32: updates made
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     momentum: tuple[Any, ...]  # one tree like params per decay
     rms: tuple[Any, ...]  # one tree like params per decay
     second: tuple[SecondMoment, ...]  # per decay, of trees like params, float32
@@ -143,7 +144,7 @@ def small_fc(
             require_params(params, "small_fc")
             time = time_embedding(state.count)
             updates, momentum, rms, rows, cols = map_tensors(
-                lambda *tensor: update_tensor(*tensor, time),
+                functools.partial(update_tensor, time=time),
                 updates,
                 params,
                 state.momentum,

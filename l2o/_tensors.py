@@ -26,7 +26,8 @@ def map_tensors(
     Returns:
       The tree of updates and, per slot, the new tuple of trees.
     """
-    leaves, structure = jax.tree.flatten(grads)
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
     param_leaves = structure.flatten_up_to(params)
     slot_leaves = [[structure.flatten_up_to(t) for t in slot] for slot in slots]
 
