@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from ._evaluate import TaskResult
@@ -22,7 +23,6 @@ _LEARNED, _ADAM = "#D55E00", "#0072B2"
 _FAMILIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HEADER = (
     "task",
-    "n",
     "learned: loss",
     "Adam: loss",
     "Adam's rate",
@@ -48,7 +48,6 @@ def table_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 r.task,
-                str(len(reached)),
                 _spread(c.learned_final),
                 _spread(c.adam_final),
                 f"{r.adam_learning_rate:g}{edge}",
@@ -61,19 +60,21 @@ def table_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
 
 
 def terminal_table(results: Sequence[TaskResult]) -> Table:
-    """`table_rows` for rich."""
-    table = Table(title="Training loss after the same number of steps; median [range]")
+    """`table_rows` for rich, to fit 80 columns."""
+    title = "Training loss after the same number of steps: median (range) over seeds"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(_HEADER):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        name = name.replace(" ", "\n")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in table_rows(results):
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
     return table
 
 
 def _spread(x: np.ndarray) -> str:
     if not np.all(np.isfinite(x)):
         return f"diverged in {int(np.sum(~np.isfinite(x)))} of {len(x)}"
-    return f"{np.median(x):.3g} [{x.min():.3g}, {x.max():.3g}]"
+    return f"{np.median(x):.3g} ({x.min():.2g}–{x.max():.2g})"
 
 
 def _speedup(speedup: np.ndarray) -> str:
@@ -84,7 +85,7 @@ def _speedup(speedup: np.ndarray) -> str:
     def text(x: float) -> str:
         return f"{x:.2f}" if np.isfinite(x) else "<1"
 
-    return f"{text(middle)} [{text(values[0])}, {text(values[-1])}]"
+    return f"{text(middle)} ({text(values[0])}–{text(values[-1])})"
 
 
 def meta_training_figure(records: Sequence[dict[str, Any]]) -> Figure:
@@ -176,14 +177,14 @@ def write_report(
     grid = ", ".join(f"{rate:g}" for rate in evaluation.learning_rates)
     parts.append(
         f"<p>{evaluation.steps} steps, {evaluation.seeds} seeds; final loss of the "
-        "training split, median [range] over seeds. Speed-up = Adam's steps / the "
+        "training split, median (range) over seeds. Speed-up = Adam's steps / the "
         "learned optimizer's steps to Adam's own final loss, seed by seed on the same "
         "initialisation and batches. Adam's rate is the best of "
         f"{html.escape(grid)} for these very runs; the learned optimizer has nothing "
         "tuned. Every number is read from a trailing mean over five points of the "
-        "curve. Reached: seeds whose learned run got to Adam's final loss; where some "
-        "did not, Adam needs this share of the steps to get to theirs. A star marks a "
-        "rate at the edge of the grid.</p>"
+        "curve. Reached: of how many seeds the learned run got to Adam's final loss; "
+        "where some did not, Adam needs this share of the steps to get to theirs. A "
+        "star marks a rate at the edge of the grid.</p>"
     )
     parts.append(_html_table(_HEADER, table_rows(results)))
     parts.append(
@@ -212,7 +213,7 @@ def write_report(
             [(r.task, *(f"{r.adam_grid[x]:.3g}" for x in rates)) for r in results],
         )
     )
-    parts.append("<h2>Test loss</h2><p>Median [range] at the end, same runs.</p>")
+    parts.append("<h2>Test loss</h2><p>Median (range) at the end, same runs.</p>")
     parts.append(
         _html_table(
             ("task", "learned", "Adam (chosen by training loss)"),

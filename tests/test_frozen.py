@@ -373,6 +373,13 @@ def test_unknown_argument_in_the_card_is_named(folder):
         l2o.load(folder)
 
 
+def test_ill_typed_argument_in_the_card_is_named(folder):
+    wrong = {"momentum_decays": 0.9}
+    _edit_card(folder, lambda card: card["optimizer"]["arguments"].update(wrong))
+    with pytest.raises(ValueError, match=r"config.json has an ill-typed argument of"):
+        l2o.load(folder)
+
+
 # An optimizer of one's own.
 
 
