@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from ._evaluate import TaskResult
@@ -62,7 +61,7 @@ def table_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
 def terminal_table(results: Sequence[TaskResult]) -> Table:
     """`table_rows` for rich, to fit 80 columns."""
     title = "Training loss after the same number of steps: median (range) over seeds"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     for i, name in enumerate(_HEADER):
         name = name.replace(" ", "\n")
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
