@@ -31,7 +31,8 @@ class Metrics:
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(self._path)
-        self._file = self._path.open("a")
+        # By lines: whoever watches the run sees every step, and a kill loses none.
+        self._file = self._path.open("a", buffering=1)
         self._tensorboard = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=last_step + 1, flush_secs=10
         )
@@ -43,12 +44,8 @@ class Metrics:
             if name != "step" and isinstance(value, int | float):
                 self._tensorboard.add_scalar(name, value, record["step"])
 
-    def flush(self) -> None:
-        """What was written is on its way to disk when this returns."""
-        self._file.flush()
-
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Closes both files."""
         self._file.close()
         self._tensorboard.close()
 

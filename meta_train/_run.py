@@ -193,7 +193,6 @@ def _loop(
 
     def save() -> None:
         read(0)
-        metrics.flush()
         try:
             checkpoints.save(step, (outer, workers), dict(counters))
         except OSError as error:
