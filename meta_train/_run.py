@@ -302,13 +302,15 @@ def _claim(
             for name in sorted({*old, *content} - set(OPERATIONAL))
             if old.get(name) != content.get(name)
         ]
-        if changed:
+        if not changed:
+            return True
+        # One that never came to its first step may be replaced: nothing is lost.
+        if (out / "metrics.jsonl").exists():
             raise ValueError(
                 f"{out} holds a run of another configuration ({'; '.join(changed)}); "
                 "choose another folder, or the old configuration to resume"
             )
-        return True
-    if any(out.iterdir()):
+    elif any(out.iterdir()):
         raise ValueError(
             f"{out} is not empty and holds no run: choose a new folder for the output"
         )

@@ -221,6 +221,15 @@ def test_a_full_disk_is_reported_before_anything_else(tmp_path, monkeypatch):
         run(QUICK, tmp_path)
 
 
+def test_a_run_that_never_started_may_be_replaced(tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match="MiB free"):
+            run(QUICK, tmp_path)
+    assert run(dataclasses.replace(QUICK, seed=3), tmp_path).completed
+
+
 def test_a_checkpoint_of_another_state_is_refused(finished, tmp_path):
     out, *_ = finished
     theirs = tmp_path / "run"
