@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"^## ([^\n]*)\n.*?```python\n(.*?)```", README, re.S | re.M)
+SNIPPETS = re.findall(
+    r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", README, re.S | re.M
+)
 
 
 def test_there_are_five_snippets():

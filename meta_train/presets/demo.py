@@ -1,15 +1,15 @@
 """small_fc by PES on digit and photo-patch MLPs, judged on four unseen tasks.
 
 Reproduces no paper: the architecture and PES are published, the tasks are what is found
-offline, and the budget of 2.5 million inner steps is about a hundredth of Celo's. The recipe (step size,
-reparametrisation range, episode length, outer steps) was chosen by a handful of runs, by
-how their results did on the four evaluation tasks; those are unseen by meta-training,
-not by us.
+offline, and the budget of 2.5 million inner steps is about a hundredth of Celo's. The
+recipe (step size, reparametrisation range, episode length, outer steps) was chosen by a
+handful of runs, by how their results did on the four evaluation tasks; those are unseen
+by meta-training, not by us.
 
 Takes about four minutes on 2 CPU cores, evaluation included. Reaches, with seed 0 and 5
 evaluation seeds: a speed-up of 1.25 over Adam on the transformer; on the other three
-tasks Adam gets to the learned optimizer's final loss in 60 %, 24 % and 62 % of the steps
-(deep MLP, conv net, autoencoder). Results vary with the seed of meta-training.
+tasks Adam gets to the learned optimizer's final loss in 60 %, 24 % and 62 % of the
+steps (deep MLP, conv net, autoencoder). Results vary with the seed of meta-training.
 """
 
 from .._config import Config, Evaluation
