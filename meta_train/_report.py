@@ -274,10 +274,11 @@ _PAGE = """<!doctype html>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; height: auto; }
+img { max-width: 100%; height: auto; margin-top: 1rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
+table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+        font-size: .875rem; }
+th, td { padding: .35rem .45rem; text-align: right; border-bottom: 1px solid #ddd;
          white-space: nowrap; }
 th:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
