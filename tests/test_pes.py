@@ -292,6 +292,21 @@ def test_window_cuts_do_not_change_an_unroll(small):
     np.testing.assert_allclose(part.params, whole.params, rtol=1e-6)
 
 
+def test_every_step_draws_its_own_batch_and_loss_key():
+    task = stateless(
+        init=lambda key: jnp.float32(0),
+        batch=lambda key, split: jax.random.uniform(key),
+        loss=lambda x, key, batch: (
+            x + batch + 10 * jax.random.randint(key, (), 0, 1000)
+        ),
+    )
+    tx = optax.with_extra_args_support(optax.set_to_zero())
+    start = inner_init(tx, task, jax.random.key(0))
+    _, losses = unroll(tx, task, start, jax.random.key(1), jnp.arange(8))
+    assert len(set((losses % 10).tolist())) == 8
+    assert len(set((losses // 10).tolist())) == 8
+
+
 def test_first_window_equals_antithetic_es_by_hand(small):
     # K = horizon: PES is full-unroll antithetic ES for the same keys.
     _, theta, _, optimizer, task = small
