@@ -1,8 +1,9 @@
-"""What several test files of the task layer share."""
+"""What several test files share."""
 
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.special
 import scipy.stats
@@ -63,3 +64,11 @@ LABELS = {"y": np.arange(100, dtype=np.int32) % 10}
 
 
 DARK = tasks.from_arrays({"x": RNG.uniform(0, 1, (100, 2, 2, 1)), **LABELS})
+
+
+def normal(seed, shapes):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for name, shape in shapes.items()
+    }

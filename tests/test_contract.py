@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import normal
 from jax import lax
 
 import l2o
@@ -40,26 +41,18 @@ OPTIMIZERS = {name: factory() for name, factory in l2o.FACTORIES.items()} | {
 WITHOUT_PARAMS = {"learnable_adam", "learnable_sgd", "learnable_sgdm"}
 
 
-def _normal(seed, shapes):
-    rng = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for name, shape in shapes.items()
-    }
-
-
 # One matrix where a test compiles: XLA's time is what these tests cost. `test_tree` has
 # the other shapes, and the replayed traces of `test_parity` compile them together.
 SHAPES = {"w": (3, 2)}
 
 
-PARAMS = _normal(0, SHAPES)
+PARAMS = normal(0, SHAPES)
 
 
-GRADS = [_normal(seed, SHAPES) for seed in (1, 2, 3)]
+GRADS = [normal(seed, SHAPES) for seed in (1, 2, 3)]
 
 
-WITH_BIAS = [_normal(seed, {"b": (2,), **SHAPES}) for seed in (0, 1)]
+WITH_BIAS = [normal(seed, {"b": (2,), **SHAPES}) for seed in (0, 1)]
 
 
 LOSS = jnp.float32(0.5)

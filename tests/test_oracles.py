@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import normal
 
 import l2o
 from l2o._accumulators import (
@@ -24,20 +25,12 @@ ONE_DECAY = {
 }
 
 
-def _normal(seed, shapes):
-    rng = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for name, shape in shapes.items()
-    }
-
-
 # One matrix where a test compiles: XLA's time is what these tests cost. `test_tree` has
 # the other shapes, and the replayed traces of `test_parity` compile them together.
 SHAPES = {"w": (3, 2)}
 
 
-PARAMS = _normal(0, SHAPES)
+PARAMS = normal(0, SHAPES)
 
 
 def _numpy_sgdm(learning_rate, momentum):
@@ -89,7 +82,7 @@ def test_learnable_optimizer_equals_optax_and_the_closed_form(learned, plain, sl
     params = PARAMS["w"]
     state, plain_state, slow_state = tx.init(params), plain.init(params), None
     for seed in range(5):
-        grads = 0.1 * _normal(seed, SHAPES)["w"]
+        grads = 0.1 * normal(seed, SHAPES)["w"]
         updates, state = tx.update(grads, state, params)
         plain_updates, plain_state = plain.update(grads, plain_state, params)
         slow_updates, slow_state = slow(np.float64(grads), slow_state)
