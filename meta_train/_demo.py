@@ -21,14 +21,14 @@ from ._report import terminal_table, write_report
 from ._run import run
 
 
-def demo(preset: str, out: Path, console: Console) -> bool:
-    """Meta-trains a preset and evaluates what was exported; False if interrupted."""
+def demo(preset: str, out: Path, console: Console) -> None:
+    """Meta-trains a preset and evaluates what was exported, unless interrupted."""
     start = time.perf_counter()
     chosen = presets.load(preset)
     console.rule("1  meta-train")
     result = run(chosen.meta_train, out, console=console)
     if result.frozen is None:
-        return False
+        return
     console.print(f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True)
     console.rule("2  evaluate in a fresh process")
     command = [sys.executable, "-m", "l2o.meta_train", "evaluate", str(result.frozen)]
@@ -36,7 +36,6 @@ def demo(preset: str, out: Path, console: Console) -> bool:
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
     console.print(f"the whole job took {seconds:.0f} s", highlight=False)
-    return True
 
 
 def evaluate_frozen(
