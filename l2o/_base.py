@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Theta = Any  # a pytree of float arrays: the meta-parameters
@@ -11,6 +12,14 @@ Theta = Any  # a pytree of float arrays: the meta-parameters
 PARAMS_MISSING = (
     "{name} needs the current parameters: call "
     "`updates, state = tx.update(grads, state, params, value=loss)`."
+)
+VALUE_MISSING = (
+    "{name} needs the loss: call "
+    "`updates, state = tx.update(grads, state, params, value=loss)`."
+)
+NUM_STEPS_MISSING = (
+    "{name} needs the length of the training run: give it, "
+    "`l2o.load(source, num_steps=...)` or `optimizer.bind(theta, num_steps=...)`."
 )
 
 
@@ -44,18 +53,50 @@ class LearnedOptimizer(NamedTuple):
         optimizer of your own that is not registered.
       arguments: the factory's keyword arguments (JSON-representable), so that a saved
         folder can rebuild the same architecture.
+      needs: what a call cannot do without, of "params", "value" (the loss, both at
+        `update`) and "num_steps" (at `bind`).
     """
 
     init_theta: InitThetaFn
     bind: BindFn
     name: str = ""
     arguments: Mapping[str, Any] = {}
+    needs: tuple[str, ...] = ("params",)
 
 
 def require_params(params: Any, name: str) -> None:
     """Raises `ValueError`, with the call to write, where `params` is missing."""
     if params is None:
         raise ValueError(PARAMS_MISSING.format(name=name))
+
+
+def require_value(value: Any, name: str) -> jax.Array:
+    """The loss as a float32 scalar.
+
+    Raises:
+      ValueError: it is missing (the message has the call to write) or not a scalar.
+    """
+    if value is None:
+        raise ValueError(VALUE_MISSING.format(name=name))
+    value = jnp.asarray(value, jnp.float32)
+    if value.size != 1:
+        raise ValueError(
+            f"{name} needs a scalar loss, got value of shape {value.shape}"
+        )
+    return value.reshape(())
+
+
+def require_num_steps(num_steps: Any, name: str) -> jax.Array:
+    """The horizon as a float32 scalar.
+
+    Raises:
+      ValueError: it is missing (the message has the call to write) or below one.
+    """
+    if num_steps is None:
+        raise ValueError(NUM_STEPS_MISSING.format(name=name))
+    if not isinstance(num_steps, jax.core.Tracer) and num_steps < 1:
+        raise ValueError(f"{name} needs num_steps >= 1, got {num_steps}")
+    return jnp.asarray(num_steps, jnp.float32)
 
 
 def stable_dtypes(init: Any, update: Any) -> optax.GradientTransformationExtraArgs:

@@ -33,7 +33,7 @@ def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
         return _bound(optax.sgd(jnp.exp(theta["log_lr"])))
 
     arguments = {"learning_rate": learning_rate}
-    return LearnedOptimizer(init_theta, bind, "learnable_sgd", arguments)
+    return LearnedOptimizer(init_theta, bind, "learnable_sgd", arguments, ())
 
 
 def learnable_sgdm(
@@ -69,7 +69,7 @@ def learnable_sgdm(
         return _bound(optax.sgd(jnp.exp(theta["log_lr"]), momentum=beta))
 
     arguments = {"learning_rate": learning_rate, "momentum": momentum}
-    return LearnedOptimizer(init_theta, bind, "learnable_sgdm", arguments)
+    return LearnedOptimizer(init_theta, bind, "learnable_sgdm", arguments, ())
 
 
 def learnable_adam(
@@ -130,7 +130,7 @@ def learnable_adam(
         "eps": eps,
         "eps_root": eps_root,
     }
-    return LearnedOptimizer(init_theta, bind, "learnable_adam", arguments)
+    return LearnedOptimizer(init_theta, bind, "learnable_adam", arguments, ())
 
 
 def _bound(

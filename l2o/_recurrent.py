@@ -1,0 +1,55 @@
+"""Linear layers and the LSTM cell of the optimizers that carry a recurrent state."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Weights = dict[str, jax.Array]  # "w" of shape (in, out) and "b" of shape (out,)
+
+
+class LSTMState(NamedTuple):
+    """Two arrays of shape (..., size)."""
+
+    hidden: jax.Array
+    cell: jax.Array
+
+
+def init_linear(key: jax.Array, inputs: int, outputs: int) -> Weights:
+    """Weights of standard deviation `1/sqrt(inputs)` cut at two deviations; zero bias.
+
+    The variance is not corrected for the cut, as in the published optimizers.
+    """
+    w = jax.random.truncated_normal(key, -2, 2, (inputs, outputs), jnp.float32)
+    return {"w": w / math.sqrt(inputs), "b": jnp.zeros(outputs, jnp.float32)}
+
+
+def linear(theta: Weights, x: jax.Array) -> jax.Array:
+    """`x w + b` over the last axis."""
+    return jnp.matmul(x, theta["w"], precision=lax.Precision.HIGHEST) + theta["b"]
+
+
+def init_lstm(key: jax.Array, inputs: int, size: int) -> Weights:
+    """One linear layer from `[x, hidden]` to the gates i, g, f, o, in this order."""
+    return init_linear(key, inputs + size, 4 * size)
+
+
+def lstm(theta: Weights, x: jax.Array, state: LSTMState) -> LSTMState:
+    """One step of an LSTM whose forget gate has one added to its bias.
+
+    `c' = sigmoid(f + 1) c + sigmoid(i) tanh(g)`, `h' = sigmoid(o) tanh(c')`.
+
+    Args:
+      theta: from `init_lstm`.
+      x: shape (..., inputs).
+      state: shapes (..., size); the output of the cell is the new `hidden`.
+
+    Source: "Long short-term memory" (Hochreiter & Schmidhuber, 1997), in the form of
+    dm-haiku.
+    """
+    gates = linear(theta, jnp.concatenate([x, state.hidden], -1))
+    i, g, f, o = jnp.split(gates, 4, -1)
+    cell = jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
