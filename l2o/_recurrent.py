@@ -36,8 +36,10 @@ def init_lstm(key: jax.Array, inputs: int, size: int) -> Weights:
     return init_linear(key, inputs + size, 4 * size)
 
 
-def lstm(theta: Weights, x: jax.Array, state: LSTMState) -> LSTMState:
-    """One step of an LSTM whose forget gate has one added to its bias.
+def lstm(
+    theta: Weights, x: jax.Array, state: LSTMState, forget_bias: float = 1.0
+) -> LSTMState:
+    """One step of an LSTM whose forget gate has `forget_bias` added to its bias.
 
     `c' = sigmoid(f + 1) c + sigmoid(i) tanh(g)`, `h' = sigmoid(o) tanh(c')`.
 
@@ -45,11 +47,13 @@ def lstm(theta: Weights, x: jax.Array, state: LSTMState) -> LSTMState:
       theta: from `init_lstm`.
       x: shape (..., inputs).
       state: shapes (..., size); the output of the cell is the new `hidden`.
+      forget_bias: the 1 above, as dm-haiku and Sonnet have it; PyTorch has none.
 
     Source: "Long short-term memory" (Hochreiter & Schmidhuber, 1997), in the form of
     dm-haiku.
     """
     gates = linear(theta, jnp.concatenate([x, state.hidden], -1))
     i, g, f, o = jnp.split(gates, 4, -1)
-    cell = jax.nn.sigmoid(f + 1) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    cell = jax.nn.sigmoid(f + forget_bias) * state.cell
+    cell = cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
