@@ -11,6 +11,10 @@ from ._hyper import learnable_adam as learnable_adam
 from ._hyper import learnable_sgd as learnable_sgd
 from ._hyper import learnable_sgdm as learnable_sgdm
 from ._mlp import mlp as mlp
+from ._nadamw import nadamw as nadamw
+from ._nadamw import nadamw_schedule as nadamw_schedule
+from ._nn_adam import nn_adam as nn_adam
 from ._registry import FACTORIES as FACTORIES
 from ._registry import make as make
+from ._rnn_mlp import rnn_mlp as rnn_mlp
 from ._small_fc import small_fc as small_fc

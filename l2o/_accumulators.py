@@ -1,101 +1,177 @@
 """Running statistics of the gradient, each in one place.
 
 All of them start at zero and none corrects its bias: what the published learned
-optimizers were trained with. Functions here work on one tensor; decays are traced
-scalars. Source of the factored form: Adafactor (Shazeer & Stern, 2018); of the set:
-"Practical tradeoffs between memory, compute, and performance in learned optimizers"
-(Metz et al., 2022).
+optimizers were trained with. Source of the factored form: Adafactor (Shazeer & Stern,
+2018); of the set: "Practical tradeoffs between memory, compute, and performance in
+learned optimizers" (Metz et al., 2022).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 _TINY = 1e-30  # keeps the factored moments positive at a zero gradient
 _FLOOR = 1e-9
 
+# Which of several axes of one size counts as the larger; see `factored_axes`.
+Factoring = Literal["stable", "native", "torch", "torch_native", "torch_velo"]
+Axes = tuple[int, int] | None
 
-class SecondMoment(NamedTuple):
-    """Second moment of one tensor, factored where it has two axes or more.
 
-    `row` is reduced over the tensor's largest axis d0 and `col` over the second
-    largest d1, both with the reduced axis kept at size 1, so that they broadcast
-    against the tensor. A scalar or vector keeps the full moment in `row`, and `col`
-    is a zero of shape (1,), not used: never None, because wrappers such as
-    `optax.tree.map_params` expect one array per parameter.
+class Accumulators(NamedTuple):
+    """Momenta, second moments and factored second moments, one entry per decay.
+
+    In a state each entry is a tree like the parameters; a rule for one tensor sees
+    the leaves. `row` is the second moment reduced over the tensor's largest axis d0 and
+    `col` over the second largest d1, both with the reduced axis kept at size 1, so that
+    they broadcast against the tensor. A scalar or vector keeps its full moment in
+    `row`, and `col` is a zero of shape (1,), not used: never None, because wrappers
+    such as `optax.tree.map_params` expect one array per parameter.
     """
 
-    row: jax.Array
-    col: jax.Array
+    momentum: tuple[Any, ...] = ()
+    rms: tuple[Any, ...] = ()
+    row: tuple[Any, ...] = ()
+    col: tuple[Any, ...] = ()
 
 
-def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+class Decays(NamedTuple):
+    """The decay of each accumulator."""
+
+    momentum: Sequence[Any] = ()
+    rms: Sequence[Any] = ()
+    second: Sequence[Any] = ()
+
+
+def factored_axes(shape: tuple[int, ...], factoring: Factoring = "stable") -> Axes:
     """The axes (d1, d0) over which `col` and `row` are reduced, or None below 2-D.
 
-    d0 is the largest axis and d1 the next; a stable sort decides ties, so that
-    (n, n) gives (0, 1).
+    d0 is the largest axis and d1 the next. Sizes that are equal are decided by
+
+    - "stable": a stable sort, so that (n, n) gives (0, 1);
+    - "native": `numpy.argsort` as the published code calls it, whose order of equal
+      sizes depends on the processor from four axes on;
+    - "torch", "torch_native": the same for the layout that PyTorch keeps, where
+      (..., in, out) is (out, in, ...);
+    - "torch_velo": PyLO's VeLO, which swaps the two on a tie, but not (0, 1) of four
+      axes, in PyTorch's layout.
     """
     if len(shape) < 2:
         return None
-    order = np.argsort(shape, kind="stable")
-    return int(order[-2]), int(order[-1])
+    if factoring.startswith("torch"):
+        order = torch_axes(len(shape))
+        shape = tuple(shape[axis] for axis in order)
+    else:
+        order = tuple(range(len(shape)))
+    kind: Any = None if factoring.endswith("native") else "stable"
+    *_, d1, d0 = (int(axis) for axis in np.argsort(shape, kind=kind))
+    if factoring == "torch_velo" and shape[d1] == shape[d0]:
+        keep = len(shape) == 4 and (d1, d0) == (0, 1)
+        d1, d0 = (d1, d0) if keep else (d0, d1)
+    return order[d1], order[d0]
 
 
-def update_moment(moment: jax.Array, value: jax.Array, decay: jax.Array) -> jax.Array:
+def torch_axes(ndim: int) -> tuple[int, ...]:
+    """Our axes in the order of PyTorch's: (..., in, out) becomes (out, in, ...)."""
+    return (ndim - 1, ndim - 2, *range(ndim - 2))
+
+
+def check_factoring(factoring: str) -> None:
+    """Raises `ValueError` for a rule that does not exist."""
+    if factoring not in get_args(Factoring):
+        raise ValueError(
+            f"unknown factoring {factoring!r}; known: {', '.join(get_args(Factoring))}"
+        )
+
+
+def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
     """`d m + (1 - d) value`."""
     return decay * moment + (1 - decay) * value
 
 
-def init_second_moment(param: jax.Array) -> SecondMoment:
-    """Zeros, always float32."""
-    axes = factored_axes(param.shape)
-    if axes is None:
-        return SecondMoment(
-            jnp.zeros(param.shape, jnp.float32), jnp.zeros(1, jnp.float32)
-        )
-    d1, d0 = axes
-    return SecondMoment(
-        jnp.zeros(_reduced(param.shape, d0), jnp.float32),
-        jnp.zeros(_reduced(param.shape, d1), jnp.float32),
+def init_accumulators(
+    params: Any, decays: Decays, factoring: Factoring = "stable"
+) -> Accumulators:
+    """Zeros: momenta and rms like `params`, rows and columns always float32."""
+
+    def reduced(param, axis):
+        axes = factored_axes(param.shape, factoring)
+        if axes is None:
+            return jnp.zeros(param.shape if axis == 1 else (1,), jnp.float32)
+        shape = list(param.shape)
+        shape[axes[axis]] = 1
+        return jnp.zeros(shape, jnp.float32)
+
+    n_second = range(len(decays.second))
+    return Accumulators(
+        tuple(optax.tree.zeros_like(params) for _ in decays.momentum),
+        tuple(optax.tree.zeros_like(params) for _ in decays.rms),
+        tuple(jax.tree.map(lambda p: reduced(p, 1), params) for _ in n_second),
+        tuple(jax.tree.map(lambda p: reduced(p, 0), params) for _ in n_second),
     )
 
 
-def update_second_moment(
-    moment: SecondMoment, grad: jax.Array, decay: jax.Array
-) -> SecondMoment:
-    """`d v + (1 - d) mean(g^2 + 1e-30)`, the mean over d0 for `row`, d1 for `col`."""
+def update_accumulators(
+    accumulators: Accumulators, grad: jax.Array, decays: Decays, axes: Axes
+) -> Accumulators:
+    """The accumulators of one tensor after they have seen `grad`.
+
+    `m' = d m + (1 - d) g`, `rms' = d rms + (1 - d) g^2`, and for the factored moments
+    `d v + (1 - d) mean(g^2 + 1e-30)`, the mean over d0 for `row` and d1 for `col`.
+    """
     square = grad * grad + _TINY
-    axes = factored_axes(grad.shape)
+    rows, cols = accumulators.row, accumulators.col
     if axes is None:
-        return SecondMoment(update_moment(moment.row, square, decay), moment.col)
-    d1, d0 = axes
-    return SecondMoment(
-        update_moment(moment.row, jnp.mean(square, d0, keepdims=True), decay),
-        update_moment(moment.col, jnp.mean(square, d1, keepdims=True), decay),
+        row_square, cols_new = square, cols
+    else:
+        row_square = jnp.mean(square, axes[1], keepdims=True)
+        col_square = jnp.mean(square, axes[0], keepdims=True)
+        cols_new = _each(cols, col_square, decays.second)
+    return Accumulators(
+        _each(accumulators.momentum, grad, decays.momentum),
+        _each(accumulators.rms, grad * grad, decays.rms),
+        _each(rows, row_square, decays.second),
+        cols_new,
     )
 
 
-def inverse_root(
-    moment: SecondMoment, shape: tuple[int, ...], eps: float = _FLOOR
-) -> list[jax.Array]:
-    """Factors whose product approximates `v^-1/2`; each broadcasts over `shape`.
+def _each(moments: Sequence, value: jax.Array, decays: Sequence) -> tuple:
+    return tuple(
+        update_moment(m, value, d) for m, d in zip(moments, decays, strict=True)
+    )
+
+
+def inverse_roots(
+    accumulators: Accumulators, axes: Axes, *, fused_row_mean: bool = False
+) -> list[list[jax.Array]]:
+    """Per decay, factors whose product approximates `v^-1/2`, each broadcasting.
 
     For a factored moment: `[(row / mean(row))^-1/2, col^-1/2]`, the mean over d1, each
-    operand floored at 1e-9; `eps` is not used. Otherwise `[(v + eps)^-1/2]`.
+    operand floored at 1e-9. Otherwise `[(v + 1e-9)^-1/2]`.
+
+    `fused_row_mean` takes the mean as PyLO's fused kernels do: over the axis before
+    d1 of the stacked decays and axes, for a matrix over the decays.
     """
-    axes = factored_axes(shape)
+    rows, cols = accumulators.row, accumulators.col
     if axes is None:
-        return [_floored_rsqrt(moment.row + eps)]
-    mean = jnp.mean(moment.row, axes[0], keepdims=True)
-    return [_floored_rsqrt(moment.row / (mean + _FLOOR)), _floored_rsqrt(moment.col)]
+        return [[_floored_rsqrt(row + _FLOOR)] for row in rows]
+    d1, d0 = axes
+    if fused_row_mean:
+        axis = d1 - 1 if d1 > d0 else d1
+        fused = jnp.mean(jnp.stack(rows), axis, keepdims=True)
+        means = list(jnp.broadcast_to(fused, (len(rows), *fused.shape[1:])))
+    else:
+        means = [jnp.mean(row, d1, keepdims=True) for row in rows]
+    return [
+        [_floored_rsqrt(row / (mean + _FLOOR)), _floored_rsqrt(col)]
+        for row, col, mean in zip(rows, cols, means, strict=True)
+    ]
 
 
 def _floored_rsqrt(x: jax.Array) -> jax.Array:
     return lax.rsqrt(jnp.maximum(x, _FLOOR))
-
-
-def _reduced(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return tuple(1 if i == axis else n for i, n in enumerate(shape))

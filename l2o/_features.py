@@ -5,6 +5,7 @@ Features that are constant along an axis (row and column moments) keep size 1 th
 are never expanded.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,9 +13,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._accumulators import SecondMoment, factored_axes, inverse_root
+from ._accumulators import Accumulators, Axes, inverse_roots
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
+
+# The groups of planes that VeLO and its successors see, in published order.
+FEATURES = (
+    "g",
+    "clip_g",
+    "p",
+    "m",
+    "rms",
+    "m_norm",
+    "rsqrt_rms",
+    "fac_g",
+    "g_norm",
+    "row",
+    "col",
+    "rsqrt_row",
+    "rsqrt_col",
+    "fac_m",
+)
 
 
 def time_embedding(step: jax.Array) -> jax.Array:
@@ -27,59 +46,121 @@ def time_embedding(step: jax.Array) -> jax.Array:
     return jnp.tanh(step.astype(jnp.float32) / scales - 1)
 
 
-def inverse_rms(plane: jax.Array, eps: float) -> jax.Array:
+def inverse_rms(
+    plane: jax.Array, eps: float, axes: tuple[int, ...] | None = None
+) -> jax.Array:
     """`(mean(plane^2) + eps)^-1/2`: the scale that gives a plane unit second moment.
 
     The mean over a broadcast plane is the mean over the tensor, because every entry is
-    repeated equally often. It is handed to the network, which folds it into its first
-    weights, instead of being multiplied into the plane.
+    repeated equally often. Over all axes (None) the scale is a scalar, which is handed
+    to the network and folded into its first weights instead of being multiplied into
+    the plane; over some it keeps their size at 1.
     """
-    return lax.rsqrt(jnp.mean(plane * plane) + eps)
+    return lax.rsqrt(jnp.mean(plane * plane, axes, keepdims=axes is not None) + eps)
 
 
-def adafactor_planes(
+def adafactor_features(
+    names: Sequence[str],
     grad: jax.Array,
     param: jax.Array,
-    momentum: Sequence[jax.Array],
-    rms: Sequence[jax.Array],
-    second: Sequence[SecondMoment],
+    accumulators: Accumulators,
+    axes: Axes,
+    *,
+    rms_eps: float = 1e-6,
+    vector_eps: float = 0.0,
+    fac_g_from: Accumulators | None = None,
+    fused_row_mean: bool = False,
 ) -> list[jax.Array]:
-    """The features of `small_fc`, in published order, not normalised.
+    """The planes of the named groups, not normalised.
 
-    g, p, m, rms, m rms^-1/2, rms^-1/2, g v^-1/2, row, col, row^-1/2, col^-1/2,
-    m v^-1/2; the middle of each group runs over its decays: 28 planes for 3 momenta,
-    1 rms and 3 factored moments. A vector has its full moment in place of row and col.
+    | group | planes |
+    |---|---|
+    | g, clip_g, p | the gradient; clipped to 0.1 in size; the parameter |
+    | m, rms | the momenta; the second moments |
+    | rsqrt_rms, m_norm, g_norm | `rms^-1/2`; m and g times it |
+    | fac_g, fac_m | g and m times the factored `v^-1/2` |
+    | row, col, rsqrt_row, rsqrt_col | the factored moment and its `-1/2` power |
+
+    A group has one plane per decay. A vector has its full moment in place of row and
+    col.
 
     Args:
+      names: groups of `FEATURES`, in the order wanted.
       grad, param: the gradient and the parameters before the update, float32.
-      momentum, rms, second: accumulators that have already seen `grad`.
+      accumulators: of this tensor; they have already seen `grad`.
+      axes: from `factored_axes`.
+      rms_eps: added to rms under the root.
+      vector_eps: added to a vector's v for fac_m; published optimizers differ.
+      fac_g_from: other accumulators for fac_g: where biases are corrected, its are not.
+      fused_row_mean: see `inverse_roots`.
 
     Source: "Practical tradeoffs between memory, compute, and performance in learned
-    optimizers" (Metz et al., 2022).
+    optimizers" (Metz et al., 2022); "VeLO: Training versatile learned optimizers by
+    scaling up" (Metz et al., 2022).
     """
-    shape = grad.shape
-    inverse_std = [lax.rsqrt(x + 1e-6) for x in rms]
-    rows = [v.row for v in second]
-    cols = [v.col if factored_axes(shape) else v.row for v in second]
-    # For vectors the published form divides the momentum with another epsilon.
-    momentum_eps = 1e-6
-    return [
-        grad,
-        param,
-        *momentum,
-        *rms,
-        *(m * s for m, s in pairs(momentum, inverse_std)),
-        *inverse_std,
-        *(math.prod(inverse_root(v, shape), start=grad) for v in second),
-        *rows,
-        *cols,
-        *(lax.rsqrt(row + 1e-8) for row in rows),
-        *(lax.rsqrt(col + 1e-8) for col in cols),
-        *(
-            math.prod(inverse_root(v, shape, momentum_eps), start=m)
-            for m, v in pairs(momentum, second)
-        ),
-    ]
+    momentum, rms, row, col = accumulators
+    if axes is None:
+        col = row
+
+    @functools.cache
+    def rsqrt_rms():
+        return [lax.rsqrt(x + rms_eps) for x in rms]
+
+    def fac_g():
+        source = accumulators if fac_g_from is None else fac_g_from
+        roots = inverse_roots(source, axes, fused_row_mean=fused_row_mean)
+        return [math.prod(root, start=grad) for root in roots]
+
+    def fac_m():
+        if axes is None:
+            roots = [[lax.rsqrt(v + vector_eps)] for v in row]
+        else:
+            roots = inverse_roots(accumulators, axes, fused_row_mean=fused_row_mean)
+        return [math.prod(root, start=m) for m, root in pairs(momentum, roots)]
+
+    groups = {
+        "g": lambda: [grad],
+        "clip_g": lambda: [jnp.clip(grad, -0.1, 0.1)],
+        "p": lambda: [param],
+        "m": lambda: list(momentum),
+        "rms": lambda: list(rms),
+        "m_norm": lambda: [m * s for m, s in pairs(momentum, rsqrt_rms())],
+        "rsqrt_rms": rsqrt_rms,
+        "fac_g": fac_g,
+        "g_norm": lambda: [grad * s for s in rsqrt_rms()],
+        "row": lambda: list(row),
+        "col": lambda: list(col),
+        "rsqrt_row": lambda: [lax.rsqrt(x + 1e-8) for x in row],
+        "rsqrt_col": lambda: [lax.rsqrt(x + 1e-8) for x in col],
+        "fac_m": fac_m,
+    }
+    return [plane for name in names for plane in groups[name]()]
+
+
+def feature_sizes(
+    names: Sequence[str], momentum: int, rms: int, second: int
+) -> list[int]:
+    """Planes per group, for so many decays.
+
+    Raises:
+      ValueError: an unknown group; decays that cannot be paired.
+    """
+    unknown = sorted(set(names) - set(FEATURES))
+    if unknown:
+        raise ValueError(
+            f"unknown features {', '.join(unknown)}; known: {', '.join(FEATURES)}"
+        )
+    sizes = {
+        **dict.fromkeys(("g", "clip_g", "p"), 1),
+        "m": momentum,
+        **dict.fromkeys(("rms", "rsqrt_rms", "g_norm"), rms),
+        **dict.fromkeys(("fac_g", "row", "col", "rsqrt_row", "rsqrt_col"), second),
+    }
+    if "m_norm" in names:
+        sizes["m_norm"] = len(pairs(range(momentum), range(rms)))
+    if "fac_m" in names:
+        sizes["fac_m"] = len(pairs(range(momentum), range(second)))
+    return [sizes[name] for name in names]
 
 
 def pairs(left: Sequence, right: Sequence) -> list[tuple]:

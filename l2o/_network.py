@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,22 +47,29 @@ def apply_mlp(
     theta: dict[str, jax.Array],
     planes: Sequence[jax.Array],
     scales: Sequence[jax.Array],
-    constants: jax.Array,
+    constants: jax.Array | None,
     shape: tuple[int, ...],
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
 ) -> list[jax.Array]:
     """The network's outputs, one plane of `shape` each.
 
     Args:
-      theta: from `init_mlp`, sizes[0] = len(planes) + len(constants).
+      theta: from `init_mlp`, sizes[0] = len(planes) + len(constants). More rows in
+        `w0` are not used.
       planes: features that broadcast to `shape`, in the order of `w0`'s rows.
       scales: one scalar per plane, multiplied into its row of `w0`.
       constants: shape (n,), features that are equal for the whole tensor; the last
-        rows of `w0`.
+        rows of `w0`; None for none.
       shape: the tensor's shape, at least 1-D.
+      activation: between the layers.
     """
     n = len(planes)
     w0 = theta["w0"][:n] * jnp.stack(scales)[:, None]
-    bias = theta["b0"] + constants @ theta["w0"][n:]
+    bias = theta["b0"]
+    if constants is not None:
+        bias = bias + jnp.matmul(
+            constants, theta["w0"][n:], precision=lax.Precision.HIGHEST
+        )
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, plane in enumerate(planes):
         by_shape.setdefault(plane.shape, []).append(i)
@@ -73,7 +80,7 @@ def apply_mlp(
         product = _linear(w0[np.array(group)], [planes[i] for i in group])
         hidden = [h + y for h, y in zip(hidden, product, strict=True)]
     for i in range(1, layers):
-        hidden = [jax.nn.relu(h) for h in hidden]
+        hidden = [activation(h) for h in hidden]
         product = _linear(theta[f"w{i}"], hidden)
         hidden = [y + b for y, b in zip(product, theta[f"b{i}"], strict=True)]
     return [jnp.broadcast_to(h, shape) for h in hidden]

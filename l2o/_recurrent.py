@@ -1,7 +1,12 @@
-"""Linear layers and the LSTM cell of the optimizers that carry a recurrent state."""
+"""What the optimizers that carry a recurrent state per tensor share.
+
+Linear layers, the LSTM cell, and the order of its rows: one row for each tensor that
+has elements, in the order of `jax.tree.leaves`.
+"""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +62,51 @@ def lstm(
     cell = jax.nn.sigmoid(f + forget_bias) * state.cell
     cell = cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def init_rows(initial: dict[str, jax.Array], tensors: int) -> LSTMState:
+    """Theta's initial state, shapes (1, size), repeated for each tensor."""
+    hidden, cell = (jnp.tile(initial[k], (tensors, 1)) for k in LSTMState._fields)
+    return LSTMState(hidden, cell)
+
+
+def rows_of(grads: Any, tree: Any) -> list[jax.Array]:
+    """The tensors of `tree`, float32, in the order in which a recurrent state has rows.
+
+    Tensors without elements have no row: their means would be nan.
+
+    Args:
+      grads: decides the structure, and by the sizes of its leaves what has a row.
+      tree: of the same structure; its leaves keep their shapes.
+    """
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
+    return [
+        jnp.asarray(x, jnp.float32)
+        for x, grad in zip(structure.flatten_up_to(tree), leaves, strict=True)
+        if grad.size
+    ]
+
+
+def tree_of(grads: Any, rows: Sequence[jax.Array]) -> Any:
+    """The inverse of `rows_of`; tensors without elements are those of `grads`."""
+    leaves, structure = jax.tree.flatten(grads)
+    rest = iter(rows)
+    return structure.unflatten([next(rest) if x.size else x for x in leaves])
+
+
+def count_rows(params: Any) -> int:
+    """The number of tensors that have elements."""
+    return sum(x.size > 0 for x in jax.tree.leaves(params))
+
+
+def moments(planes: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over all elements of arrays of one shape."""
+    n = len(planes)
+    mean = sum(map(jnp.mean, planes), jnp.float32(0)) / n
+    return mean, sum((jnp.mean((x - mean) ** 2) for x in planes), jnp.float32(0)) / n
+
+
+def log_magnitude(x: jax.Array) -> jax.Array:
+    """`clip(log(|x| + 1e-8), -5, 5)`."""
+    return jnp.clip(jnp.log(jnp.abs(x) + 1e-8), -5, 5)

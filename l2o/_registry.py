@@ -7,6 +7,8 @@ from typing import Any
 from ._base import LearnedOptimizer
 from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
 from ._mlp import mlp
+from ._nn_adam import nn_adam
+from ._rnn_mlp import rnn_mlp
 from ._small_fc import small_fc
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
@@ -14,6 +16,8 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "learnable_sgd": learnable_sgd,
     "learnable_sgdm": learnable_sgdm,
     "mlp": mlp,
+    "nn_adam": nn_adam,
+    "rnn_mlp": rnn_mlp,
     "small_fc": small_fc,
 }
 

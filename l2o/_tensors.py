@@ -1,6 +1,7 @@
 """Applies an update rule that is written for one tensor to a whole tree."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,20 +9,26 @@ import jax.numpy as jnp
 
 
 def map_tensors(
-    rule: Callable[..., tuple], grads: Any, params: Any, *slots: tuple[Any, ...]
+    rule: Callable[..., tuple],
+    grads: Any,
+    params: Any,
+    *slots: tuple[Any, ...],
+    given: Sequence[Sequence[Any]] = (),
 ) -> tuple[Any, ...]:
-    """Calls `rule(grad, param, *slot leaves)` for each tensor of `grads`.
+    """Calls `rule(grad, param, *slot leaves, *given)` for each tensor of `grads`.
 
     The rule sees float32 tensors of at least one axis: scalars are given as shape (1,)
     and restored, and tensors without elements are passed through. It returns the update
     and the new slots.
 
     Args:
-      rule: `(grad, param, slot, ...) -> (update, slot, ...)`, each slot a tuple with
-        one entry per decay.
+      rule: `(grad, param, slot, ..., given, ...) -> (update, slot, ...)`, each slot a
+        tuple with one entry per decay.
       grads, params: trees of one structure.
       *slots: each a tuple of trees like `grads`, one per decay; the shapes of their
         leaves may differ from the gradients'.
+      given: sequences with one entry per tensor that has elements, handed to the rule
+        as they are.
 
     Returns:
       The tree of updates and, per slot, the new tuple of trees.
@@ -32,13 +39,14 @@ def map_tensors(
     slot_leaves = [[structure.flatten_up_to(t) for t in slot] for slot in slots]
 
     results = []
+    rest = zip(*given, strict=True) if given else itertools.repeat(())
     for i, (grad, param) in enumerate(zip(leaves, param_leaves, strict=True)):
         state = [tuple(tree[i] for tree in slot) for slot in slot_leaves]
         if grad.size == 0:
             results.append((grad, *state))
             continue
         old = (grad, param, *state)
-        new = rule(*jax.tree.map(_as_vector, old))
+        new = rule(*jax.tree.map(_as_vector, old), *next(rest))
         like = (grad, *state)
         results.append(
             jax.tree.map(lambda x, ref: jnp.reshape(x, ref.shape), new, like)
@@ -53,6 +61,11 @@ def map_tensors(
         for k, slot in enumerate(slots)
     )
     return updates, *new_slots
+
+
+def with_elements(tree: Any) -> list[Any]:
+    """The leaves that `map_tensors` gives to its rule, in its order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
 def _as_vector(x: jax.Array) -> jax.Array:

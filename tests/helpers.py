@@ -72,3 +72,8 @@ def normal(seed, shapes):
         name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for name, shape in shapes.items()
     }
+
+
+def momenta(state):
+    """Of `mlp`, or of an optimizer with `Accumulators`."""
+    return state.momentum if hasattr(state, "momentum") else state.accumulators.momentum

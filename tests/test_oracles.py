@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import normal
+from helpers import momenta, normal
 
 import l2o
 from l2o._accumulators import (
+    Decays,
     factored_axes,
-    init_second_moment,
-    inverse_root,
-    update_second_moment,
+    init_accumulators,
+    inverse_roots,
+    update_accumulators,
 )
 from l2o._features import time_embedding
 
@@ -148,12 +149,15 @@ def test_time_embedding_closed_form():
 
 
 def test_first_factored_update_of_a_constant_gradient():
-    grad, decay = jnp.full((5, 3), -2.0), jnp.float32(0.9)
-    moment = update_second_moment(init_second_moment(grad), grad, decay)
-    assert (moment.row.shape, moment.col.shape) == ((1, 3), (5, 1))
-    np.testing.assert_allclose(moment.row, 0.1 * 4, rtol=1e-6)
-    np.testing.assert_allclose(moment.col, 0.1 * 4, rtol=1e-6)
-    scaled = math.prod(inverse_root(moment, grad.shape), start=grad)
+    grad, decays = jnp.full((5, 3), -2.0), Decays(second=(0.9,))
+    axes = factored_axes(grad.shape)
+    zeros = init_accumulators(grad, decays)
+    moment = update_accumulators(zeros, grad, decays, axes)
+    (row,), (col,) = moment.row, moment.col
+    assert (row.shape, col.shape) == ((1, 3), (5, 1))
+    np.testing.assert_allclose(row, 0.1 * 4, rtol=1e-6)
+    np.testing.assert_allclose(col, 0.1 * 4, rtol=1e-6)
+    scaled = math.prod(inverse_roots(moment, axes)[0], start=grad)
     np.testing.assert_allclose(scaled, -1 / math.sqrt(0.1), rtol=1e-5)
 
 
@@ -293,11 +297,11 @@ def _assert_follows(optimizer, slow, theta, params, grads):
             np.testing.assert_allclose(
                 path[t][name], expected[t], rtol=0, atol=1e-5, err_msg=f"{name} {t}"
             )
-        found = {"momentum": [m[name] for m in state.momentum]}
+        found = {"momentum": [m[name] for m in momenta(state)]}
         if "rms" in slots:
-            found["rms"] = [r[name] for r in state.rms]
-            found["row"] = [v.row[name] for v in state.second]
-            found["col"] = [v.col[name] for v in state.second]
+            found["rms"] = [r[name] for r in state.accumulators.rms]
+            found["row"] = [v[name] for v in state.accumulators.row]
+            found["col"] = [v[name] for v in state.accumulators.col]
         for slot, expected_slot in slots.items():
             stacked = np.stack(
                 [np.broadcast_to(x, param.shape) for x in found[slot]], -1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import momenta
 
 ROOT = Path(__file__).parent.parent
 TRACES = sorted((ROOT / "tests" / "traces").glob("*.npz"))
@@ -50,17 +51,19 @@ def test_state_follows_the_trace(replay):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
     for name in replay.meta["leaf_order"]:
-        momentum = [tree[name] for tree in state.momentum]
-        if not hasattr(state, "rms"):
+        momentum = [tree[name] for tree in momenta(state)]
+        if hasattr(state, "momentum"):
             check(momentum, f"rolling_features/m/{name}")
             continue
         check(momentum, f"mom_rolling/m/{name}")
-        check([tree[name] for tree in state.rms], f"rms_rolling/rms/{name}")
-        rows = [moment.row[name] for moment in state.second]
+        check(
+            [tree[name] for tree in state.accumulators.rms], f"rms_rolling/rms/{name}"
+        )
+        rows = [tree[name] for tree in state.accumulators.row]
         if f"state/20/fac_rolling_features/v_diag/{name}" in trace.files:
             check(rows, f"fac_rolling_features/v_diag/{name}")
         else:
-            cols = [moment.col[name] for moment in state.second]
+            cols = [tree[name] for tree in state.accumulators.col]
             check(rows, f"fac_rolling_features/v_row/{name}")
             check(cols, f"fac_rolling_features/v_col/{name}")
 
