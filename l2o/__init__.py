@@ -10,6 +10,9 @@ from ._frozen import shipped as shipped
 from ._hyper import learnable_adam as learnable_adam
 from ._hyper import learnable_sgd as learnable_sgd
 from ._hyper import learnable_sgdm as learnable_sgdm
+from ._l2o_pa import l2o_pa as l2o_pa
+from ._l2o_scale import l2o_scale as l2o_scale
+from ._lstm import lstm as lstm
 from ._mlp import mlp as mlp
 from ._nadamw import nadamw as nadamw
 from ._nadamw import nadamw_schedule as nadamw_schedule
@@ -17,4 +20,5 @@ from ._nn_adam import nn_adam as nn_adam
 from ._registry import FACTORIES as FACTORIES
 from ._registry import make as make
 from ._rnn_mlp import rnn_mlp as rnn_mlp
+from ._rnnprop import rnnprop as rnnprop
 from ._small_fc import small_fc as small_fc

@@ -109,11 +109,12 @@ def l2o_pa(
     et al., 2023).
     """
     controls = dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True))
-    for name, control in controls.items():
-        if control is not None and control[0] not in _NORMS:
+    norms = {k: c[0] for k, c in controls.items() if c is not None}
+    factors = {k: c[1] for k, c in controls.items() if c is not None}
+    for name, norm in norms.items():
+        if norm not in _NORMS:
             raise ValueError(
-                f"unknown normaliser {control[0]!r} of {name}; "
-                f"known: {', '.join(_NORMS)}"
+                f"unknown normaliser {norm!r} of {name}; known: {', '.join(_NORMS)}"
             )
     if prox not in _PROX:
         raise ValueError(f"unknown prox {prox!r}; known: {', '.join(_PROX)}")
@@ -121,9 +122,6 @@ def l2o_pa(
         raise ValueError(
             "b_norm_for_all needs b; where b is off, name the normaliser in b1 and b2"
         )
-    # JSON has lists only.
-    controls = {k: None if c is None else list(c) for k, c in controls.items()}
-    norms = {k: c[0] for k, c in controls.items() if c is not None}
     if b_norm_for_all:
         norms |= {k: norms["b"] for k in ("b1", "b2") if k in norms}
 
@@ -146,10 +144,10 @@ def l2o_pa(
         stack = [merge_biases(theta[f"lstm_{i}"]) for i in range(layers)]
 
         def control(name, features, off):
-            if controls[name] is None:
+            if name not in norms:
                 return off
             out = linear(theta["heads"][name], features)[..., 0]
-            return _NORMS[norms[name]](out) * controls[name][1]
+            return _NORMS[norms[name]](out) * factors[name]
 
         def update_tensor(grad, x, z, z_grad, hidden, cell, step):
             (z,), (z_grad,) = z, z_grad
@@ -159,7 +157,7 @@ def l2o_pa(
             features = jax.nn.relu(linear(theta["linear"], features))
             step = step * control("p", features, jnp.float32(1))
             u = x - step * grad
-            if controls["b"] is not None:
+            if "b" in norms:
                 share = control("b", features, None)
                 u = share * u + (1 - share) * (z - step * z_grad)
             u += control("b1", features, 0)
@@ -170,8 +168,11 @@ def l2o_pa(
 
         def init_fn(params):
             return L2OPAState(
-                optax.tree.cast(params, jnp.float32),
-                init_stack(params, layers, hidden_size, scale=state_scale, seed=seed),
+                # A copy, so that parameters and state can both be donated.
+                z=jax.tree.map(lambda x: jnp.array(x, jnp.float32), params),
+                lstm=init_stack(
+                    params, layers, hidden_size, scale=state_scale, seed=seed
+                ),
             )
 
         def update_fn(
@@ -180,7 +181,7 @@ def l2o_pa(
             del extra
             require_params(params, "l2o_pa")
             z_grads = updates
-            if controls["b"] is not None:
+            if "b" in norms:
                 if grad_fn is None:
                     raise ValueError(
                         "l2o_pa with b needs the gradient at a second point: call "
@@ -208,7 +209,8 @@ def l2o_pa(
         "lipschitz": lipschitz,
         "prox": prox,
         "rho": rho,
-        **controls,
+        # JSON has lists only.
+        **{k: None if c is None else list(c) for k, c in controls.items()},
         "b_norm_for_all": b_norm_for_all,
         "state_scale": state_scale,
         "seed": seed,

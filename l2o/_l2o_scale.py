@@ -1,6 +1,7 @@
 """`l2o_scale`: recurrent networks per coordinate, per tensor and for the problem."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -183,15 +184,15 @@ def l2o_scale(
             def zeros():
                 return tree(lambda _, shape: jnp.zeros(shape, jnp.float32))
 
-            initial = theta["initial"]
+            def start(level, shape=()):
+                # A buffer of its own for every leaf, so that states can be donated.
+                initial = theta["initial"][level]
+                return jnp.zeros((*shape, initial.size), jnp.float32) + initial
+
             return L2OScaleState(
-                coordinate=tree(
-                    lambda _, shape: jnp.broadcast_to(
-                        initial["coordinate"], (*shape, size)
-                    )
-                ),
-                tensor=tree(lambda _, shape: jnp.asarray(initial["tensor"])),
-                problem=jnp.asarray(initial["problem"]),
+                coordinate=tree(lambda _, shape: start("coordinate", shape)),
+                tensor=tree(lambda _, shape: start("tensor")),
+                problem=start("problem"),
                 scale_decay=zeros(),
                 input_decay=zeros(),
                 log_lr=tree(functools.partial(_initial_log_lr, seed, min_lr, max_lr)),
@@ -225,7 +226,14 @@ def l2o_scale(
             below = jnp.mean(jnp.stack(tensors), 0)
             problem = _gru(theta["problem"], below, state.problem)
             return updates, L2OScaleState(
-                hidden[0], tensor[0], problem, *decays, log_lr[0], momentum, square
+                coordinate=hidden[0],
+                tensor=tensor[0],
+                problem=problem,
+                scale_decay=decays[0],
+                input_decay=decays[1],
+                log_lr=log_lr[0],
+                momentum=momentum,
+                square=square,
             )
 
         return stable_dtypes(init_fn, update_fn)
@@ -267,7 +275,7 @@ def _update_square(square, x, decay):
 
 
 def _features(scaled, square, relative_lr):
-    products = [a * b for a, b in zip(scaled[:-1], scaled[1:], strict=True)]
+    products = [a * b for a, b in itertools.pairwise(scaled)]
     logs = [jnp.log(s + 1e-16) for s in square]
     mean = sum(logs) / _SCALES
     return jnp.stack(

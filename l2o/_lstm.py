@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ._base import LearnedOptimizer, stable_dtypes
 from ._coordinatewise import StackState, apply_stack, init_sonnet_lstm, init_stack

@@ -6,18 +6,26 @@ from typing import Any
 
 from ._base import LearnedOptimizer
 from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
+from ._l2o_pa import l2o_pa
+from ._l2o_scale import l2o_scale
+from ._lstm import lstm
 from ._mlp import mlp
 from ._nn_adam import nn_adam
 from ._rnn_mlp import rnn_mlp
+from ._rnnprop import rnnprop
 from ._small_fc import small_fc
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
+    "l2o_pa": l2o_pa,
+    "l2o_scale": l2o_scale,
     "learnable_adam": learnable_adam,
     "learnable_sgd": learnable_sgd,
     "learnable_sgdm": learnable_sgdm,
+    "lstm": lstm,
     "mlp": mlp,
     "nn_adam": nn_adam,
     "rnn_mlp": rnn_mlp,
+    "rnnprop": rnnprop,
     "small_fc": small_fc,
 }
 

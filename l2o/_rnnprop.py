@@ -114,8 +114,8 @@ def rnnprop(
             mean = b1 * mean[0] + (1 - b1) * grad
             square = b2 * square[0] + (1 - b2) * grad * grad
             root = safe_sqrt(square * unbias[1]) + _EPS
-            x = [mean * unbias[0] / root, grad / root]
-            x = jnp.stack(x[::-1] if torch else x, -1)
+            ratios = [mean * unbias[0] / root, grad / root]
+            x = jnp.stack(ratios[::-1] if torch else ratios, -1)
             x = jax.nn.elu(linear(theta["linear_in"], x))
             x, hidden, cell = apply_stack(
                 stack, x, hidden, cell, forget_bias=0.0 if torch else 1.0
@@ -124,9 +124,12 @@ def rnnprop(
             return step * out, (mean,), (square,), hidden, cell
 
         def init_fn(params):
-            zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
-            states = init_stack(params, layers, hidden_size, scale=scale, seed=seed)
-            return RNNPropState(jnp.zeros([], jnp.int32), zeros, zeros, states)
+            return RNNPropState(
+                count=jnp.zeros([], jnp.int32),
+                mean=optax.tree.zeros_like(params, dtype=jnp.float32),
+                square=optax.tree.zeros_like(params, dtype=jnp.float32),
+                lstm=init_stack(params, layers, hidden_size, scale=scale, seed=seed),
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
             del params, extra_args
