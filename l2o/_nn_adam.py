@@ -13,7 +13,6 @@ from ._accumulators import update_moment
 from ._base import LearnedOptimizer, require_params, stable_dtypes
 from ._recurrent import (
     LSTMState,
-    count_rows,
     init_linear,
     init_lstm,
     init_rows,
@@ -24,6 +23,7 @@ from ._recurrent import (
     rows_of,
     tree_of,
 )
+from ._tensors import with_elements
 
 _FEATURES = 19
 # Of the learning rate, 1 - b1, 1 - b2 and eps, in the order of the LSTM's outputs.
@@ -108,7 +108,7 @@ def nn_adam(
         start = jnp.stack([theta[name] for name in ("lr", "b1", "b2", "eps")])
 
         def init_fn(params):
-            tensors = count_rows(params)
+            tensors = len(with_elements(params))
             return NNAdamState(
                 count=jnp.zeros([], jnp.int32),
                 momentum=optax.tree.zeros_like(params),

@@ -90,14 +90,10 @@ def rows_of(grads: Any, tree: Any) -> list[jax.Array]:
 
 def tree_of(grads: Any, rows: Sequence[jax.Array]) -> Any:
     """The inverse of `rows_of`; tensors without elements are those of `grads`."""
-    leaves, structure = jax.tree.flatten(grads)
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
     rest = iter(rows)
     return structure.unflatten([next(rest) if x.size else x for x in leaves])
-
-
-def count_rows(params: Any) -> int:
-    """The number of tensors that have elements."""
-    return sum(x.size > 0 for x in jax.tree.leaves(params))
 
 
 def moments(planes: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:

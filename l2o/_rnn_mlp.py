@@ -15,7 +15,6 @@ from ._features import TIME_SCALES, inverse_rms
 from ._network import apply_mlp, init_mlp
 from ._recurrent import (
     LSTMState,
-    count_rows,
     init_linear,
     init_lstm,
     init_rows,
@@ -26,6 +25,7 @@ from ._recurrent import (
     rows_of,
     tree_of,
 )
+from ._tensors import with_elements
 
 _EPS = 1e-5
 _TRAIN_DECAY, _VALID_DECAY = 0.9, 0.95  # of the statistics of the two losses
@@ -148,7 +148,7 @@ def rnn_mlp(
             return -step.reshape(param.shape), jnp.stack([jnp.mean(x) for x in message])
 
         def init_fn(params):
-            tensors = count_rows(params)
+            tensors = len(with_elements(params))
             loss = LossStatistics(
                 jnp.zeros([], jnp.float32),
                 jnp.zeros([], jnp.float32),

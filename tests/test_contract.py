@@ -255,8 +255,11 @@ def test_vmap_over_theta_and_over_tensors(case):
         stack(*thetas), stack(*starts), stack(*GRADS[:2])
     )
     for i, theta in enumerate(thetas):
+        tx = case.optimizer.bind(
+            theta, num_steps=NUM_STEPS
+        )  # the state starts in theta
         for j, params in enumerate(starts):
-            state = case.tx.init(params)
+            state = tx.init(params)
             expected = case.step(theta, params, state, GRADS[j], LOSS)
             _assert_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], result), expected)
 
