@@ -2,6 +2,12 @@
 
 from ._base import LearnedOptimizer as LearnedOptimizer
 from ._base import stable_dtypes as stable_dtypes
+from ._celo import celo as celo
+from ._celo2 import celo2 as celo2
+from ._celo2_base import celo2_base as celo2_base
+from ._celo_adam import celo_adam as celo_adam
+from ._elo import elo as elo
+from ._elo_celo2 import elo_celo2 as elo_celo2
 from ._frozen import load as load
 from ._frozen import load_theta as load_theta
 from ._frozen import read_card as read_card
@@ -14,6 +20,9 @@ from ._l2o_pa import l2o_pa as l2o_pa
 from ._l2o_scale import l2o_scale as l2o_scale
 from ._lstm import lstm as lstm
 from ._mlp import mlp as mlp
+from ._mulo import mulo as mulo
+from ._mulo import mup as mup
+from ._mulo import mup_multipliers as mup_multipliers
 from ._nadamw import nadamw as nadamw
 from ._nadamw import nadamw_schedule as nadamw_schedule
 from ._nn_adam import nn_adam as nn_adam
@@ -22,3 +31,4 @@ from ._registry import make as make
 from ._rnn_mlp import rnn_mlp as rnn_mlp
 from ._rnnprop import rnnprop as rnnprop
 from ._small_fc import small_fc as small_fc
+from ._velo import velo as velo

@@ -78,6 +78,8 @@ def factored_axes(shape: tuple[int, ...], factoring: Factoring = "stable") -> Ax
 
 def torch_axes(ndim: int) -> tuple[int, ...]:
     """Our axes in the order of PyTorch's: (..., in, out) becomes (out, in, ...)."""
+    if ndim < 2:
+        return tuple(range(ndim))
     return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 

@@ -55,6 +55,7 @@ class LearnedOptimizer(NamedTuple):
         folder can rebuild the same architecture.
       needs: what a call cannot do without, of "params", "value" (the loss, both at
         `update`) and "num_steps" (at `bind`).
+      frozen: top-level keys of theta that meta-training leaves as they are.
     """
 
     init_theta: InitThetaFn
@@ -62,6 +63,7 @@ class LearnedOptimizer(NamedTuple):
     name: str = ""
     arguments: Mapping[str, Any] = {}
     needs: tuple[str, ...] = ("params",)
+    frozen: tuple[str, ...] = ()
 
 
 def require_params(params: Any, name: str) -> None:

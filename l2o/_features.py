@@ -137,19 +137,28 @@ def adafactor_features(
     return [plane for name in names for plane in groups[name]()]
 
 
-def feature_sizes(
-    names: Sequence[str], momentum: int, rms: int, second: int
-) -> list[int]:
-    """Planes per group, for so many decays.
+def check_features(names: Sequence[str]) -> tuple[str, ...]:
+    """The named groups in the order of `FEATURES`.
 
     Raises:
-      ValueError: an unknown group; decays that cannot be paired.
+      ValueError: an unknown group.
     """
     unknown = sorted(set(names) - set(FEATURES))
     if unknown:
         raise ValueError(
             f"unknown features {', '.join(unknown)}; known: {', '.join(FEATURES)}"
         )
+    return tuple(name for name in FEATURES if name in names)
+
+
+def feature_sizes(
+    names: Sequence[str], momentum: int, rms: int, second: int
+) -> list[int]:
+    """Planes per group, for so many decays.
+
+    Raises:
+      ValueError: decays that cannot be paired.
+    """
     sizes = {
         **dict.fromkeys(("g", "clip_g", "p"), 1),
         "m": momentum,

@@ -5,17 +5,31 @@ from collections.abc import Callable
 from typing import Any
 
 from ._base import LearnedOptimizer
+from ._celo import celo
+from ._celo2 import celo2
+from ._celo2_base import celo2_base
+from ._celo_adam import celo_adam
+from ._elo import elo
+from ._elo_celo2 import elo_celo2
 from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
 from ._l2o_pa import l2o_pa
 from ._l2o_scale import l2o_scale
 from ._lstm import lstm
 from ._mlp import mlp
+from ._mulo import mulo
 from ._nn_adam import nn_adam
 from ._rnn_mlp import rnn_mlp
 from ._rnnprop import rnnprop
 from ._small_fc import small_fc
+from ._velo import velo
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
+    "celo": celo,
+    "celo2": celo2,
+    "celo2_base": celo2_base,
+    "celo_adam": celo_adam,
+    "elo": elo,
+    "elo_celo2": elo_celo2,
     "l2o_pa": l2o_pa,
     "l2o_scale": l2o_scale,
     "learnable_adam": learnable_adam,
@@ -23,10 +37,12 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "learnable_sgdm": learnable_sgdm,
     "lstm": lstm,
     "mlp": mlp,
+    "mulo": mulo,
     "nn_adam": nn_adam,
     "rnn_mlp": rnn_mlp,
     "rnnprop": rnnprop,
     "small_fc": small_fc,
+    "velo": velo,
 }
 
 

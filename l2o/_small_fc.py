@@ -154,6 +154,7 @@ def small_fc_transformation(
     name: str,
     factoring: Factoring = "stable",
     fused_row_mean: bool = False,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """The rule of `small_fc` for given weights and decays."""
 
@@ -172,7 +173,7 @@ def small_fc_transformation(
         scales = [inverse_rms(plane, _EPS) for plane in planes]
         direction, magnitude = apply_mlp(nn, planes, scales, time, grad.shape)
         step = direction * jnp.exp(magnitude * exp_mult) * step_mult
-        return -step, *accumulators
+        return -step - weight_decay * param, *accumulators
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, factoring)

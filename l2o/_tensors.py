@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def map_tensors(
@@ -66,6 +67,13 @@ def map_tensors(
 def with_elements(tree: Any) -> list[Any]:
     """The leaves that `map_tensors` gives to its rule, in its order."""
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+
+
+def clip_by_global_norm(grads: Any, max_norm: float) -> Any:
+    """Scales `grads` to that norm where they have a larger one; not where it is NaN."""
+    norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+    scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    return jax.tree.map(lambda g: g * scale, grads)
 
 
 def _as_vector(x: jax.Array) -> jax.Array:

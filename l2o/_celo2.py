@@ -1,0 +1,276 @@
+"""`celo2`: Celo2-base on orthogonalised matrices, Adam on vectors and embeddings."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._accumulators import Factoring, update_moment
+from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._celo2_base import (
+    NS_COEFFS,
+    celo2_transformation,
+    init_celo2,
+    make_rule,
+    rule_arguments,
+)
+from ._features import FEATURES
+from ._tensors import clip_by_global_norm, map_tensors
+
+REGEX_1D = r".*bias.*|.*embed.*"
+
+
+class AdamState(NamedTuple):
+    """Moments of the tensors that Adam updates."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
+    momentum: Any  # tree like params
+    rms: Any  # tree like params
+
+
+class _Variant(NamedTuple):
+    """Where the two published forms differ."""
+
+    mult_1d: float
+    adam_bias_correction: bool
+    routes_vectors: bool
+    eps_in_root: bool
+    bounds_adam: bool
+    factoring: Factoring
+    torch_layout: bool
+
+
+_VARIANTS = {
+    "jax": _Variant(20.0, False, False, True, False, "stable", False),
+    "pylo": _Variant(1.0, True, True, False, True, "torch", True),
+}
+
+
+def celo2(
+    *,
+    variant: Literal["jax", "pylo"] = "jax",
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    regex_1d: str | None = REGEX_1D,
+    mult_1d: float | None = None,
+    weight_decay_1d: float | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.95,
+    adam_eps: float = 1e-8,
+    adam_bias_correction: bool | None = None,
+    max_norm: float | None = None,
+    gradient_bound: float = 1000.0,
+    hidden_size: int = 8,
+    hidden_layers: int = 2,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.95,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    features: Sequence[str] = FEATURES,
+    exp_mult: float = 0.0,
+    rmsmult: float = 1.0,
+    param_scale_mult: bool = False,
+    precondition_output: bool = False,
+    normalize_input: bool = True,
+    normalize_output: bool = True,
+    aggregate_mag: bool = False,
+    bias_correction: bool = False,
+    activation: Literal["relu", "tanh"] = "relu",
+    orthogonalize: bool = True,
+    ns_coeffs: Sequence[float] = NS_COEFFS,
+    ns_iters: int = 5,
+    ns_eps: float = 1e-8,
+    factoring: Factoring | None = None,
+) -> LearnedOptimizer:
+    r"""Learned rule with orthogonal steps for matrices, Adam for the rest (Celo2).
+
+    .. math:: p \leftarrow p - \alpha\,(\mathrm{normalise}(\mathrm{NS}(d)) + w p)
+              \quad\text{or}\quad
+              p \leftarrow p - \mu \alpha\,(m / \sqrt{v + \epsilon} + w p)
+
+    The first is the rule of `celo2_base` with Newton-Schulz iterations NS, the second
+    is for parameters whose path matches `regex_1d`. In the "pylo" variant it is
+    `m^ / (sqrt(v^) + eps)`.
+
+    | variant | "jax" (published with the paper) | "pylo" (PyLO, PyTorch) |
+    |---|---|---|
+    | Adam | no bias correction, epsilon in the root, mu = 20 | corrected, epsilon outside, mu = 1 |
+    | to Adam go | paths that match, no others | those, and all vectors and scalars |
+    | gradients cut to +-1000 | not for Adam | everywhere |
+    | normalised axes | the last two of (..., in, out) | those of (out, in, ...): a kernel's height and width |
+    | equal axes | of (..., in, out) | of (out, in, ...) |
+
+    Args:
+      variant: sets what the table lists; parameters are (..., in, out) in both.
+      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
+        and chain `optax.scale_by_schedule(alpha)` after it.
+      regex_1d: searched in a parameter's path, keys joined by `/`; None sends nothing
+        to Adam. The published meta-training has "/b$".
+      mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
+      adam_b1, adam_b2, adam_eps, adam_bias_correction: of Adam.
+      max_norm: bound of the global norm of the gradients; None for none.
+      gradient_bound: gradients are cut to it.
+      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
+      momentum_decays, rms_decays, adafactor_decays, features, exp_mult, rmsmult,
+      param_scale_mult, precondition_output, normalize_input, normalize_output,
+      aggregate_mag, bias_correction, activation, orthogonalize, ns_coeffs, ns_iters,
+      ns_eps: as for `celo2_base`.
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; None for the variant's.
+
+    Raises:
+      ValueError: decays that cannot be paired; unknown features, activation or variant;
+        `update` called without `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.celo2(learning_rate=1e-2, weight_decay=0.1)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026);
+    "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al., 2025).
+    """
+    if variant not in _VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}")
+    form = _VARIANTS[variant]
+    pattern = None if regex_1d is None else re.compile(regex_1d)
+    mult = form.mult_1d if mult_1d is None else mult_1d
+    decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
+    correct = (
+        form.adam_bias_correction
+        if adam_bias_correction is None
+        else adam_bias_correction
+    )
+    rule = make_rule(
+        momentum_decays=momentum_decays,
+        rms_decays=rms_decays,
+        adafactor_decays=adafactor_decays,
+        features=features,
+        exp_mult=exp_mult,
+        rmsmult=rmsmult,
+        param_scale_mult=param_scale_mult,
+        precondition_output=precondition_output,
+        normalize_input=normalize_input,
+        normalize_output=normalize_output,
+        aggregate_mag=aggregate_mag,
+        bias_correction=bias_correction,
+        activation=activation,
+        orthogonalize=orthogonalize,
+        ns_coeffs=ns_coeffs,
+        ns_iters=ns_iters,
+        ns_eps=ns_eps,
+        factoring=form.factoring if factoring is None else factoring,
+        torch_layout=form.torch_layout,
+    )
+
+    def label(path, param):
+        if pattern is None:
+            return "learned"
+        is_vector = form.routes_vectors and jnp.ndim(param) < 2
+        return "adam" if is_vector or matches(pattern, path) else "learned"
+
+    def init_theta(key):
+        return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        parts = optax.partition(
+            {
+                "learned": celo2_transformation(
+                    rule,
+                    theta["nn"],
+                    learning_rate,
+                    weight_decay,
+                    name="celo2",
+                    gradient_bound=gradient_bound,
+                ),
+                "adam": _adam(
+                    mult * learning_rate,
+                    decay_1d,
+                    adam_b1,
+                    adam_b2,
+                    adam_eps,
+                    bias_correction=correct,
+                    eps_in_root=form.eps_in_root,
+                    gradient_bound=gradient_bound if form.bounds_adam else jnp.inf,
+                ),
+            },
+            lambda params: jax.tree_util.tree_map_with_path(label, params),
+        )
+
+        def update_fn(updates, state, params=None, **extra_args):
+            require_params(params, "celo2")
+            if max_norm is not None:
+                updates = clip_by_global_norm(updates, max_norm)
+            return parts.update(updates, state, params, **extra_args)
+
+        return stable_dtypes(parts.init, update_fn)
+
+    arguments = {
+        "variant": variant,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "regex_1d": regex_1d,
+        "mult_1d": mult_1d,
+        "weight_decay_1d": weight_decay_1d,
+        "adam_b1": adam_b1,
+        "adam_b2": adam_b2,
+        "adam_eps": adam_eps,
+        "adam_bias_correction": adam_bias_correction,
+        "max_norm": max_norm,
+        "gradient_bound": gradient_bound,
+        "hidden_size": hidden_size,
+        "hidden_layers": hidden_layers,
+        **rule_arguments(rule),
+        "factoring": factoring,
+    }
+    return LearnedOptimizer(init_theta, bind, "celo2", arguments)
+
+
+def matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:
+    """Whether the pattern is found in the path, its keys joined by `/`."""
+    return bool(pattern.search("/".join(str(getattr(k, "key", k)) for k in path)))
+
+
+def _adam(
+    learning_rate,
+    weight_decay,
+    b1,
+    b2,
+    eps,
+    *,
+    bias_correction,
+    eps_in_root,
+    gradient_bound,
+):
+    def init_fn(params):
+        return AdamState(
+            jnp.zeros([], jnp.int32),
+            optax.tree.zeros_like(params),
+            optax.tree.zeros_like(params),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        count = optax.safe_increment(state.count)
+
+        def update_tensor(grad, param, momentum, rms):
+            grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+            m = update_moment(momentum[0], grad, b1)
+            v = update_moment(rms[0], grad * grad, b2)
+            m_hat, v_hat = m, v
+            if bias_correction:
+                m_hat, v_hat = m / (1 - b1**count), v / (1 - b2**count)
+            root = jnp.sqrt(v_hat + eps) if eps_in_root else jnp.sqrt(v_hat) + eps
+            return -learning_rate * (m_hat / root + weight_decay * param), (m,), (v,)
+
+        updates, (momentum,), (rms,) = map_tensors(
+            update_tensor, updates, params, (state.momentum,), (state.rms,)
+        )
+        return updates, AdamState(count, momentum, rms)
+
+    return stable_dtypes(init_fn, update_fn)

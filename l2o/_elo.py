@@ -1,0 +1,103 @@
+"""`elo`: the rule of small_fc with fixed decays and a learning rate."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ._accumulators import Decays, Factoring, check_factoring
+from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._network import init_mlp
+from ._small_fc import small_fc_sizes, small_fc_transformation
+from ._tensors import clip_by_global_norm
+
+
+def elo(
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+    hidden_size: int = 32,
+    hidden_layers: int = 2,
+    exp_mult: float = 1e-3,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.999,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    fused_row_mean: bool = False,
+    factoring: Factoring = "stable",
+) -> LearnedOptimizer:
+    r"""Per-parameter MLP over Adafactor features and time, with a learning rate (ELO).
+
+    .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi), \tau(t)), \quad
+              p \leftarrow p - \alpha\,(d\, e^{\lambda a} + w p)
+
+    The network of `small_fc` at hidden size 32; gradients that are not finite count as
+    zero (NaN) or the largest number (infinity).
+
+    Args:
+      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
+        and chain `optax.scale_by_schedule(alpha)` after it.
+      max_norm: bound of the global norm of the gradients; None for none.
+      hidden_size, hidden_layers: the network; 2 402 meta-parameters by default.
+      exp_mult: lambda.
+      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
+      fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; "torch" is PyLO's order.
+
+    Raises:
+      ValueError: decays that cannot be paired; `update` called without `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.elo(learning_rate=1e-2)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
+    2025).
+    """
+    check_factoring(factoring)
+    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
+    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+
+    def init_theta(key):
+        return {"nn": init_mlp(key, sizes)}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        tx = small_fc_transformation(
+            theta["nn"],
+            decays,
+            exp_mult=exp_mult,
+            step_mult=learning_rate,
+            factoring=factoring,
+            fused_row_mean=fused_row_mean,
+            weight_decay=learning_rate * weight_decay,
+            name="elo",
+        )
+
+        def update_fn(updates, state, params=None, **extra_args):
+            require_params(params, "elo")
+            if max_norm is not None:
+                updates = clip_by_global_norm(updates, max_norm)
+            updates = jax.tree.map(jnp.nan_to_num, updates)
+            return tx.update(updates, state, params, **extra_args)
+
+        return stable_dtypes(tx.init, update_fn)
+
+    arguments = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "max_norm": max_norm,
+        "hidden_size": hidden_size,
+        "hidden_layers": hidden_layers,
+        "exp_mult": exp_mult,
+        "momentum_decays": list(decays.momentum),
+        "rms_decays": list(decays.rms),
+        "adafactor_decays": list(decays.second),
+        "fused_row_mean": fused_row_mean,
+        "factoring": factoring,
+    }
+    return LearnedOptimizer(init_theta, bind, "elo", arguments)

@@ -1,0 +1,194 @@
+"""`elo_celo2`: Celo2's rule, and AdamW on the accumulators that it has anyway."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._accumulators import (
+    Accumulators,
+    Factoring,
+    factored_axes,
+    init_accumulators,
+    update_accumulators,
+)
+from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._celo2 import REGEX_1D, matches
+from ._celo2_base import (
+    NS_COEFFS,
+    Celo2State,
+    celo2_step,
+    init_celo2,
+    make_rule,
+    rule_arguments,
+)
+from ._features import FEATURES
+from ._tensors import clip_by_global_norm, map_tensors
+
+
+def elo_celo2(
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.1,
+    regex_1d: str | None = REGEX_1D,
+    mult_1d: float = 1.0,
+    weight_decay_1d: float | None = None,
+    max_norm: float | None = 1.0,
+    gradient_bound: float = 1000.0,
+    hidden_size: int = 8,
+    hidden_layers: int = 2,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.95,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    features: Sequence[str] = FEATURES,
+    exp_mult: float = 0.0,
+    rmsmult: float = 1.0,
+    param_scale_mult: bool = False,
+    precondition_output: bool = False,
+    normalize_input: bool = True,
+    normalize_output: bool = True,
+    aggregate_mag: bool = False,
+    bias_correction: bool = False,
+    activation: Literal["relu", "tanh"] = "relu",
+    orthogonalize: bool = True,
+    ns_coeffs: Sequence[float] = NS_COEFFS,
+    ns_iters: int = 5,
+    ns_eps: float = 1e-8,
+    torch_layout: bool = True,
+    factoring: Factoring = "torch",
+) -> LearnedOptimizer:
+    r"""Learned rule with orthogonal steps, AdamW for vectors and embeddings (ELO-Celo2).
+
+    .. math:: p \leftarrow p - \alpha\,(\mathrm{normalise}(\mathrm{NS}(d)) + w p)
+              \quad\text{or}\quad
+              p \leftarrow p - \mu \alpha\,(\hat m / (\sqrt{\hat v} + 10^{-8}) + w p)
+
+    As the "pylo" variant of `celo2`, but Adam takes its moments from the first momentum
+    and the last second moment of the learned rule, bias-corrected.
+
+    Args:
+      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
+        and chain `optax.scale_by_schedule(alpha)` after it.
+      regex_1d: parameters whose path, keys joined by `/`, it is found in go to Adam
+        besides vectors and scalars; None sends nothing there.
+      mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
+      max_norm: bound of the global norm of the gradients; None for none.
+      gradient_bound: gradients are then cut to it.
+      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
+      momentum_decays, rms_decays, adafactor_decays, features, exp_mult, rmsmult,
+      param_scale_mult, precondition_output, normalize_input, normalize_output,
+      aggregate_mag, bias_correction, activation, orthogonalize, ns_coeffs, ns_iters,
+      ns_eps: as for `celo2_base`.
+      torch_layout: whether the axes to normalise and orthogonalise are the last two of
+        (out, in, ...), as published, or of (..., in, out).
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; the default is PyLO's.
+
+    Raises:
+      ValueError: decays that cannot be paired; unknown features or activation; `update`
+        called without `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.elo_celo2(learning_rate=3e-4, mult_1d=20.0)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
+    2025).
+    """
+    pattern = None if regex_1d is None else re.compile(regex_1d)
+    decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
+    rule = make_rule(
+        momentum_decays=momentum_decays,
+        rms_decays=rms_decays,
+        adafactor_decays=adafactor_decays,
+        features=features,
+        exp_mult=exp_mult,
+        rmsmult=rmsmult,
+        param_scale_mult=param_scale_mult,
+        precondition_output=precondition_output,
+        normalize_input=normalize_input,
+        normalize_output=normalize_output,
+        aggregate_mag=aggregate_mag,
+        bias_correction=bias_correction,
+        activation=activation,
+        orthogonalize=orthogonalize,
+        ns_coeffs=ns_coeffs,
+        ns_iters=ns_iters,
+        ns_eps=ns_eps,
+        factoring=factoring,
+        torch_layout=torch_layout,
+    )
+
+    def to_adam(path, grad):
+        return pattern is not None and (grad.ndim < 2 or matches(pattern, path))
+
+    def init_theta(key):
+        return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+
+        def init_fn(params):
+            accumulators = init_accumulators(params, rule.decays, rule.factoring)
+            return Celo2State(jnp.zeros([], jnp.int32), accumulators)
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del extra_args
+            require_params(params, "elo_celo2")
+            count = optax.safe_increment(state.count)
+            routes = [
+                to_adam(path, grad)
+                for path, grad in jax.tree_util.tree_leaves_with_path(updates)
+                if grad.size
+            ]
+            if max_norm is not None:
+                updates = clip_by_global_norm(updates, max_norm)
+
+            def update_tensor(grad, param, *rest):
+                *slots, adam = rest
+                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+                axes = factored_axes(grad.shape, rule.factoring)
+                accumulators = update_accumulators(
+                    Accumulators(*slots), grad, rule.decays, axes
+                )
+                if adam:
+                    m, v = accumulators.momentum[0], accumulators.rms[-1]
+                    m_hat = m / (1 - rule.decays.momentum[0] ** count)
+                    v_hat = v / (1 - rule.decays.rms[-1] ** count)
+                    step = m_hat / (jnp.sqrt(v_hat) + 1e-8)
+                    update = -mult_1d * learning_rate * (step + decay_1d * param)
+                else:
+                    step = celo2_step(
+                        rule, theta["nn"], grad, param, accumulators, axes, count
+                    )
+                    update = -learning_rate * (step + weight_decay * param)
+                return update, *accumulators
+
+            updates, *accumulators = map_tensors(
+                update_tensor, updates, params, *state.accumulators, given=(routes,)
+            )
+            return updates, Celo2State(count, Accumulators(*accumulators))
+
+        return stable_dtypes(init_fn, update_fn)
+
+    arguments = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "regex_1d": regex_1d,
+        "mult_1d": mult_1d,
+        "weight_decay_1d": weight_decay_1d,
+        "max_norm": max_norm,
+        "gradient_bound": gradient_bound,
+        "hidden_size": hidden_size,
+        "hidden_layers": hidden_layers,
+        **rule_arguments(rule),
+        "torch_layout": torch_layout,
+        "factoring": factoring,
+    }
+    return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments)

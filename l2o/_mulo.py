@@ -1,0 +1,204 @@
+"""`mulo`: small_fc as PyLO runs it, and muP scaling for any learned optimizer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._accumulators import Decays, Factoring, check_factoring
+from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._network import init_mlp
+from ._small_fc import (
+    init_decay_offsets,
+    learned_decays,
+    small_fc_sizes,
+    small_fc_transformation,
+)
+
+
+def mulo(
+    *,
+    learning_rate: float = 1.0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    hidden_size: int = 32,
+    hidden_layers: int = 2,
+    exp_mult: float = 1e-3,
+    step_mult: float = 0.01,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.999,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    fused_row_mean: bool = False,
+    factoring: Factoring = "stable",
+) -> LearnedOptimizer:
+    r"""small_fc meta-trained under muP; scale it to a model with `mup` (muLO, AdafacLO).
+
+    .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi), \tau(t)), \quad
+              p \leftarrow (1 - \alpha w)\,(p - \alpha \lambda_1 d\, e^{\lambda_2 a})
+
+    The rule and the learned decays of `small_fc` at hidden size 32.
+
+    Args:
+      learning_rate, weight_decay: alpha and w; decay acts on the updated parameter.
+      max_grad_norm: bound of the norm of each tensor's gradient; None for none.
+      hidden_size, hidden_layers: the network; 2 409 meta-parameters by default.
+      exp_mult, step_mult: lambda_2 and lambda_1.
+      momentum_decays, rms_decays, adafactor_decays: initial decays; theta holds their
+        learned offsets.
+      fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; "torch" is PyLO's order.
+
+    Raises:
+      ValueError: decays that cannot be paired; `update` called without `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.mup(l2o.mulo(), {"hidden": 1 / 512, "readout": 1.0})
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"hidden": jnp.ones((512, 512)), "readout": jnp.ones((512, 2))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "μLO: Compute-efficient meta-generalization of learned optimizers" (Thérien
+    et al., 2024).
+    """
+    check_factoring(factoring)
+    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
+    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+
+    def init_theta(key):
+        return {**init_decay_offsets(decays), "nn": init_mlp(key, sizes)}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+        learned = learned_decays(decays, theta)
+        tx = small_fc_transformation(
+            theta["nn"],
+            learned._replace(momentum=jnp.clip(learned.momentum, 0, 1)),
+            exp_mult=exp_mult,
+            step_mult=learning_rate * step_mult,
+            factoring=factoring,
+            fused_row_mean=fused_row_mean,
+            name="mulo",
+        )
+
+        def clipped(grad):
+            norm = jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32))))
+            return grad * jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+
+        def decayed(update, param):
+            moved = param.astype(jnp.float32) + update.astype(jnp.float32)
+            return update - learning_rate * weight_decay * moved
+
+        def update_fn(updates, state, params=None, **extra_args):
+            require_params(params, "mulo")
+            if max_grad_norm is not None:
+                updates = jax.tree.map(clipped, updates)
+            updates, state = tx.update(updates, state, params, **extra_args)
+            if weight_decay:
+                updates = jax.tree.map(decayed, updates, params)
+            return updates, state
+
+        return stable_dtypes(tx.init, update_fn)
+
+    arguments = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "hidden_size": hidden_size,
+        "hidden_layers": hidden_layers,
+        "exp_mult": exp_mult,
+        "step_mult": step_mult,
+        "momentum_decays": list(decays.momentum),
+        "rms_decays": list(decays.rms),
+        "adafactor_decays": list(decays.second),
+        "fused_row_mean": fused_row_mean,
+        "factoring": factoring,
+    }
+    return LearnedOptimizer(init_theta, bind, "mulo", arguments)
+
+
+def mup(
+    optimizer: LearnedOptimizer, multipliers: Any | Callable[[Any], Any]
+) -> LearnedOptimizer:
+    r"""Multiplies each parameter's steps by a number of its own (muP scaling).
+
+    .. math:: p_i \leftarrow p_i + c_i\, u_i
+
+    so that one theta transfers between widths: `c = 1 / fan_in` for hidden matrices,
+    relative to the width it was meta-trained at, and 1 for input and output matrices,
+    biases and norms; see `mup_multipliers`.
+
+    Args:
+      optimizer: any learned optimizer.
+      multipliers: a tree of numbers like the parameters, or a function of the
+        parameters that returns one.
+
+    Raises:
+      ValueError: the multipliers do not have the parameters' structure.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> wide, base = {"w": jnp.ones((64, 64))}, {"w": jnp.ones((16, 16))}
+      >>> l2o.mup_multipliers(wide, base)
+      {'w': 0.25}
+      >>> optimizer = l2o.mup(l2o.mulo(), l2o.mup_multipliers(wide, base))
+
+    Source: "μLO: Compute-efficient meta-generalization of learned optimizers" (Thérien
+    et al., 2024).
+    """
+
+    def bind(theta, *, num_steps=None):
+        tx = optimizer.bind(theta, num_steps=num_steps)
+
+        def update_fn(updates, state, params=None, **extra_args):
+            require_params(params, "mup")
+            updates, state = tx.update(updates, state, params, **extra_args)
+            c = multipliers(params) if callable(multipliers) else multipliers
+            if jax.tree.structure(c) != jax.tree.structure(updates):
+                raise ValueError(
+                    "mup needs one multiplier per parameter: they have the structure "
+                    f"{jax.tree.structure(c)}, the parameters "
+                    f"{jax.tree.structure(updates)}"
+                )
+            return jax.tree.map(lambda u, x: u * x, updates, c), state
+
+        return stable_dtypes(tx.init, update_fn)
+
+    return optimizer._replace(bind=bind, name="", needs=_with_params(optimizer.needs))
+
+
+def mup_multipliers(params: Any, base: Any, *, hidden_lr_mult: float = 1.0) -> Any:
+    """The multipliers of `mup`, from a model and the same model at its base width.
+
+    A tensor of which two axes grew is a hidden matrix: `hidden_lr_mult` over the growth
+    of its fan-in, the first of the two in (..., in, out). All others have 1.
+
+    Args:
+      params: a tree of arrays (or of anything with a shape).
+      base: the same tree at the width that counts as 1; for muLO's published weights
+        that is a width of one, so that hidden matrices get 1 / fan_in.
+      hidden_lr_mult: factor of the hidden matrices.
+
+    Raises:
+      ValueError: a tensor that has other axes in `base`, or of which more than two
+        axes grew.
+    """
+
+    def multiplier(path, param, small):
+        name = jax.tree_util.keystr(path)
+        if len(param.shape) != len(small.shape):
+            raise ValueError(f"{name} has shape {param.shape} and base {small.shape}")
+        grown = [n / m for n, m in zip(param.shape, small.shape, strict=True) if n != m]
+        if len(grown) > 2:
+            raise ValueError(
+                f"{name} grew along {len(grown)} axes, muP knows up to two"
+            )
+        return hidden_lr_mult / grown[0] if len(grown) == 2 else 1.0
+
+    return jax.tree_util.tree_map_with_path(multiplier, params, base)
+
+
+def _with_params(needs: tuple[str, ...]) -> tuple[str, ...]:
+    return needs if "params" in needs else ("params", *needs)
