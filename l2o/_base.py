@@ -9,6 +9,7 @@ import optax
 
 Theta = Any  # a pytree of float arrays: the meta-parameters
 
+ALL_NEEDS = ("params", "value", "num_steps")
 PARAMS_MISSING = (
     "{name} needs the current parameters: call "
     "`updates, state = tx.update(grads, state, params, value=loss)`."
@@ -64,6 +65,11 @@ class LearnedOptimizer(NamedTuple):
     arguments: Mapping[str, Any] = {}
     needs: tuple[str, ...] = ("params",)
     frozen: tuple[str, ...] = ()
+
+
+def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A factory's `locals()` as `arguments`: tuples become lists, as JSON has them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
 
 
 def require_params(params: Any, name: str) -> None:

@@ -18,6 +18,7 @@ from ._accumulators import (
 )
 from ._base import (
     LearnedOptimizer,
+    recorded,
     require_num_steps,
     require_params,
     require_value,
@@ -112,6 +113,7 @@ def celo(
     Source: "Celo: Training versatile learned optimizers on a compute diet" (Moudgil et
     al., 2025).
     """
+    arguments = recorded(locals())
     check_factoring(factoring)
     features = check_features(features)
     if train_phase not in (1, 2):
@@ -189,28 +191,6 @@ def celo(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "lstm_hidden_size": lstm_hidden_size,
-        "param_inits": param_inits,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "step_mult": step_mult,
-        "momentum_decays": list(decays.momentum),
-        "rms_decays": list(decays.rms),
-        "adafactor_decays": list(decays.second),
-        "features": list(features),
-        "mix_layers": mix_layers,
-        "dead_mix_layer": dead_mix_layer,
-        "param_scale_mult": param_scale_mult,
-        "clip_param_scale_amount": clip_param_scale_amount,
-        "precondition_output": precondition_output,
-        "rnn_state_decay": rnn_state_decay,
-        "validation_mode": validation_mode,
-        "constant_loss": constant_loss,
-        "train_phase": train_phase,
-        "factoring": factoring,
-    }
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
     )

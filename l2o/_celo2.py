@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import Factoring, update_moment
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2_base import (
     NS_COEFFS,
     celo2_transformation,
     init_celo2,
     make_rule,
-    rule_arguments,
 )
 from ._features import FEATURES
 from ._tensors import clip_by_global_norm, map_tensors
@@ -94,13 +93,17 @@ def celo2(
     is for parameters whose path matches `regex_1d`. In the "pylo" variant it is
     `m^ / (sqrt(v^) + eps)`.
 
-    | variant | "jax" (published with the paper) | "pylo" (PyLO, PyTorch) |
+    | | "jax", with the paper | "pylo", in PyTorch |
     |---|---|---|
-    | Adam | no bias correction, epsilon in the root, mu = 20 | corrected, epsilon outside, mu = 1 |
-    | to Adam go | paths that match, no others | those, and all vectors and scalars |
-    | gradients cut to +-1000 | not for Adam | everywhere |
-    | normalised axes | the last two of (..., in, out) | those of (out, in, ...): a kernel's height and width |
-    | equal axes | of (..., in, out) | of (out, in, ...) |
+    | Adam's biases | not corrected | corrected |
+    | Adam's epsilon | in the root | outside |
+    | mu | 20 | 1 |
+    | to Adam go | paths that match | those, vectors and scalars |
+    | cut to +-1000 | all but Adam's gradients | all gradients |
+    | normalised axes | last two of (..., in, out) | last two of (out, in, ...) |
+    | equal axes | order of (..., in, out) | order of (out, in, ...) |
+
+    The last two of (out, in, height, width) are a convolution's height and width.
 
     Args:
       variant: sets what the table lists; parameters are (..., in, out) in both.
@@ -134,6 +137,7 @@ def celo2(
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026);
     "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al., 2025).
     """
+    arguments = recorded(locals())
     if variant not in _VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}")
     form = _VARIANTS[variant]
@@ -210,24 +214,6 @@ def celo2(
 
         return stable_dtypes(parts.init, update_fn)
 
-    arguments = {
-        "variant": variant,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "regex_1d": regex_1d,
-        "mult_1d": mult_1d,
-        "weight_decay_1d": weight_decay_1d,
-        "adam_b1": adam_b1,
-        "adam_b2": adam_b2,
-        "adam_eps": adam_eps,
-        "adam_bias_correction": adam_bias_correction,
-        "max_norm": max_norm,
-        "gradient_bound": gradient_bound,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        **rule_arguments(rule),
-        "factoring": factoring,
-    }
     return LearnedOptimizer(init_theta, bind, "celo2", arguments)
 
 

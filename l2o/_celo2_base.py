@@ -19,7 +19,7 @@ from ._accumulators import (
     torch_axes,
     update_accumulators,
 )
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import (
     FEATURES,
     adafactor_features,
@@ -136,6 +136,7 @@ def celo2_base(
 
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026).
     """
+    arguments = recorded(locals())
     rule = make_rule(
         momentum_decays=momentum_decays,
         rms_decays=rms_decays,
@@ -166,13 +167,6 @@ def celo2_base(
             rule, theta["nn"], learning_rate, weight_decay, name="celo2_base"
         )
 
-    arguments = {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        **rule_arguments(rule),
-    }
     return LearnedOptimizer(init_theta, bind, "celo2_base", arguments)
 
 
@@ -207,20 +201,6 @@ def make_rule(
     )
     feature_sizes(rule.features, *map(len, decays))
     return rule
-
-
-def rule_arguments(rule: Celo2Rule) -> dict[str, Any]:
-    """The arguments of `make_rule`, JSON-representable."""
-    arguments = rule._asdict()
-    del arguments["torch_layout"], arguments["decays"]
-    return {
-        "momentum_decays": list(rule.decays.momentum),
-        "rms_decays": list(rule.decays.rms),
-        "adafactor_decays": list(rule.decays.second),
-        **arguments,
-        "features": list(rule.features),
-        "ns_coeffs": list(rule.ns_coeffs),
-    }
 
 
 def init_celo2(

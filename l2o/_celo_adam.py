@@ -9,6 +9,7 @@ import optax
 from ._accumulators import update_moment
 from ._base import (
     LearnedOptimizer,
+    recorded,
     require_num_steps,
     require_params,
     require_value,
@@ -85,6 +86,7 @@ def celo_adam(
     Source: "Celo: Training versatile learned optimizers on a compute diet" (Moudgil et
     al., 2025).
     """
+    arguments = recorded(locals())
 
     def init_theta(key):
         key, step_key = jax.random.split(key)
@@ -144,20 +146,6 @@ def celo_adam(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "lstm_hidden_size": lstm_hidden_size,
-        "b1": b1,
-        "b2": b2,
-        "eps": eps,
-        "step_mult": step_mult,
-        "bias_correction": bias_correction,
-        "mix_layers": mix_layers,
-        "dead_mix_layer": dead_mix_layer,
-        "param_scale_mult": param_scale_mult,
-        "rnn_state_decay": rnn_state_decay,
-        "validation_mode": validation_mode,
-        "constant_loss": constant_loss,
-    }
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ._accumulators import Decays, Factoring, check_factoring
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._network import init_mlp
 from ._small_fc import small_fc_sizes, small_fc_transformation
 from ._tensors import clip_by_global_norm
@@ -58,6 +58,7 @@ def elo(
     Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
     2025).
     """
+    arguments = recorded(locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
@@ -87,17 +88,4 @@ def elo(
 
         return stable_dtypes(tx.init, update_fn)
 
-    arguments = {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "max_norm": max_norm,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "momentum_decays": list(decays.momentum),
-        "rms_decays": list(decays.rms),
-        "adafactor_decays": list(decays.second),
-        "fused_row_mean": fused_row_mean,
-        "factoring": factoring,
-    }
     return LearnedOptimizer(init_theta, bind, "elo", arguments)

@@ -15,7 +15,7 @@ from ._accumulators import (
     init_accumulators,
     update_accumulators,
 )
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2 import REGEX_1D, matches
 from ._celo2_base import (
     NS_COEFFS,
@@ -23,7 +23,6 @@ from ._celo2_base import (
     celo2_step,
     init_celo2,
     make_rule,
-    rule_arguments,
 )
 from ._features import FEATURES
 from ._tensors import clip_by_global_norm, map_tensors
@@ -60,7 +59,7 @@ def elo_celo2(
     torch_layout: bool = True,
     factoring: Factoring = "torch",
 ) -> LearnedOptimizer:
-    r"""Learned rule with orthogonal steps, AdamW for vectors and embeddings (ELO-Celo2).
+    r"""Learned rule with orthogonal steps, AdamW for vectors, embeddings (ELO-Celo2).
 
     .. math:: p \leftarrow p - \alpha\,(\mathrm{normalise}(\mathrm{NS}(d)) + w p)
               \quad\text{or}\quad
@@ -101,6 +100,7 @@ def elo_celo2(
     Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
     2025).
     """
+    arguments = recorded(locals())
     pattern = None if regex_1d is None else re.compile(regex_1d)
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
     rule = make_rule(
@@ -177,18 +177,4 @@ def elo_celo2(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "regex_1d": regex_1d,
-        "mult_1d": mult_1d,
-        "weight_decay_1d": weight_decay_1d,
-        "max_norm": max_norm,
-        "gradient_bound": gradient_bound,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        **rule_arguments(rule),
-        "torch_layout": torch_layout,
-        "factoring": factoring,
-    }
     return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments)

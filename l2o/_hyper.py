@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import optax
 
-from ._base import LearnedOptimizer, stable_dtypes
+from ._base import LearnedOptimizer, recorded, stable_dtypes
 
 
 def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
@@ -23,6 +23,7 @@ def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
 
     Source: google/learned_optimization, learned_optimizers/base.py (2021).
     """
+    arguments = recorded(locals())
 
     def init_theta(key):
         del key  # the start is not random
@@ -32,7 +33,6 @@ def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
         del num_steps
         return _bound(optax.sgd(jnp.exp(theta["log_lr"])))
 
-    arguments = {"learning_rate": learning_rate}
     return LearnedOptimizer(init_theta, bind, "learnable_sgd", arguments, ())
 
 
@@ -55,6 +55,7 @@ def learnable_sgdm(
 
     Source: google/learned_optimization, learned_optimizers/base.py (2021).
     """
+    arguments = recorded(locals())
 
     def init_theta(key):
         del key
@@ -68,7 +69,6 @@ def learnable_sgdm(
         beta = -jnp.expm1(theta["log_one_minus_momentum"])
         return _bound(optax.sgd(jnp.exp(theta["log_lr"]), momentum=beta))
 
-    arguments = {"learning_rate": learning_rate, "momentum": momentum}
     return LearnedOptimizer(init_theta, bind, "learnable_sgdm", arguments, ())
 
 
@@ -101,6 +101,7 @@ def learnable_adam(
     Source: google/learned_optimization, learned_optimizers/base.py (2021); Adam
     (Kingma & Ba, 2015).
     """
+    arguments = recorded(locals())
 
     def init_theta(key):
         del key
@@ -123,13 +124,6 @@ def learnable_adam(
             )
         )
 
-    arguments = {
-        "learning_rate": learning_rate,
-        "b1": b1,
-        "b2": b2,
-        "eps": eps,
-        "eps_root": eps_root,
-    }
     return LearnedOptimizer(init_theta, bind, "learnable_adam", arguments, ())
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import update_moment
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import TIME_SCALES, inverse_rms, time_embedding
 from ._network import apply_mlp, init_mlp
 from ._tensors import map_tensors
@@ -59,6 +59,7 @@ def mlp(
     Source: "Understanding and correcting pathologies in the training of learned
     optimizers" (Metz et al., 2019).
     """
+    arguments = recorded(locals())
     decays = tuple(momentum_decays)
     inputs = 2 + len(decays) + len(TIME_SCALES)
     sizes = [inputs, *[hidden_size] * hidden_layers, 2]
@@ -100,11 +101,4 @@ def mlp(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "step_mult": step_mult,
-        "momentum_decays": list(decays),
-    }
     return LearnedOptimizer(init_theta, bind, "mlp", arguments)

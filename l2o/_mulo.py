@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._accumulators import Decays, Factoring, check_factoring
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._network import init_mlp
 from ._small_fc import (
     init_decay_offsets,
@@ -32,7 +32,7 @@ def mulo(
     fused_row_mean: bool = False,
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
-    r"""small_fc meta-trained under muP; scale it to a model with `mup` (muLO, AdafacLO).
+    r"""small_fc meta-trained under muP, to be scaled with `mup` (muLO, AdafacLO).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi), \tau(t)), \quad
               p \leftarrow (1 - \alpha w)\,(p - \alpha \lambda_1 d\, e^{\lambda_2 a})
@@ -63,6 +63,7 @@ def mulo(
     Source: "μLO: Compute-efficient meta-generalization of learned optimizers" (Thérien
     et al., 2024).
     """
+    arguments = recorded(locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
@@ -102,20 +103,6 @@ def mulo(
 
         return stable_dtypes(tx.init, update_fn)
 
-    arguments = {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "step_mult": step_mult,
-        "momentum_decays": list(decays.momentum),
-        "rms_decays": list(decays.rms),
-        "adafactor_decays": list(decays.second),
-        "fused_row_mean": fused_row_mean,
-        "factoring": factoring,
-    }
     return LearnedOptimizer(init_theta, bind, "mulo", arguments)
 
 

@@ -13,7 +13,7 @@ RUN_FEATURES = len(_FRACTIONS) + LOSS_FEATURES
 
 
 def fraction_embedding(fraction: jax.Array) -> jax.Array:
-    """`tanh(10 (fraction - c))` for nine fractions c of the training run; shape (9,)."""
+    """`tanh(10 (fraction - c))` for nine parts c of the training run; shape (9,)."""
     return jnp.tanh(10 * (fraction - jnp.asarray(_FRACTIONS, jnp.float32)))
 
 

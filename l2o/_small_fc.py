@@ -17,7 +17,7 @@ from ._accumulators import (
     init_accumulators,
     update_accumulators,
 )
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import (
     FEATURES,
     TIME_SCALES,
@@ -84,6 +84,7 @@ def small_fc(
     Source: "Practical tradeoffs between memory, compute, and performance in learned
     optimizers" (Metz et al., 2022).
     """
+    arguments = recorded(locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
@@ -102,16 +103,6 @@ def small_fc(
             name="small_fc",
         )
 
-    arguments = {
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "step_mult": step_mult,
-        "momentum_decays": list(decays.momentum),
-        "rms_decays": list(decays.rms),
-        "adafactor_decays": list(decays.second),
-        "factoring": factoring,
-    }
     return LearnedOptimizer(init_theta, bind, "small_fc", arguments)
 
 

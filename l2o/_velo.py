@@ -19,6 +19,7 @@ from ._accumulators import (
 )
 from ._base import (
     LearnedOptimizer,
+    recorded,
     require_num_steps,
     require_params,
     require_value,
@@ -82,7 +83,7 @@ def velo(
 ) -> LearnedOptimizer:
     r"""Hypernetwork: an LSTM per tensor weighs a bank of per-parameter MLPs (VeLO).
 
-    .. math:: c, \eta = \mathrm{LSTM}_\theta(\text{statistics of the tensor, loss, time}),
+    .. math:: c, \eta = \mathrm{LSTM}_\theta(\text{tensor, loss, time}),
               \quad W = \kappa\,\mathrm{mean}_k(c_k W_k), \quad
               (d, a) = \mathrm{MLP}_W(\phi),
     .. math:: p \leftarrow p - \eta\, \|p\|_{rms}\, \lambda_1 d\, e^{\lambda_2 a}
@@ -132,6 +133,7 @@ def velo(
     Source: "VeLO: Training versatile learned optimizers by scaling up" (Metz et al.,
     2022).
     """
+    arguments = recorded(locals())
     check_factoring(factoring)
     features = check_features(features)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
@@ -217,30 +219,6 @@ def velo(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "lstm_hidden_size": lstm_hidden_size,
-        "param_inits": param_inits,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "exp_mult": exp_mult,
-        "step_mult": step_mult,
-        "ff_mult": ff_mult,
-        "momentum_decays": list(decays.momentum),
-        "rms_decays": list(decays.rms),
-        "adafactor_decays": list(decays.second),
-        "features": list(features),
-        "mix_layers": mix_layers,
-        "dead_mix_layer": dead_mix_layer,
-        "param_scale_mult": param_scale_mult,
-        "clip_param_scale_amount": clip_param_scale_amount,
-        "precondition_output": precondition_output,
-        "rnn_state_decay": rnn_state_decay,
-        "validation_mode": validation_mode,
-        "constant_loss": constant_loss,
-        "use_bugged_next_lstm_state": use_bugged_next_lstm_state,
-        "use_bugged_loss_features": use_bugged_loss_features,
-        "factoring": factoring,
-    }
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
     )
