@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from jax import lax
 
-from ._accumulators import update_moment
 from ._base import LearnedOptimizer, require_params, stable_dtypes
 from ._recurrent import (
     LSTMState,
@@ -129,8 +128,9 @@ def nn_adam(
             for grad, param, m, v, y in zip(*old, state.hyper, strict=True):
                 grad = jnp.clip(grad, -1000, 1000)
                 lr, not_b1, not_b2, eps = jnp.exp(10 * _into_range(y))
-                m = update_moment(m, grad, 1 - not_b1)
-                v = update_moment(v, grad * grad, 1 - not_b2)
+                # Not by `update_moment`: 1 - (1 - b) loses digits of a small 1 - b.
+                m = (1 - not_b1) * m + not_b1 * grad
+                v = (1 - not_b2) * v + not_b2 * grad * grad
                 steps.append(-lr * (1 + eps) / (eps + lax.sqrt(v + 1e-10)) * m)
                 momentum.append(m)
                 rms.append(v)

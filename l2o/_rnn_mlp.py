@@ -166,14 +166,14 @@ def rnn_mlp(
                 grad_scale=jnp.float32(1 - _CLIP_DECAY),
             )
 
-        def validate(updates, state, params, value):
+        def validate(updates, state, params, *, value):
             del params
             seen = _see_loss(state.valid_loss, value, _VALID_DECAY)
             count = optax.safe_increment(state.count)
             state = state._replace(count=count, valid_loss=seen)
             return optax.tree.zeros_like(updates), state
 
-        def train(updates, state, params, value):
+        def train(updates, state, params, *, value):
             count = optax.safe_increment(state.count)
             train_loss = _see_loss(state.train_loss, value, _TRAIN_DECAY)
             valid = state.valid_loss
@@ -242,14 +242,17 @@ def rnn_mlp(
             del extra_args
             require_params(params, "rnn_mlp")
             value = require_value(value, "rnn_mlp")
-            if isinstance(is_valid, bool | np.bool_):
-                kind = validate if is_valid else train
-                return kind(updates, state, params, value)
-            # The branches of `cond` must agree in dtype.
-            stable = stable_dtypes(init_fn, train).update
-            return lax.cond(is_valid, validate, stable, updates, state, params, value)
 
-        return stable_dtypes(init_fn, update_fn)
+            def call(kind):
+                # Dtypes settled here, because the branches of `cond` must agree.
+                update = stable_dtypes(init_fn, kind).update
+                return lambda: update(updates, state, params, value=value)
+
+            if isinstance(is_valid, bool | np.bool_):
+                return call(validate if is_valid else train)()
+            return lax.cond(is_valid, call(validate), call(train))
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
     arguments = {
         "step_mult": step_mult,

@@ -255,9 +255,8 @@ def test_vmap_over_theta_and_over_tensors(case):
         stack(*thetas), stack(*starts), stack(*GRADS[:2])
     )
     for i, theta in enumerate(thetas):
-        tx = case.optimizer.bind(
-            theta, num_steps=NUM_STEPS
-        )  # the state starts in theta
+        # Bound anew, because a recurrent state starts in theta.
+        tx = case.optimizer.bind(theta, num_steps=NUM_STEPS)
         for j, params in enumerate(starts):
             state = tx.init(params)
             expected = case.step(theta, params, state, GRADS[j], LOSS)
