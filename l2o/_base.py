@@ -56,7 +56,7 @@ class LearnedOptimizer(NamedTuple):
         folder can rebuild the same architecture.
       needs: what a call cannot do without, of "params", "value" (the loss, both at
         `update`) and "num_steps" (at `bind`).
-      frozen: top-level keys of theta that meta-training leaves as they are.
+      frozen: parts of theta, keys joined by `/`, that meta-training leaves as they are.
     """
 
     init_theta: InitThetaFn

@@ -20,7 +20,6 @@ from ._small_fc import (
 def mulo(
     *,
     learning_rate: float = 1.0,
-    weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
     hidden_size: int = 32,
     hidden_layers: int = 2,
@@ -35,12 +34,13 @@ def mulo(
     r"""small_fc meta-trained under muP, to be scaled with `mup` (muLO, AdafacLO).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi), \tau(t)), \quad
-              p \leftarrow (1 - \alpha w)\,(p - \alpha \lambda_1 d\, e^{\lambda_2 a})
+              p \leftarrow p - \alpha \lambda_1 d\, e^{\lambda_2 a}
 
-    The rule and the learned decays of `small_fc` at hidden size 32.
+    The rule and the learned decays of `small_fc` at hidden size 32. PyLO's weight decay
+    is `l2o.weight_decay(optimizer, learning_rate * w, kind="after")`.
 
     Args:
-      learning_rate, weight_decay: alpha and w; decay acts on the updated parameter.
+      learning_rate: alpha.
       max_grad_norm: bound of the norm of each tensor's gradient; None for none.
       hidden_size, hidden_layers: the network; 2 409 meta-parameters by default.
       exp_mult, step_mult: lambda_2 and lambda_1.
@@ -88,18 +88,11 @@ def mulo(
             norm = jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32))))
             return grad * jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
 
-        def decayed(update, param):
-            moved = param.astype(jnp.float32) + update.astype(jnp.float32)
-            return update - learning_rate * weight_decay * moved
-
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "mulo")
             if max_grad_norm is not None:
                 updates = jax.tree.map(clipped, updates)
-            updates, state = tx.update(updates, state, params, **extra_args)
-            if weight_decay:
-                updates = jax.tree.map(decayed, updates, params)
-            return updates, state
+            return tx.update(updates, state, params, **extra_args)
 
         return stable_dtypes(tx.init, update_fn)
 
