@@ -27,8 +27,15 @@ from ._nadamw import nadamw as nadamw
 from ._nadamw import nadamw_schedule as nadamw_schedule
 from ._nn_adam import nn_adam as nn_adam
 from ._registry import FACTORIES as FACTORIES
+from ._registry import WRAPPERS as WRAPPERS
 from ._registry import make as make
 from ._rnn_mlp import rnn_mlp as rnn_mlp
 from ._rnnprop import rnnprop as rnnprop
 from ._small_fc import small_fc as small_fc
 from ._velo import velo as velo
+from ._wrappers import clip as clip
+from ._wrappers import extend_horizon as extend_horizon
+from ._wrappers import float32_updates as float32_updates
+from ._wrappers import grafted as grafted
+from ._wrappers import nominal as nominal
+from ._wrappers import weight_decay as weight_decay

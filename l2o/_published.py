@@ -280,9 +280,8 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
     problems, theta = [], {}
     for ours, theirs in layout.items():
         pieces = [flat.pop(path, None) for path in theirs]
-        missing = [
-            "/".join(p) for p, x in zip(theirs, pieces, strict=True) if x is None
-        ]
+        found = zip(theirs, pieces, strict=True)
+        missing = ["/".join(path) for path, piece in found if piece is None]
         if missing:
             problems.append(f"it lacks {', '.join(missing[:3])}")
             continue
@@ -292,8 +291,8 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
         if total != np.prod(shape, dtype=int) or any(
             x.shape[-1:] != shape[-1:] for x in arrays
         ):
-            found = ", ".join(str(x.shape) for x in arrays[:3])
-            problems.append(f"{'/'.join(theirs[0])} is {found}, expected {shape}")
+            shapes = ", ".join(str(x.shape) for x in arrays[:3])
+            problems.append(f"{'/'.join(theirs[0])} is {shapes}, expected {shape}")
             continue
         array = np.concatenate(arrays, -2) if len(arrays) > 1 else arrays[0]
         if array.shape != shape:
@@ -509,9 +508,7 @@ def _flat_theta(theta: Theta) -> dict[Path, Any]:
 def _joined_scalars(tree: Tree) -> Tree:
     """small_fc's weights may be kept as scalars `w0_3_1`, `b0_1`: joins them."""
     leaves = tree.get("nn", {}).get("~", {}) if "nn" in tree else {}
-    scalars = {
-        name: x for name, x in leaves.items() if re.fullmatch(r"[wb]\d+_.*", name)
-    }
+    scalars = {k: x for k, x in leaves.items() if re.fullmatch(r"[wb]\d+_.*", k)}
     if not scalars or any(np.ndim(x) for x in scalars.values()):
         return tree
     joined: dict[str, Any] = {k: v for k, v in leaves.items() if k not in scalars}

@@ -1,7 +1,7 @@
 """The architectures by name, so that a folder on disk can name one."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._base import LearnedOptimizer
@@ -22,6 +22,14 @@ from ._rnn_mlp import rnn_mlp
 from ._rnnprop import rnnprop
 from ._small_fc import small_fc
 from ._velo import velo
+from ._wrappers import (
+    clip,
+    extend_horizon,
+    float32_updates,
+    grafted,
+    nominal,
+    weight_decay,
+)
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "celo": celo,
@@ -45,12 +53,22 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "velo": velo,
 }
 
+WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
+    "clip": clip,
+    "extend_horizon": extend_horizon,
+    "float32_updates": float32_updates,
+    "grafted": grafted,
+    "nominal": nominal,
+    "weight_decay": weight_decay,
+}
+
 
 def make(name: str, **arguments: Any) -> LearnedOptimizer:
     """The learned optimizer of that name.
 
     Args:
-      name: a key of `l2o.FACTORIES`.
+      name: a key of `l2o.FACTORIES` or `l2o.WRAPPERS`. An optimizer that is wrapped is
+        a mapping with its `name` and `arguments`.
       **arguments: keyword arguments of the factory.
 
     Raises:
@@ -60,15 +78,24 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
       >>> import l2o
       >>> optimizer = l2o.make("small_fc", hidden_size=8)
     """
-    if name not in FACTORIES:
+    factories = FACTORIES | WRAPPERS
+    if name not in factories:
         raise ValueError(
-            f"unknown learned optimizer {name!r}; known: {', '.join(sorted(FACTORIES))}"
+            f"unknown learned optimizer {name!r}; known: {', '.join(sorted(factories))}"
         )
-    known = inspect.signature(FACTORIES[name]).parameters
+    known = inspect.signature(factories[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise ValueError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; "
             f"known: {', '.join(known)}"
         )
-    return FACTORIES[name](**arguments)
+    if name in WRAPPERS:
+        arguments = {key: _unwrapped(value) for key, value in arguments.items()}
+    return factories[name](**arguments)
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == {"name", "arguments"}:
+        return make(value["name"], **value["arguments"])
+    return value

@@ -188,7 +188,7 @@ def extend_horizon(
     r"""Runs longer than an optimizer was trained for, by averaging gradients.
 
     .. math:: k = \lceil n / n_{max} \rceil, \quad
-              u_t = \begin{cases} u(\bar g, \bar L) & k | t \\ 0 & \text{else}\end{cases}
+              u_t = u(\bar g, \bar L) \text{ where } k | t, \text{ else } 0
 
     Every k calls the averages of k gradients and losses make one update of the inner
     optimizer, whose horizon is `n // k`; the calls between return zeros. Runs of up to
@@ -307,7 +307,8 @@ def nominal(
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_NOMINAL)}")
     decays = tuple(momentum_decays)
 
-    def init_theta(key):
+    def init_step_size(key):
+        del key
         return {"log_step_size": jnp.float32(math.log(step_size))}
 
     def bind(theta, *, num_steps=None):
@@ -352,7 +353,9 @@ def nominal(
         "momentum_decays": list(decays),
         "rms_decay": rms_decay,
     }
-    wrapped = _wrapped("nominal", {"learned": optimizer}, arguments, bind, init_theta)
+    wrapped = _wrapped(
+        "nominal", {"learned": optimizer}, arguments, bind, init_step_size
+    )
     return wrapped._replace(needs=_with("params", optimizer.needs))
 
 
@@ -415,7 +418,8 @@ def _wrapped(
         frozen = tuple(f"{part}/{k}" for part, x in parts.items() for k in x.frozen)
     needs = {need: None for x in parts.values() for need in x.needs}
     specs = {
-        part: {"name": x.name, "arguments": x.arguments} for part, x in parts.items()
+        part: {"name": x.name, "arguments": dict(x.arguments)}
+        for part, x in parts.items()
     }
     rebuildable = all(x.name for x in parts.values())
     return LearnedOptimizer(
