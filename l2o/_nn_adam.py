@@ -12,7 +12,6 @@ from jax import lax
 from ._base import LearnedOptimizer, require_params, stable_dtypes
 from ._recurrent import (
     LSTMState,
-    init_linear,
     init_lstm,
     init_rows,
     linear,
@@ -87,7 +86,6 @@ def nn_adam(
     """
 
     def init_theta(key):
-        controls = jax.eval_shape(lambda: init_linear(key, lstm_hidden_size, 4))
         return {
             "lstm_init": {
                 name: jnp.zeros((1, lstm_hidden_size), jnp.float32)
@@ -95,7 +93,10 @@ def nn_adam(
             },
             "lstm": init_lstm(key, _FEATURES, lstm_hidden_size),
             # Zero, so that untrained it is the Adam it starts from.
-            "controls": optax.tree.zeros_like(controls),
+            "controls": {
+                "w": jnp.zeros((lstm_hidden_size, 4), jnp.float32),
+                "b": jnp.zeros(4, jnp.float32),
+            },
             "lr": jnp.float32(math.log(learning_rate) / 10),
             "b1": jnp.float32(math.log1p(-b1) / 10),
             "b2": jnp.float32(math.log1p(-b2) / 10),

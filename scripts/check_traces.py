@@ -3,20 +3,22 @@
     python scripts/check_traces.py tests/traces [FOLDER ...]
 
 A trace is an .npz file with a published class and its constructor arguments (`meta`),
-its meta-parameters in the published tree (`theta/...`), gradients, losses, and the
-parameters after every update. For each this prints `ok` or `differs` with the largest
-difference and its tolerance, or `unsupported` with what is. The exit status is 1 if one
-differs.
+its meta-parameters, gradients, losses, and the parameters after every update: of
+google/learned_optimization and amoudgl/celo, or of PyLO, whose tensors are turned from
+PyTorch's layout to (..., in, out) first. For each this prints `ok` or `differs` with
+the largest difference and its tolerance, or `unsupported` with what is. The exit status
+is 1 if one differs.
 
 Tolerance of a tensor: 2e-6 absolute plus 20 times the trace's own noise, which is how
-far the published code moves its own result when gradients change by 1e-7 relative, or
-when it runs without jit. That is round-off amplified by the updates; a wrong epsilon,
-feature order or axis is orders of magnitude above it.
+far the published code moves its own result when gradients change by 1e-7 relative, when
+it runs without jit, or in float64. That is round-off amplified by the updates; a wrong
+epsilon, feature order or axis is orders of magnitude above it.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,54 +28,40 @@ import numpy as np
 import optax
 
 import l2o
+from l2o._accumulators import factored_axes, torch_axes
+from l2o._published import (
+    from_config,
+    from_tree,
+    nest,
+    published_class,
+)
+from l2o._pylo import from_pylo
 
 
 class Replay(NamedTuple):
-    """A trace beside what l2o makes of it."""
+    """A trace beside what l2o makes of it; tensors in l2o's layout."""
 
     meta: dict[str, Any]
     trace: Any
+    published: list[dict[str, np.ndarray]]  # parameters before and after each update
     history: list[dict[str, jax.Array]]  # parameters after each update
     state: Any  # l2o's state after the last
+    tolerance: dict[str, float]  # per tensor
+
+
+class Problem(NamedTuple):
+    """What a trace records, in l2o's terms."""
+
+    bind: Callable[[Any], optax.GradientTransformationExtraArgs]
+    theta: Any
+    published: list[dict[str, np.ndarray]]
+    grads: dict[str, np.ndarray]  # first axis: steps
+    losses: np.ndarray
+    tolerance: dict[str, float]
 
 
 class Unsupported(Exception):
     """l2o has no such class or option."""
-
-
-def optimizer_and_theta(meta: dict[str, Any], trace: Any) -> tuple[Any, Any]:
-    """The l2o optimizer of a published class, and theta in l2o's tree."""
-    name = meta.get("cls", meta.get("optimizer", "?")).rsplit(".")[-1]
-    if name not in ("MLPLOpt", "AdafacMLPLOpt"):
-        raise Unsupported(f"class {name}")
-    config = dict(meta["config"])
-    # Without effect on the numbers: diagnostics, and the layout of the same weights.
-    for key in ("compute_summary", "concat_weights"):
-        config.pop(key, None)
-    arguments = {
-        key.removeprefix("initial_"): value
-        for key, value in config.items()
-        if value is not None
-    }
-    theta: dict[str, Any] = {"nn": {}}
-    for key in (k for k in trace.files if k.startswith("theta/")):
-        *_, parent, leaf = key.split("/")
-        value = jnp.asarray(trace[key])
-        if parent == "~":
-            theta["nn"][leaf] = value
-        elif parent.startswith("linear_"):
-            theta["nn"][leaf + parent.removeprefix("linear_")] = value
-        else:
-            theta[leaf] = value
-    factory = "mlp" if name == "MLPLOpt" else "small_fc"
-    try:
-        optimizer = l2o.make(factory, **arguments)
-    except ValueError as error:
-        raise Unsupported(str(error)) from error
-    expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    if jax.tree.structure(theta) != jax.tree.structure(expected):
-        raise Unsupported(f"theta's layout {sorted(theta['nn'])}")
-    return optimizer, theta
 
 
 def replay(path: Path) -> Replay:
@@ -84,45 +72,301 @@ def replay(path: Path) -> Replay:
     """
     trace = np.load(path, allow_pickle=False)
     meta = json.loads(str(trace["meta"]))
-    optimizer, theta = optimizer_and_theta(meta, trace)
-    names = meta["leaf_order"]
+    problem = _google(meta, trace) if "cls" in meta else _pylo(meta, trace)
 
     @jax.jit
     def step(theta, params, state, grads, loss):
-        tx = optimizer.bind(theta, num_steps=meta["num_steps"])
+        tx = problem.bind(theta)
         updates, state = tx.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state
 
-    params = {name: jnp.asarray(trace[f"params/0/{name}"]) for name in names}
-    state = optimizer.bind(theta, num_steps=meta["num_steps"]).init(params)
+    params = jax.tree.map(jnp.asarray, problem.published[0])
+    state = problem.bind(problem.theta).init(params)
     history = []
     for t in range(meta["steps"]):
-        grads = {name: jnp.asarray(trace[f"grads/{name}"][t]) for name in names}
-        params, state = step(theta, params, state, grads, trace["loss"][t])
+        grads = {name: jnp.asarray(g[t]) for name, g in problem.grads.items()}
+        params, state = step(problem.theta, params, state, grads, problem.losses[t])
         history.append(params)
-    return Replay(meta, trace, history, state)
-
-
-def tolerance(meta: dict[str, Any], name: str) -> float:
-    """Of the tensor `name`; see the module's docstring."""
-    noise = [meta[f"noise_floor_{k}"][name] for k in ("1e7_grad", "eager_vs_jit")]
-    return 2e-6 + 20 * max(noise)
+    return Replay(meta, trace, problem.published, history, state, problem.tolerance)
 
 
 def differences(result: Replay) -> dict[str, tuple[float, float, float]]:
     """name -> (largest difference, tolerance, largest movement), over all updates."""
     out = {}
-    for name in result.meta["leaf_order"]:
-        theirs = [
-            result.trace[f"params/{t}/{name}"] for t in range(len(result.history) + 1)
-        ]
+    for name, tolerance in result.tolerance.items():
+        theirs = [params[name] for params in result.published]
         difference = max(
-            float(np.max(np.abs(np.asarray(ours[name]) - their)))
+            _distance(np.asarray(ours[name]), their)
             for ours, their in zip(result.history, theirs[1:], strict=True)
         )
-        moved = max(float(np.max(np.abs(their - theirs[0]))) for their in theirs)
-        out[name] = (difference, tolerance(result.meta, name), moved)
+        moved = max(_distance(their, theirs[0]) for their in theirs)
+        out[name] = (difference, tolerance, moved)
     return out
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """The largest difference; infinite where only one of the two is a number."""
+    same = np.isnan(x) & np.isnan(y)
+    gap = np.where(same, 0.0, np.abs(x.astype(np.float64) - y))
+    return float(np.max(np.nan_to_num(gap, nan=np.inf), initial=0.0))
+
+
+def _google(meta: Mapping[str, Any], trace: Any) -> Problem:
+    """A trace of google/learned_optimization or amoudgl/celo."""
+    names, steps = meta["leaf_order"], meta["steps"]
+    published = [
+        {name: trace[f"params/{t}/{name}"] for name in names} for t in range(steps + 1)
+    ]
+    noise = [
+        meta[key]
+        for key in ("noise_floor_1e7_grad", "noise_floor_eager_vs_jit")
+        if key in meta
+    ]
+    tolerance = {
+        name: 2e-6 + 20 * max((floor[name] for floor in noise), default=0.0)
+        for name in names
+    }
+    bind, theta = _google_optimizer(meta, trace)
+    grads = {name: trace[f"grads/{name}"] for name in names}
+    return Problem(bind, theta, published, grads, trace["loss"], tolerance)
+
+
+def _google_optimizer(meta, trace):
+    if meta["cls"].split(".")[-1] == "NAdamW":
+        return _nadamw(meta["config"]), {}
+    cls = published_class(meta["cls"])
+    if cls is None:
+        raise Unsupported(f"class {meta['cls'].split('.')[-1]}")
+    tree = nest(
+        {
+            tuple(meta["theta_keys"][key]): trace[key]
+            for key in trace.files
+            if key.startswith("theta/")
+        }
+    )
+    config = {k: v for k, v in meta["config"].items() if v is not None}
+    try:
+        optimizer = from_config(cls, config)
+        theta = from_tree(tree, optimizer)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
+    return lambda theta: optimizer.bind(theta, num_steps=meta["num_steps"]), theta
+
+
+def _nadamw(config):
+    names = {
+        "learning_rate": "learning_rate",
+        "beta1": "b1",
+        "beta2": "b2",
+        "epsilon": "eps",
+        "adamw_weight_decay": "adamw_weight_decay",
+        "l2_weight_decay": "l2_weight_decay",
+        "use_nesterov": "use_nesterov",
+    }
+    config = dict(config)
+    config.pop("use_bias_correction", None)  # the published code overwrites it
+    config.setdefault("learning_rate", 1e-4)
+    unknown = sorted(set(config) - set(names))
+    if unknown or not isinstance(config["learning_rate"], (int, float)):
+        raise Unsupported(f"NAdamW with {unknown or 'a schedule'}")
+    return lambda _: l2o.nadamw(**{names[k]: v for k, v in config.items()})
+
+
+# Constructor arguments of PyLO's classes that change no number.
+_PYLO_WITHOUT_EFFECT = {
+    "concat_weights",
+    "make_separate_weights",
+    "split_weights",
+    "clip_grad_unused",
+    "mup_lrs",
+    "input_size",
+    "hidden_size",
+    "hidden_layers",
+    "ff_hidden_size",
+    "ff_hidden_layers",
+    "hf_key",
+    "hf_key_rnn",
+    "hf_key_mlp",
+    "checkpoint_path",
+    "network",
+    "param_inits",
+    "lstm_hidden_size",
+    "impl",
+}
+_PYLO_DECAYS = {
+    "initial_momentum_decays": "momentum_decays",
+    "initial_rms_decays": "rms_decays",
+    "initial_adafactor_decays": "adafactor_decays",
+}
+_PYLO_NAMES = {
+    "mulo": {
+        **_PYLO_DECAYS,
+        "lr": "learning_rate",
+        "exp_mult": "exp_mult",
+        "step_mult": "step_mult",
+        "max_grad_norm": "max_grad_norm",
+    },
+    "elo": {
+        **_PYLO_DECAYS,
+        "lr": "learning_rate",
+        "weight_decay": "weight_decay",
+        "exp_mult": "exp_mult",
+    },
+    "velo": {**_PYLO_DECAYS, "exp_mult": "exp_mult", "step_mult": "step_mult"},
+}
+_PYLO_NAMES["elo_celo2"] = {
+    **_PYLO_NAMES["elo"],
+    "adam_lr_mult": "mult_1d",
+    "adam_weight_decay": "weight_decay_1d",
+    "grad_clip_val": "gradient_bound",
+    **{
+        name: name
+        for name in (
+            "orthogonalize",
+            "rmsmult",
+            "param_scale_mult",
+            "ns_coeffs",
+            "ns_iters",
+            "ns_eps",
+        )
+    },
+}
+_PYLO_NAMES["celo2"] = {**_PYLO_NAMES["elo_celo2"], "adam_eps": "adam_eps"}
+_PYLO_CLASSES = {
+    "AdafacLO": "mulo",
+    "MuLO": "mulo",
+    "ELO": "elo",
+    "CELO2": "celo2",
+    "ELO_CELO2": "elo_celo2",
+    "VeLO": "velo",
+}
+
+
+def _pylo(meta: Mapping[str, Any], trace: Any) -> Problem:
+    """A trace of PyLO, whose tensors are turned to (..., in, out)."""
+    cls, _, form = meta["optimizer"].rpartition("_")
+    if cls not in _PYLO_CLASSES or form != "naive":
+        raise Unsupported(f"class {meta['optimizer']}")
+    names = meta["param_order"]
+    bind, theta = _pylo_optimizer(cls, meta, trace)
+    params = {name: trace[f"params/{name}"] for name in names}
+    noise = {
+        name: np.abs(trace[f"params_f64_minus_f32/{name}"]).max() for name in names
+    }
+    published = [
+        {name: _ours(trace[f"params0/{name}"]) for name in names},
+        *(
+            {name: _ours(params[name][t]) for name in names}
+            for t in range(meta["steps"])
+        ),
+    ]
+    grads = {
+        name: np.stack([_ours(g) for g in trace[f"grads/{name}"]]) for name in names
+    }
+    tolerance = {name: 2e-6 + 20 * float(noise[name]) for name in names}
+    return Problem(bind, theta, published, grads, trace["losses"], tolerance)
+
+
+def _ours(x: np.ndarray) -> np.ndarray:
+    """From (out, in, ...) to (..., in, out)."""
+    order = torch_axes(x.ndim)
+    return np.transpose(x, [order.index(axis) for axis in range(x.ndim)])
+
+
+def _our_shape(shape: list[int]) -> tuple[int, ...]:
+    return _ours(np.empty(shape, bool)).shape
+
+
+def _pylo_optimizer(cls, meta, trace):
+    kwargs = {k: v for k, v in meta["constructor_kwargs"].items() if v is not None}
+    name = _PYLO_CLASSES[cls]
+    arguments: dict[str, Any] = {"factoring": _factoring(meta)}
+    offsets = {}
+    num_steps = kwargs.pop("num_steps", 10_000)
+    rate = kwargs.pop("weight_decay", 0.0) if name in ("mulo", "velo") else 0.0
+    if name in ("celo2", "elo_celo2"):
+        arguments |= {"regex_1d": _embeddings(meta)}
+        if not kwargs.pop("use_adamw_for_1d", True):
+            arguments["regex_1d"] = None
+        if name == "celo2":
+            arguments["variant"] = "pylo"
+            arguments["adam_b1"], arguments["adam_b2"] = kwargs.pop(
+                "adam_betas", (0.9, 0.95)
+            )
+    if name in ("elo", "celo2", "elo_celo2"):
+        clip = kwargs.pop("clip_grad", name == "elo_celo2")
+        norm = kwargs.pop("clip_norm", 1.0)
+        arguments["max_norm"] = norm if clip else None
+    if name == "mulo":
+        keys = ("momentum_decays", "rms_decays", "adafactor_decays")
+        offsets = {k: np.float32(kwargs.pop(k)) for k in keys if k in kwargs}
+    velo_rate = kwargs.pop("lr", 1e-3) if name == "velo" else 1.0
+    for key, value in kwargs.items():
+        if key in _PYLO_WITHOUT_EFFECT or (
+            name in ("mulo", "velo") and key == "clip_grad"
+        ):
+            continue
+        if key not in _PYLO_NAMES[name]:
+            raise Unsupported(f"{cls} with {key}")
+        arguments[_PYLO_NAMES[name][key]] = value
+    arrays = {
+        key.removeprefix("theta/").removeprefix("rnn.").removeprefix("mlp."): trace[key]
+        for key in trace.files
+        if key.startswith("theta/")
+    }
+    if not arrays:
+        raise Unsupported("a trace without theta")
+    try:
+        optimizer, theta = from_pylo(name, {**arrays, **offsets}, **arguments)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
+    rate *= velo_rate if name == "velo" else arguments.get("learning_rate", 1.0)
+    scale: Any = dict.fromkeys(meta["param_order"], velo_rate)
+    decay: Any = dict.fromkeys(meta["param_order"], rate)
+    if cls == "MuLO":
+        multipliers = _multipliers(meta)
+        scale, decay = multipliers, {k: rate * c for k, c in multipliers.items()}
+    optimizer = l2o.mup(optimizer, scale)
+    if rate:
+        optimizer = l2o.weight_decay(optimizer, decay, kind="after")
+    return lambda theta: optimizer.bind(theta, num_steps=num_steps), theta
+
+
+def _factoring(meta):
+    """The rule that gives the axes which the trace says were used."""
+    for rule in ("torch", "torch_velo", "torch_native"):
+        for name, axes in meta["factored_dims"].items():
+            shape = _our_shape(meta["shapes"][name])
+            ours = factored_axes(shape, rule)
+            if axes is not None:
+                order = torch_axes(len(shape))
+                axes = order[axes[0]], order[axes[1]]
+            if ours != axes:
+                break
+        else:
+            return rule
+    raise Unsupported(f"factored axes {meta['factored_dims']}")
+
+
+def _embeddings(meta):
+    """A pattern for the parameters in groups that PyLO was told are embeddings."""
+    names = [
+        name
+        for group in meta.get("param_groups_after_construction") or []
+        if group.get("is_embedding")
+        for name in group["params"]
+    ]
+    return "^(" + "|".join(names) + ")$" if names else "(?!)"
+
+
+def _multipliers(meta):
+    def structs(shapes):
+        return {
+            name: jax.ShapeDtypeStruct(_our_shape(shapes[name]), jnp.float32)
+            for name in meta["param_order"]
+        }
+
+    return l2o.mup_multipliers(structs(meta["shapes"]), structs(meta["base_shapes"]))
 
 
 def main() -> int:
@@ -139,14 +383,15 @@ def main() -> int:
         try:
             found = differences(replay(path))
         except Unsupported as reason:
-            print(f"| {path.stem} | unsupported: {reason} | | | |")
+            print(f"| {path.stem} | unsupported: {reason} | | | |", flush=True)
             continue
         worst = max(found.values(), key=lambda x: x[0] / x[1])
         ok = worst[0] <= worst[1]
         failed |= not ok
         print(
             f"| {path.stem} | {'ok' if ok else 'differs'} | {worst[0]:.1e} | "
-            f"{worst[1]:.1e} | {worst[2]:.1e} |"
+            f"{worst[1]:.1e} | {worst[2]:.1e} |",
+            flush=True,
         )
     return int(failed)
 
