@@ -25,7 +25,7 @@ from ._base import (
     stable_dtypes,
 )
 from ._features import FEATURES, check_features, feature_sizes
-from ._loss_features import LossBuffer, init_loss_buffer, loss_decays
+from ._loss_features import LossBuffer, init_loss_buffer
 from ._parameter_rule import GRADIENT_BOUND, ParameterRule, parameter_step
 from ._recurrent import LSTMState, init_linear, linear
 from ._schedule import (
@@ -153,16 +153,14 @@ def celo(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
                 initial_lstm_state(theta, 1),
-                init_loss_buffer(),
+                init_loss_buffer(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
             del extra_args
             require_params(params, "celo")
             value = require_value(1.0 if constant_loss else value, "celo")
-            loss, run = run_features(
-                state.loss, value, state.count, num_steps, loss_decays(num_steps)
-            )
+            loss, run = run_features(state.loss, value, state.count, num_steps)
             if validation_mode is not None:
                 run = jnp.append(run, jnp.float32(validation_mode))
             after = mixing_lstm(theta, run[None], state.lstm)

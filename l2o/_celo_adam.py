@@ -16,7 +16,7 @@ from ._base import (
     stable_dtypes,
 )
 from ._celo import schedule
-from ._loss_features import LossBuffer, init_loss_buffer, loss_decays
+from ._loss_features import LossBuffer, init_loss_buffer
 from ._parameter_rule import GRADIENT_BOUND, param_scale
 from ._recurrent import LSTMState, init_linear
 from ._schedule import (
@@ -110,16 +110,14 @@ def celo_adam(
                 optax.tree.zeros_like(params),
                 optax.tree.zeros_like(params),
                 initial_lstm_state(theta, 1),
-                init_loss_buffer(),
+                init_loss_buffer(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
             del extra_args
             require_params(params, "celo_adam")
             value = require_value(1.0 if constant_loss else value, "celo_adam")
-            loss, run = run_features(
-                state.loss, value, state.count, num_steps, loss_decays(num_steps)
-            )
+            loss, run = run_features(state.loss, value, state.count, num_steps)
             if validation_mode is not None:
                 run = jnp.append(run, jnp.float32(validation_mode))
             after = mixing_lstm(theta, run[None], state.lstm)

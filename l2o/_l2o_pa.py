@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._coordinatewise import (
     StackState,
     apply_stack,
@@ -108,6 +108,7 @@ def l2o_pa(
     Source: "Towards constituting mathematical structures for learning to optimize" (Liu
     et al., 2023).
     """
+    arguments = recorded(locals())
     controls = dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True))
     norms = {k: c[0] for k, c in controls.items() if c is not None}
     factors = {k: c[1] for k, c in controls.items() if c is not None}
@@ -203,16 +204,4 @@ def l2o_pa(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "hidden_size": hidden_size,
-        "layers": layers,
-        "lipschitz": lipschitz,
-        "prox": prox,
-        "rho": rho,
-        # JSON has lists only.
-        **{k: None if c is None else list(c) for k, c in controls.items()},
-        "b_norm_for_all": b_norm_for_all,
-        "state_scale": state_scale,
-        "seed": seed,
-    }
     return LearnedOptimizer(init_theta, bind, "l2o_pa", arguments)

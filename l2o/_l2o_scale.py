@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._base import LearnedOptimizer, stable_dtypes
+from ._base import LearnedOptimizer, recorded, stable_dtypes
 from ._coordinatewise import safe_sqrt
 from ._recurrent import Weights, linear
 from ._tensors import map_tensors
@@ -87,6 +87,7 @@ def l2o_scale(
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017),
     with the defaults of Open-L2O.
     """
+    arguments = recorded(locals())
     if global_input not in ("mean", "last_tensor"):
         raise ValueError(
             f"unknown global_input {global_input!r}; known: 'mean', 'last_tensor'"
@@ -193,6 +194,7 @@ def l2o_scale(
                 coordinate=tree(lambda _, shape: start("coordinate", shape)),
                 tensor=tree(lambda _, shape: start("tensor")),
                 problem=start("problem"),
+                # Decays of zero: the first averages and squares are the gradient's.
                 scale_decay=zeros(),
                 input_decay=zeros(),
                 log_lr=tree(functools.partial(_initial_log_lr, seed, min_lr, max_lr)),
@@ -238,13 +240,6 @@ def l2o_scale(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "level_sizes": list(level_sizes),
-        "min_lr": min_lr,
-        "max_lr": max_lr,
-        "global_input": global_input,
-        "seed": seed,
-    }
     return LearnedOptimizer(init_theta, bind, "l2o_scale", arguments, ())
 
 
@@ -269,8 +264,6 @@ def _update_momentum(momentum, grad, decay):
 
 
 def _update_square(square, x, decay):
-    # Nothing but zeros: the first step, which keeps nothing of them.
-    decay = jnp.where(jnp.all(square == 0), 0, decay)
     return (1 - decay) * (x * x + 1e-12) + decay * square
 
 

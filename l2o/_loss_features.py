@@ -14,22 +14,23 @@ class LossBuffer(NamedTuple):
 
     mean: jax.Array  # shape (10,)
     minimum: jax.Array  # shape (10,)
+    # Kept as state: where XLA sees exp(-1/h)^n, it computes exp(-n/h), and the features
+    # are differences so small that this rounding shows in the parameters.
+    decays: jax.Array  # shape (10,)
 
 
-def init_loss_buffer() -> LossBuffer:
+def init_loss_buffer(num_steps: jax.Array) -> LossBuffer:
+    """An empty buffer; decays are `exp(-1/h)`, h from 10 steps to `num_steps`."""
+    scales = jnp.logspace(1, jnp.log10(num_steps), _SCALES, dtype=jnp.float32)
     return LossBuffer(
         jnp.zeros(_SCALES, jnp.float32),
         jnp.full(_SCALES, 999999999999.0, jnp.float32),
+        jnp.exp(-1 / scales),
     )
 
 
-def loss_decays(num_steps: jax.Array) -> jax.Array:
-    """`exp(-1/h)` for ten time scales h from 10 steps to `num_steps`."""
-    return jnp.exp(-1 / jnp.logspace(1, jnp.log10(num_steps), _SCALES))
-
-
 def update_loss_buffer(
-    buffer: LossBuffer, loss: jax.Array, count: jax.Array, decays: jax.Array
+    buffer: LossBuffer, loss: jax.Array, count: jax.Array
 ) -> tuple[LossBuffer, jax.Array]:
     """The buffer with one loss more, and nine features in [-1, 1].
 
@@ -39,12 +40,12 @@ def update_loss_buffer(
 
     Args:
       count: losses seen before this one, shape ().
-      decays: from `loss_decays`.
 
     Source: "VeLO: Training versatile learned optimizers by scaling up" (Metz et al.,
     2022).
     """
-    seen = (count + 1).astype(jnp.float32)
+    seen = count + 1
+    decays = buffer.decays
     correction = 1 - decays**seen
     # One power too many for the old means, as published.
     largest = jnp.max(buffer.mean / correction)
@@ -56,4 +57,4 @@ def update_loss_buffer(
     slower, faster, least = corrected[1:], corrected[:-1], minimum[:-1]
     raw = (faster - least) / jnp.maximum(1e-8, slower - least) - 1
     features = jnp.where(seen <= 2, 0.0, jnp.clip(raw, -1, 1))
-    return LossBuffer(mean, minimum), features
+    return LossBuffer(mean, minimum, decays), features

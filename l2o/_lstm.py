@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._base import LearnedOptimizer, stable_dtypes
+from ._base import LearnedOptimizer, recorded, stable_dtypes
 from ._coordinatewise import StackState, apply_stack, init_sonnet_lstm, init_stack
 from ._recurrent import init_linear, linear
 from ._tensors import map_tensors
@@ -58,6 +58,7 @@ def lstm(
     Source: "Learning to learn by gradient descent by gradient descent" (Andrychowicz
     et al., 2016), with the numbers of Open-L2O.
     """
+    arguments = recorded(locals())
     if preprocess not in ("log_sign", "identity"):
         raise ValueError(
             f"unknown preprocess {preprocess!r}; known: 'log_sign', 'identity'"
@@ -97,13 +98,6 @@ def lstm(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "hidden_size": hidden_size,
-        "layers": layers,
-        "preprocess": preprocess,
-        "preprocess_scale": preprocess_scale,
-        "step_mult": step_mult,
-    }
     return LearnedOptimizer(init_theta, bind, "lstm", arguments, ())
 
 

@@ -77,7 +77,7 @@ def from_pylo(
             raise ValueError(f"PyLO has no weights for {name!r}")
     except KeyError as error:
         raise ValueError(f"the weights of PyLO's {name} lack {error}") from None
-    # VeLO's file also holds what was last interpolated, under names without the final _.
+    # VeLO's file also holds what was last mixed, under names without the final _.
     scratch = {key for key in arrays if f"{key}_" in arrays or _scratch(key) in arrays}
     unknown = sorted(set(arrays) - known - scratch)
     if unknown:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._base import LearnedOptimizer, stable_dtypes
+from ._base import LearnedOptimizer, recorded, stable_dtypes
 from ._coordinatewise import (
     StackState,
     apply_stack,
@@ -82,6 +82,7 @@ def rnnprop(
     et al., 2017), as in Open-L2O and in "Towards constituting mathematical structures
     for learning to optimize" (Liu et al., 2023).
     """
+    arguments = recorded(locals())
     if variant not in _PUBLISHED:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_PUBLISHED)}")
     torch = variant == "ms4l2o"
@@ -151,14 +152,4 @@ def rnnprop(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "variant": variant,
-        "hidden_size": hidden_size,
-        "layers": layers,
-        "b1": b1,
-        "b2": b2,
-        "step_mult": step_mult,
-        "state_scale": state_scale,
-        "seed": seed,
-    }
     return LearnedOptimizer(init_theta, bind, "rnnprop", arguments, ())

@@ -29,7 +29,6 @@ from ._features import FEATURES, check_features, feature_sizes, pairs
 from ._loss_features import (
     LossBuffer,
     init_loss_buffer,
-    loss_decays,
     update_loss_buffer,
 )
 from ._network import init_mlp
@@ -181,16 +180,14 @@ def velo(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
                 initial_lstm_state(theta, len(with_elements(params))),
-                init_loss_buffer(),
+                init_loss_buffer(horizon),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
             del extra_args
             require_params(params, "velo")
             value = require_value(1.0 if constant_loss else value, "velo")
-            loss, run = run_features(
-                state.loss, value, state.count, num_steps, loss_decays(horizon)
-            )
+            loss, run = run_features(state.loss, value, state.count, num_steps)
             rows = _tensor_features(updates, params, state.accumulators, run)
             if validation_mode is not None:
                 rows = [jnp.append(row, jnp.float32(validation_mode)) for row in rows]
@@ -246,10 +243,9 @@ def run_features(
     value: jax.Array,
     count: jax.Array,
     num_steps: jax.Array,
-    decays: jax.Array,
 ) -> tuple[LossBuffer, jax.Array]:
     """The new loss buffer, and what all tensors know: time and loss, shape (18,)."""
-    buffer, loss = update_loss_buffer(buffer, value, count, decays)
+    buffer, loss = update_loss_buffer(buffer, value, count)
     return buffer, jnp.concatenate([fraction_embedding(count / num_steps), loss])
 
 
