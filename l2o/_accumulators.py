@@ -92,7 +92,11 @@ def check_factoring(factoring: str) -> None:
 
 
 def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
-    """`d m + (1 - d) value`."""
+    """`d m + (1 - d) value`, where `1 - d` is of the float32 d.
+
+    As published: of d = 0.999 it differs from 0.001 by 5e-5 of its size.
+    """
+    decay = jnp.asarray(decay, jnp.float32)
     return decay * moment + (1 - decay) * value
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ._accumulators import Factoring, update_moment
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
@@ -246,13 +247,20 @@ def _adam(
 
         def update_tensor(grad, param, momentum, rms):
             grad = jnp.clip(grad, -gradient_bound, gradient_bound)
-            m = update_moment(momentum[0], grad, b1)
-            v = update_moment(rms[0], grad * grad, b2)
+            if eps_in_root:  # the JAX code, whose decays are float32 arrays
+                m = update_moment(momentum[0], grad, b1)
+                v = update_moment(rms[0], grad * grad, b2)
+            else:
+                m = b1 * momentum[0] + (1 - b1) * grad
+                v = b2 * rms[0] + (1 - b2) * grad * grad
             m_hat, v_hat = m, v
             if bias_correction:
                 m_hat, v_hat = m / (1 - b1**count), v / (1 - b2**count)
-            root = jnp.sqrt(v_hat + eps) if eps_in_root else jnp.sqrt(v_hat) + eps
-            return -learning_rate * (m_hat / root + weight_decay * param), (m,), (v,)
+            if eps_in_root:
+                step = m_hat * lax.rsqrt(v_hat + eps)
+            else:
+                step = m_hat / (jnp.sqrt(v_hat) + eps)
+            return -learning_rate * (step + weight_decay * param), (m,), (v,)
 
         updates, (momentum,), (rms,) = map_tensors(
             update_tensor, updates, params, (state.momentum,), (state.rms,)
