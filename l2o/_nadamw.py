@@ -81,7 +81,7 @@ def nadamw(
         ahead = optax.tree.update_moment(grads, mu, b1, 1) if use_nesterov else mu
         alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
         count = optax.safe_increment(state.count)
-        n = jnp.float32(count)
+        n = state.count + 1.0  # float64 where that is enabled
         alpha = alpha * jnp.sqrt(1 - b2**n) / (1 - b1**n)
         steps = jax.tree.map(
             lambda m, v, p: -alpha * (m / (lax.sqrt(v) + eps) + adamw_weight_decay * p),

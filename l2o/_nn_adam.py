@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from ._accumulators import update_moment
 from ._base import LearnedOptimizer, require_params, stable_dtypes
 from ._recurrent import (
     LSTMState,
@@ -128,10 +129,9 @@ def nn_adam(
             steps, momentum, rms, features = [], [], [], []
             for grad, param, m, v, y in zip(*old, state.hyper, strict=True):
                 grad = jnp.clip(grad, -1000, 1000)
-                lr, not_b1, not_b2, eps = jnp.exp(10 * _into_range(y))
-                # Not by `update_moment`: 1 - (1 - b) loses digits of a small 1 - b.
-                m = (1 - not_b1) * m + not_b1 * grad
-                v = (1 - not_b2) * v + not_b2 * grad * grad
+                lr, b1, b2, eps = _decode(y)
+                m = update_moment(m, grad, b1)
+                v = update_moment(v, grad * grad, b2)
                 steps.append(-lr * (1 + eps) / (eps + lax.sqrt(v + 1e-10)) * m)
                 momentum.append(m)
                 rms.append(v)
@@ -146,7 +146,7 @@ def nn_adam(
                 count,
                 tree_of(updates, momentum),
                 tree_of(updates, rms),
-                _into_range(hyper),
+                _encode(*_decode(hyper)),  # now in range
                 cell,
             )
 
@@ -164,11 +164,19 @@ def nn_adam(
     return LearnedOptimizer(init_theta, bind, "nn_adam", arguments)
 
 
-def _into_range(hyper: jax.Array) -> jax.Array:
+def _decode(hyper: jax.Array) -> list[jax.Array]:
+    """lr, b1, b2 and eps, from the last axis."""
     low, high = (
         jnp.asarray(np.log(x) / 10, jnp.float32) for x in (_SMALLEST, _LARGEST)
     )
-    return jnp.clip(hyper, low, high)
+    decoded = jnp.exp(10 * jnp.clip(hyper, low, high))
+    lr, not_b1, not_b2, eps = jnp.moveaxis(decoded, -1, 0)
+    return [lr, 1 - not_b1, 1 - not_b2, eps]
+
+
+def _encode(lr: jax.Array, b1: jax.Array, b2: jax.Array, eps: jax.Array) -> jax.Array:
+    # As published from the decays, which keep three digits of the smallest 1 - b.
+    return jnp.log(jnp.stack([lr, 1 - b1, 1 - b2, eps], -1)) / 10
 
 
 def _tensor_features(

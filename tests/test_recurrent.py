@@ -42,7 +42,7 @@ NN_ADAM = {
     "lstm_hidden_size": 5,
     "learning_rate": 100.0,
     "b1": 0.99,
-    "b2": 0.9999,
+    "b2": 0.9,  # of a smaller 1 - b2 float32 keeps few digits
     "eps": 1e-9,
     "output_scale": 0.3,
     "decay_strength": 0.2,
@@ -353,8 +353,8 @@ def _slow_nn_adam(theta, arguments, params, grads):
 def test_nn_adam_equals_its_slow_form():
     optimizer = l2o.nn_adam(**NN_ADAM)
     theta = _noisy_theta(optimizer)
-    # Close to where it is cut: the learning rate at 1e3, 1 - b1 at exp(-10).
-    theta.update(lr=np.float32(0.69), b1=np.float32(-0.97))
+    # Close to where they are cut: the learning rate at 1e3, b1 at 0.
+    theta.update(lr=np.float32(0.69), b1=np.float32(-0.01))
     tx = optimizer.bind(theta)
     params, grads = _problem()
     for g in grads:
@@ -374,13 +374,33 @@ def test_nn_adam_equals_its_slow_form():
         for i, k in enumerate(names):
             y = [hyper[k][key] for key in ("lr", "b1", "b2", "eps")]
             np.testing.assert_allclose(state.hyper[i], y, rtol=0, atol=1e-5)
-            met |= {("lr", y[0] > 0.690775), ("b1", y[1] < -0.999999)}
+            met |= {("lr", y[0] > 0.690775), ("b1", y[1] > -1e-6)}
             np.testing.assert_allclose(state.momentum[k], m[k], rtol=1e-4)
             np.testing.assert_allclose(state.rms[k], v[k], rtol=1e-4)
         np.testing.assert_allclose(state.lstm.hidden, hidden, rtol=0, atol=1e-5)
         np.testing.assert_allclose(state.lstm.cell, cell, rtol=0, atol=1e-5)
         params = optax.apply_updates(params, updates)
     assert len(met) == 4  # both bounds were reached by some tensors, not by others
+
+
+@pytest.mark.parametrize(
+    ("y", "lr", "beta", "eps"),
+    [(-3.0, 1e-8, 1 - math.exp(-10), 1e-11), (3.0, 1e3, 0.0, 1e4)],
+    ids=["lowest", "highest"],
+)
+def test_nn_adam_keeps_hyper_parameters_in_range(y, lr, beta, eps):
+    optimizer = l2o.nn_adam(lstm_hidden_size=1)
+    theta = optimizer.init_theta(jax.random.key(0))
+    theta.update(dict.fromkeys(("lr", "b1", "b2", "eps"), jnp.float32(y)))
+    tx = optimizer.bind(theta)
+    g = normal(1, {"w": (3, 2)})["w"]
+    updates, state = tx.update(g, tx.init(g), g)
+    m, v = (1 - beta) * np.float64(g), (1 - beta) * np.float64(g) ** 2
+    expected = -lr * (1 + eps) / (eps + np.sqrt(v + 1e-10)) * m
+    # The smallest 1 - b is known to three digits, as published.
+    np.testing.assert_allclose(updates, expected, rtol=2e-3)
+    bounds = np.log([lr, 1 - beta, 1 - beta, eps]) / 10
+    np.testing.assert_allclose(state.hyper, [bounds], rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -545,9 +565,13 @@ def test_nadamw_is_an_ordinary_transformation():
     assert {x.dtype.name for x in jax.tree.leaves((low, low_state.mu))} == {"bfloat16"}
     assert_close(optax.tree.cast(low, jnp.float32), updates, rtol=0.02)
     with jax.enable_x64(True):
-        wide = jax.tree.map(np.float64, (params, grads))
-        high, _ = tx.update(wide[1], tx.init(wide[0]), wide[0])
-    assert high["w"].dtype == np.float64
+        g = np.float64(grads["w"])
+        high, _ = tx.update(g, tx.init(g), g)
+        # m = .1 g, then .9 m + .1 g = .19 g; v = .001 g^2.
+        root = np.sqrt(0.001) * np.abs(g) + 1e-8
+        expected = -0.1 * np.sqrt(0.001) / 0.1 * (0.19 * g / root + 0.1 * g)
+        np.testing.assert_allclose(high, expected, rtol=1e-12)
+        assert high.dtype == np.float64 and np.any(np.float32(high) != high)
 
 
 def _slow_schedule(lr, total, warmup, constant, low, bug, step):
