@@ -22,8 +22,9 @@ import numpy as np
 from jax import lax
 
 # Up to this width a layer is unrolled into multiply-adds that XLA fuses; wider layers
-# are matrix products over stacked planes, which compile faster and run faster.
-_UNROLLED_WIDTH = 16
+# are matrix products over stacked planes. Unrolled at 16, XLA took tens of gigabytes to
+# compile two hidden layers for a tree with several small vectors.
+_UNROLLED_WIDTH = 8
 
 
 def init_mlp(key: jax.Array, sizes: Sequence[int]) -> dict[str, jax.Array]:

@@ -276,35 +276,8 @@ def _our_shape(shape: list[int]) -> tuple[int, ...]:
 
 
 def _pylo_optimizer(cls, meta, trace):
-    kwargs = {k: v for k, v in meta["constructor_kwargs"].items() if v is not None}
-    name = _PYLO_CLASSES[cls]
-    arguments: dict[str, Any] = {"factoring": _factoring(meta)}
-    offsets = {}
-    num_steps = kwargs.pop("num_steps", 10_000)
-    rate = kwargs.pop("weight_decay", 0.0) if name in ("mulo", "velo") else 0.0
-    if name in ("celo2", "elo_celo2"):
-        arguments |= {"regex_1d": _embeddings(meta)}
-        if not kwargs.pop("use_adamw_for_1d", True):
-            arguments["regex_1d"] = None
-        if name == "celo2":
-            arguments["variant"] = "pylo"
-            arguments["adam_b1"], arguments["adam_b2"] = kwargs.pop(
-                "adam_betas", (0.9, 0.95)
-            )
-    if name in ("elo", "celo2", "elo_celo2"):
-        clip = kwargs.pop("clip_grad", name == "elo_celo2")
-        norm = kwargs.pop("clip_norm", 1.0)
-        arguments["max_norm"] = norm if clip else None
-    if name == "mulo":
-        keys = ("momentum_decays", "rms_decays", "adafactor_decays")
-        offsets = {k: np.float32(kwargs.pop(k)) for k in keys if k in kwargs}
-    velo_rate = kwargs.pop("lr", 1e-3) if name == "velo" else 1.0
-    for key, value in kwargs.items():
-        if key in _PYLO_WITHOUT_EFFECT:
-            continue
-        if key not in _PYLO_NAMES[name]:
-            raise Unsupported(f"{cls} with {key}")
-        arguments[_PYLO_NAMES[name][key]] = value
+    name, names = _PYLO_CLASSES[cls], meta["param_order"]
+    groups = meta.get("groups_arg") or [{"params": names}]
     arrays = {
         key.removeprefix("theta/").removeprefix("rnn.").removeprefix("mlp."): trace[key]
         for key in trace.files
@@ -312,20 +285,104 @@ def _pylo_optimizer(cls, meta, trace):
     }
     if not arrays:
         raise Unsupported("a trace without theta")
-    try:
-        optimizer, theta = from_pylo(name, {**arrays, **offsets}, **arguments)
-    except ValueError as error:
-        raise Unsupported(str(error)) from error
-    rate *= velo_rate if name == "velo" else arguments.get("learning_rate", 1.0)
-    scale: Any = dict.fromkeys(meta["param_order"], velo_rate)
-    decay: Any = dict.fromkeys(meta["param_order"], rate)
+    base = dict(meta["constructor_kwargs"])
+    optimizers, labels, scale, decay, norms = {}, {}, {}, {}, {}
+    for i, group in enumerate(groups):
+        own = {key: value for key, value in group.items() if key != "params"}
+        kwargs = {k: v for k, v in {**base, **own}.items() if v is not None}
+        if name == "velo":
+            # One LSTM for all groups: what differs must be a factor of the steps.
+            ratio = kwargs.pop("step_mult", 1e-3) / base.get("step_mult", 1e-3)
+            rate = kwargs.pop("lr", 1e-3)
+            factor, pull = rate * ratio, rate * kwargs.pop("weight_decay", 0.0)
+            if "exp_mult" in own:
+                raise Unsupported("groups of VeLO with exp_mult")
+            kwargs = {**kwargs, "step_mult": base.get("step_mult", 1e-3)}
+        elif name == "mulo":
+            factor = 1.0
+            pull = kwargs.get("lr", 1.0) * kwargs.pop("weight_decay", 0.0)
+        else:
+            factor = 1.0
+            pull = 0.0
+        norm, offsets, arguments = _pylo_arguments(cls, kwargs, meta)
+        try:
+            optimizer, theta = from_pylo(name, {**arrays, **offsets}, **arguments)
+        except ValueError as error:
+            raise Unsupported(str(error)) from error
+        optimizers[i] = optimizer
+        for param in group["params"]:
+            labels[param], norms[param] = i, norm
+            scale[param], decay[param] = factor, pull
     if cls == "MuLO":
         multipliers = _multipliers(meta)
-        scale, decay = multipliers, {k: rate * c for k, c in multipliers.items()}
-    optimizer = l2o.mup(optimizer, scale)
-    if rate:
-        optimizer = l2o.weight_decay(optimizer, decay, kind="after")
-    return lambda theta: optimizer.bind(theta, num_steps=num_steps), theta
+        scale = {param: scale[param] * c for param, c in multipliers.items()}
+        decay = {param: decay[param] * c for param, c in multipliers.items()}
+    num_steps = base.get("num_steps", 10_000)
+
+    def bind(theta, *, num_steps=None):
+        parts = {
+            i: optimizer.bind(theta, num_steps=num_steps)
+            for i, optimizer in optimizers.items()
+        }
+        tx = parts[0] if name == "velo" else optax.partition(parts, labels)
+
+        def update(updates, state, params=None, **extra_args):
+            return tx.update(_clipped(updates, norms), state, params, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    joined = l2o.mup(optimizers[0]._replace(bind=bind), scale)
+    if any(decay.values()):
+        joined = l2o.weight_decay(joined, decay, kind="after")
+    return lambda theta: joined.bind(theta, num_steps=num_steps), theta
+
+
+def _pylo_arguments(cls, kwargs, meta):
+    """The norm to clip to, muLO's decay offsets, and l2o's arguments."""
+    name = _PYLO_CLASSES[cls]
+    arguments: dict[str, Any] = {"factoring": _factoring(meta)}
+    offsets, norm = {}, None
+    kwargs.pop("num_steps", None)
+    embedding = kwargs.pop("is_embedding", False)
+    if name in ("celo2", "elo_celo2"):
+        # Vectors go to Adam anyway; a pattern that finds nothing, or everything.
+        arguments["regex_1d"] = "" if embedding else "(?!)"
+        if not kwargs.pop("use_adamw_for_1d", True):
+            arguments["regex_1d"] = None
+        arguments["activation"] = meta["net"].get("activation", "relu")
+        arguments["max_norm"] = None  # the norm is over all groups: `_clipped`
+    if name == "celo2":
+        arguments["variant"] = "pylo"
+        betas = kwargs.pop("adam_betas", (0.9, 0.95))
+        arguments["adam_b1"], arguments["adam_b2"] = betas
+    if name in ("elo", "celo2", "elo_celo2"):
+        clip = kwargs.pop("clip_grad", name == "elo_celo2")
+        bound = kwargs.pop("clip_norm", 1.0)
+        norm = bound if clip else None
+    if name == "mulo":
+        keys = ("momentum_decays", "rms_decays", "adafactor_decays")
+        offsets = {k: np.float32(kwargs.pop(k)) for k in keys if k in kwargs}
+    if name == "velo":  # offsets that its constructor ignores
+        for key in ("momentum_decays", "rms_decays", "adafactor_decays"):
+            kwargs.pop(key, None)
+    for key, value in kwargs.items():
+        if key in _PYLO_WITHOUT_EFFECT:
+            continue
+        if key not in _PYLO_NAMES[name]:
+            raise Unsupported(f"{cls} with {key}")
+        arguments[_PYLO_NAMES[name][key]] = value
+    return norm, offsets, arguments
+
+
+def _clipped(grads, norms):
+    """Scales each gradient so that the norm of all would be its group's bound."""
+    norm = optax.tree.norm(grads)
+    return {
+        name: grad
+        if norms[name] is None
+        else grad * jnp.where(norm > norms[name], norms[name] / norm, 1.0)
+        for name, grad in grads.items()
+    }
 
 
 def _factoring(meta):
@@ -342,17 +399,6 @@ def _factoring(meta):
         else:
             return rule
     raise Unsupported(f"factored axes {meta['factored_dims']}")
-
-
-def _embeddings(meta):
-    """A pattern for the parameters in groups that PyLO was told are embeddings."""
-    names = [
-        name
-        for group in meta.get("param_groups_after_construction") or []
-        if group.get("is_embedding")
-        for name in group["params"]
-    ]
-    return "^(" + "|".join(names) + ")$" if names else "(?!)"
 
 
 def _multipliers(meta):

@@ -1,0 +1,327 @@
+"""Weight files that others wrote: read without running anything that is in them.
+
+| written by | looks like |
+|---|---|
+| google/learned_optimization | a file `params`, or a folder with it and `config.gin` |
+| amoudgl/celo | a file `theta.state`, or a folder with it |
+| PyLO | a folder with `model.safetensors` and its own `config.json` |
+
+The first two are flax's msgpack. Which architecture a file is of is told by its keys and
+shapes; what those do not tell has the defaults of the published weights, and can be
+given by hand.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import msgpack
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ._base import LearnedOptimizer, Theta
+from ._published import CLASSES, from_config, from_tree, identify, published_class
+from ._pylo import from_pylo, network_of, to_pylo
+from ._registry import make
+
+_STATES = ("theta.state", "params")
+_GIN = "config.gin"
+_PYLO_WEIGHTS = "model.safetensors"
+_PYLO_CONFIG = "config.json"
+_MLP_FACTORIES = ("elo", "mulo")
+_CELO2_FACTORIES = ("celo2", "celo2_base", "elo_celo2")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether the path is a file or folder that this module reads."""
+    if path.is_file():
+        return True
+    if any((path / name).is_file() for name in _STATES):
+        return True
+    return (path / _PYLO_WEIGHTS).is_file() and not _is_own(path / _PYLO_CONFIG)
+
+
+def load_foreign(
+    path: Path, name: str | None, arguments: Mapping[str, Any]
+) -> tuple[LearnedOptimizer, Theta]:
+    """The optimizer and theta of a published file or folder.
+
+    Args:
+      path: see the module's docstring.
+      name: the factory, where the file does not tell; None to let it tell.
+      arguments: of the factory, over what the file tells.
+
+    Raises:
+      ValueError: the file is truncated, of another kind or needs code to be read; its
+        tree is not one of this architecture; the message says what was expected.
+    """
+    if path.is_dir():
+        states = [path / state for state in _STATES if (path / state).is_file()]
+        if not states:
+            return _load_pylo(path, name, arguments)
+        gin = path / _GIN
+        config = _gin_class(gin.read_text()) if gin.is_file() else None
+        path = states[0]
+    else:
+        config = None
+    tree = _theta_of(read_flax(path))
+    if config is not None and name is None:
+        cls, bindings = config
+        optimizer = from_config(cls, bindings)
+        name, arguments = optimizer.name, {**optimizer.arguments, **arguments}
+    optimizer = _architecture(tree, path, name, arguments)
+    return optimizer, from_tree(tree, optimizer, str(path))
+
+
+def read_flax(path: Path) -> dict[str, Any]:
+    """The nested maps of a flax msgpack file, its arrays as NumPy's.
+
+    Raises:
+      ValueError: it is not such a file.
+    """
+    content = path.read_bytes()
+    if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
+        raise ValueError(
+            f"{path} is a pickle, which can run any code when it is read: l2o does not "
+            "load it. Convert it where that does not matter, with "
+            "flax.serialization.to_bytes(theta)"
+        )
+    if content[:2] == b"PK":
+        raise ValueError(
+            f"{path} is a PyTorch or NumPy archive, expected flax's msgpack or a folder "
+            "with model.safetensors"
+        )
+    try:
+        tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
+    except ValueError:
+        raise
+    except Exception as error:  # the decoder's own classes share no base
+        raise ValueError(
+            f"{path} is truncated or not flax's msgpack ({type(error).__name__}): "
+            "copy the file again"
+        ) from error
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"{path} holds {type(tree).__name__}, expected a map of arrays"
+        )
+    return _unchunked(tree)
+
+
+def save_pylo(folder: Path, optimizer: LearnedOptimizer, theta: Theta) -> Path:
+    """Writes the folder that PyLO's `from_pretrained` reads.
+
+    VeLO's two networks get a folder each, `VeLO_RNN` and `VeLO_MLP`. The learned decays
+    of small_fc and muLO, which PyLO's networks lack and its constructor takes, go to
+    `decays.json`.
+    """
+    networks = to_pylo(optimizer, theta)
+    for network, arrays in networks.items():
+        here = folder
+        if len(networks) > 1:
+            here = folder / {"VeLORNN": "VeLO_RNN", "VeLOMLP": "VeLO_MLP"}[network]
+        here.mkdir(parents=True, exist_ok=True)
+        contiguous = {
+            name: np.array(x, np.float32, order="C") for name, x in arrays.items()
+        }
+        (here / _PYLO_WEIGHTS).write_bytes(safetensors.numpy.save(contiguous))
+        config = _pylo_config(network, optimizer, contiguous)
+        (here / _PYLO_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        decays = {k: np.asarray(theta[k]).tolist() for k in theta if "decays" in k}
+        if decays:
+            (here / "decays.json").write_text(json.dumps(decays, indent=2) + "\n")
+    return folder
+
+
+def _architecture(
+    tree: Mapping[str, Any],
+    path: Path,
+    name: str | None,
+    arguments: Mapping[str, Any],
+) -> LearnedOptimizer:
+    found = identify(tree)
+    if found is None and name is None:
+        keys = ", ".join(sorted(map(str, tree))[:6])
+        raise ValueError(
+            f"{path} holds no theta that l2o knows (its keys are {keys}): name its "
+            "architecture, `l2o.load(path, optimizer='velo', ...)`"
+        )
+    if found is None:
+        return make(str(name), **arguments)
+    if found.name == "celo2_base" and name is None:
+        name = "celo2_base" if "base" in str(path).lower() else "celo2"
+    if name in (None, found.name):
+        return make(found.name, **{**found.arguments, **arguments})
+    known = jax.eval_shape(found.init_theta, jax.random.key(0))
+    sizes = ("hidden_size", "hidden_layers", "lstm_hidden_size", "param_inits")
+    told = {
+        k: v for k, v in found.arguments.items() if k in sizes and k not in arguments
+    }
+    optimizer = make(str(name), **{**told, **arguments})
+    expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    if jax.tree.structure(known) != jax.tree.structure(expected):
+        raise ValueError(f"{path} holds a theta of {found.name}, not of {name}")
+    return optimizer
+
+
+def _theta_of(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what google's checkpoints wrap around theta."""
+    if {"params", "gen_id", "step"} <= set(tree):
+        return tree["params"]
+    if set(tree) == {"0", "1", "2"} and isinstance(tree["0"], dict):
+        return tree["0"]
+    return tree
+
+
+def _array(code: int, data: bytes) -> Any:
+    if code == 2:
+        return complex(*msgpack.unpackb(data))
+    if code not in (1, 3):
+        raise ValueError(f"a msgpack extension of type {code}, expected arrays alone")
+    shape, name, raw = msgpack.unpackb(data, strict_map_key=False)
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    if dtype.kind not in "biufV" or dtype.hasobject:
+        raise ValueError(f"an array of type {name}, expected numbers")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _unchunked(tree: Any) -> Any:
+    """Joins the arrays that flax splits because they are above a gigabyte."""
+    if not isinstance(tree, dict):
+        return tree
+    if "__msgpack_chunked_array__" in tree:
+        shape = [tree["shape"][str(i)] for i in range(len(tree["shape"]))]
+        chunks = [tree["chunks"][str(i)] for i in range(len(tree["chunks"]))]
+        return np.concatenate(chunks).reshape(shape)
+    return {str(key): _unchunked(value) for key, value in tree.items()}
+
+
+def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The learned optimizer that a gin file binds to `run_train.lopt`."""
+    reference = re.search(r"^\s*run_train\.lopt\s*=\s*@([\w./]+)\(\)", text, re.M)
+    if reference is None:
+        return None
+    cls = re.split(r"[./]", reference[1])[-1]
+    known = published_class(cls)
+    if known is None:
+        names = ", ".join(sorted(key.split(".")[1] for key in CLASSES))
+        raise ValueError(
+            f"{_GIN} binds the class {cls}, unknown to l2o; known: {names}"
+        )
+    bindings = {}
+    joined = re.sub(r"\\\n", " ", text)
+    for line in re.finditer(
+        rf"^\s*(?:[\w./]+[./])?{cls}\.(\w+)\s*=\s*(.+)$", joined, re.M
+    ):
+        try:
+            bindings[line[1]] = ast.literal_eval(line[2].split("#")[0].strip())
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{_GIN} binds {cls}.{line[1]} to {line[2]!r}, expected a number, a "
+                "string or a list of them"
+            ) from error
+    return known, bindings
+
+
+def _load_pylo(path, name, arguments):
+    arrays = _safetensors(path)
+    network = network_of(arrays)
+    if network in ("VeLORNN", "VeLOMLP"):
+        return _load_velo(path, arrays, network, arguments)
+    if network == "MetaMLP":
+        name = _told(path, name, _MLP_FACTORIES, {"elo": "elo", "mulo": "mulo"})
+    elif network == "CELO2MLP":
+        hints = {"elo-celo2": "elo_celo2", "elo_celo2": "elo_celo2", "": "celo2"}
+        name = _told(path, name, _CELO2_FACTORIES, hints)
+        if name == "celo2":
+            arguments = {"variant": "pylo", **arguments}
+    else:
+        known = "MetaMLP, CELO2MLP, VeLORNN and VeLOMLP"
+        raise ValueError(
+            f"{path} holds none of PyLO's networks ({known}); its first array is "
+            f"{next(iter(arrays), None)!r}"
+        )
+    decays = path / "decays.json"
+    if name == "mulo" and decays.is_file():
+        offsets = json.loads(decays.read_text())
+        arrays |= {key: np.asarray(x, np.float32) for key, x in offsets.items()}
+    return from_pylo(name, arrays, **arguments)
+
+
+def _load_velo(path, arrays, network, arguments):
+    """VeLO is two networks: the other one lies beside this one."""
+    other = "MLP" if network == "VeLORNN" else "RNN"
+    sibling = path.parent / re.sub(r"(RNN|MLP)(?!.*(RNN|MLP))", other, path.name)
+    if sibling == path or not (sibling / _PYLO_WEIGHTS).is_file():
+        raise ValueError(
+            f"{path} is one half of PyLO's VeLO; expected the other beside it, in "
+            f"{sibling if sibling != path else path.parent / ('VeLO_' + other)}"
+        )
+    return from_pylo("velo", {**arrays, **_safetensors(sibling)}, **arguments)
+
+
+def _told(path, name, factories, hints):
+    if name is not None:
+        if name not in factories:
+            known = ", ".join(factories)
+            raise ValueError(f"{path} holds weights for {known}, not for {name!r}")
+        return name
+    for hint, factory in hints.items():
+        if hint in path.name.lower() or hint in str(path).lower():
+            return factory
+    known = " or ".join(map(repr, factories))
+    raise ValueError(
+        f"{path} fits several optimizers: name one, `l2o.load(path, optimizer=...)` "
+        f"with {known}"
+    )
+
+
+def _safetensors(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / _PYLO_WEIGHTS
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file: {error}"
+        ) from error
+
+
+def _is_own(card: Path) -> bool:
+    try:
+        content = json.loads(card.read_text())
+    except (OSError, ValueError):
+        return True  # say what is wrong with the card, as for a folder of ours
+    return isinstance(content, dict) and "format" in content
+
+
+def _pylo_config(network, optimizer, arrays):
+    if network == "MetaMLP":
+        return {
+            "input_size": arrays["network.input.weight"].shape[1],
+            "hidden_size": arrays["network.input.weight"].shape[0],
+            "hidden_layers": sum("linear_" in key for key in arrays) // 2,
+        }
+    if network == "CELO2MLP":
+        return {
+            "ff_hidden_size": int(arrays["b0"].shape[0]),
+            "ff_hidden_layers": sum(key.startswith("dense_w") for key in arrays),
+        }
+    if network == "VeLORNN":
+        return {
+            "input_size": arrays["mix_layer1.weight"].shape[1],
+            "lstm_hidden_size": arrays["mix_layer1.weight"].shape[0],
+            "param_inits": arrays["rnn_to_controls.bias"].shape[0],
+            "mix_layers": True,
+        }
+    return {
+        "param_inits": arrays["input_bias_"].shape[0],
+        "input_size": arrays["input_weights_"].shape[-1],
+        "hidden_size": arrays["input_bias_"].shape[1],
+        "hidden_layers": sum(key.startswith("hidden_weights_.") for key in arrays),
+        "output_size": arrays["output_bias_"].shape[1],
+    }
