@@ -1,5 +1,7 @@
 """Learned optimizers as ordinary optax transformations."""
 
+from ._available import Available as Available
+from ._available import available as available
 from ._base import LearnedOptimizer as LearnedOptimizer
 from ._base import stable_dtypes as stable_dtypes
 from ._celo import celo as celo

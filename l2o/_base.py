@@ -54,8 +54,9 @@ class LearnedOptimizer(NamedTuple):
         optimizer of your own that is not registered.
       arguments: the factory's keyword arguments (JSON-representable), so that a saved
         folder can rebuild the same architecture.
-      needs: what a call cannot do without, of "params", "value" (the loss, both at
-        `update`) and "num_steps" (at `bind`).
+      needs: what it cannot do without, of "params", "value" (the loss, both at
+        `update`), "num_steps" (at `bind`) and "learning_rate" (an argument of the
+        factory, to be tuned).
       frozen: parts of theta, keys joined by `/`, that meta-training leaves as they are.
     """
 

@@ -215,7 +215,8 @@ def celo2(
 
         return stable_dtypes(parts.init, update_fn)
 
-    return LearnedOptimizer(init_theta, bind, "celo2", arguments)
+    needs = ("params", "learning_rate")
+    return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)
 
 
 def matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:

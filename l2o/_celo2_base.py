@@ -167,7 +167,8 @@ def celo2_base(
             rule, theta["nn"], learning_rate, weight_decay, name="celo2_base"
         )
 
-    return LearnedOptimizer(init_theta, bind, "celo2_base", arguments)
+    needs = ("params", "learning_rate")
+    return LearnedOptimizer(init_theta, bind, "celo2_base", arguments, needs)
 
 
 def make_rule(

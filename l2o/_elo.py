@@ -88,4 +88,5 @@ def elo(
 
         return stable_dtypes(tx.init, update_fn)
 
-    return LearnedOptimizer(init_theta, bind, "elo", arguments)
+    needs = ("params", "learning_rate")
+    return LearnedOptimizer(init_theta, bind, "elo", arguments, needs)

@@ -177,4 +177,5 @@ def elo_celo2(
 
         return stable_dtypes(init_fn, update_fn)
 
-    return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments)
+    needs = ("params", "learning_rate")
+    return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments, needs)

@@ -6,9 +6,9 @@
 | amoudgl/celo | a file `theta.state`, or a folder with it |
 | PyLO | a folder with `model.safetensors` and its own `config.json` |
 
-The first two are flax's msgpack. Which architecture a file is of is told by its keys and
-shapes; what those do not tell has the defaults of the published weights, and can be
-given by hand.
+The first two are flax's msgpack. Which architecture a file is of is told by its keys
+and shapes; what those do not tell has the defaults of the published weights, and can
+be given by hand.
 """
 
 import ast
@@ -44,11 +44,14 @@ def is_foreign(path: Path) -> bool:
         return True
     if any((path / name).is_file() for name in _STATES):
         return True
-    return (path / _PYLO_WEIGHTS).is_file() and not _is_own(path / _PYLO_CONFIG)
+    return (path / _PYLO_WEIGHTS).is_file() and not _is_own(path)
 
 
 def load_foreign(
-    path: Path, name: str | None, arguments: Mapping[str, Any]
+    path: Path,
+    name: str | None,
+    arguments: Mapping[str, Any],
+    beside: Path | None = None,
 ) -> tuple[LearnedOptimizer, Theta]:
     """The optimizer and theta of a published file or folder.
 
@@ -56,6 +59,8 @@ def load_foreign(
       path: see the module's docstring.
       name: the factory, where the file does not tell; None to let it tell.
       arguments: of the factory, over what the file tells.
+      beside: the folder with the other half of PyLO's VeLO; by default the sibling of
+        `path` with RNN and MLP exchanged in its name.
 
     Raises:
       ValueError: the file is truncated, of another kind or needs code to be read; its
@@ -64,7 +69,7 @@ def load_foreign(
     if path.is_dir():
         states = [path / state for state in _STATES if (path / state).is_file()]
         if not states:
-            return _load_pylo(path, name, arguments)
+            return _load_pylo(path, name, arguments, beside)
         gin = path / _GIN
         config = _gin_class(gin.read_text()) if gin.is_file() else None
         path = states[0]
@@ -94,8 +99,8 @@ def read_flax(path: Path) -> dict[str, Any]:
         )
     if content[:2] == b"PK":
         raise ValueError(
-            f"{path} is a PyTorch or NumPy archive, expected flax's msgpack or a folder "
-            "with model.safetensors"
+            f"{path} is a PyTorch or NumPy archive, expected flax's msgpack, or a "
+            "folder with model.safetensors"
         )
     try:
         tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
@@ -107,9 +112,7 @@ def read_flax(path: Path) -> dict[str, Any]:
             "copy the file again"
         ) from error
     if not isinstance(tree, dict):
-        raise ValueError(
-            f"{path} holds {type(tree).__name__}, expected a map of arrays"
-        )
+        raise ValueError(f"{path} holds a {type(tree).__name__}, expected a map")
     return _unchunked(tree)
 
 
@@ -159,9 +162,7 @@ def _architecture(
         return make(found.name, **{**found.arguments, **arguments})
     known = jax.eval_shape(found.init_theta, jax.random.key(0))
     sizes = ("hidden_size", "hidden_layers", "lstm_hidden_size", "param_inits")
-    told = {
-        k: v for k, v in found.arguments.items() if k in sizes and k not in arguments
-    }
+    told = {k: v for k, v in found.arguments.items() if k in sizes}
     optimizer = make(str(name), **{**told, **arguments})
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     if jax.tree.structure(known) != jax.tree.structure(expected):
@@ -210,14 +211,11 @@ def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
     known = published_class(cls)
     if known is None:
         names = ", ".join(sorted(key.split(".")[1] for key in CLASSES))
-        raise ValueError(
-            f"{_GIN} binds the class {cls}, unknown to l2o; known: {names}"
-        )
+        raise ValueError(f"{_GIN} binds {cls}, unknown to l2o; known: {names}")
     bindings = {}
     joined = re.sub(r"\\\n", " ", text)
-    for line in re.finditer(
-        rf"^\s*(?:[\w./]+[./])?{cls}\.(\w+)\s*=\s*(.+)$", joined, re.M
-    ):
+    binding = rf"^\s*(?:[\w./]+[./])?{cls}\.(\w+)\s*=\s*(.+)$"
+    for line in re.finditer(binding, joined, re.M):
         try:
             bindings[line[1]] = ast.literal_eval(line[2].split("#")[0].strip())
         except (ValueError, SyntaxError) as error:
@@ -228,11 +226,11 @@ def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
     return known, bindings
 
 
-def _load_pylo(path, name, arguments):
+def _load_pylo(path, name, arguments, beside):
     arrays = _safetensors(path)
     network = network_of(arrays)
     if network in ("VeLORNN", "VeLOMLP"):
-        return _load_velo(path, arrays, network, arguments)
+        return _load_velo(path, arrays, network, arguments, beside)
     if network == "MetaMLP":
         name = _told(path, name, _MLP_FACTORIES, {"elo": "elo", "mulo": "mulo"})
     elif network == "CELO2MLP":
@@ -246,6 +244,9 @@ def _load_pylo(path, name, arguments):
             f"{path} holds none of PyLO's networks ({known}); its first array is "
             f"{next(iter(arrays), None)!r}"
         )
+    config = _config(path)
+    if network == "CELO2MLP" and "activation" in config:
+        arguments = {"activation": config["activation"], **arguments}
     decays = path / "decays.json"
     if name == "mulo" and decays.is_file():
         offsets = json.loads(decays.read_text())
@@ -253,10 +254,18 @@ def _load_pylo(path, name, arguments):
     return from_pylo(name, arrays, **arguments)
 
 
-def _load_velo(path, arrays, network, arguments):
+def other_half(name: str) -> str | None:
+    """The name of PyLO's other VeLO network, RNN and MLP exchanged; or None."""
+    parts = re.fullmatch(r"(.*)(RNN|MLP)(.*)", name)
+    if parts is None:
+        return None
+    return parts[1] + {"RNN": "MLP", "MLP": "RNN"}[parts[2]] + parts[3]
+
+
+def _load_velo(path, arrays, network, arguments, beside):
     """VeLO is two networks: the other one lies beside this one."""
     other = "MLP" if network == "VeLORNN" else "RNN"
-    sibling = path.parent / re.sub(r"(RNN|MLP)(?!.*(RNN|MLP))", other, path.name)
+    sibling = beside or path.with_name(other_half(path.name) or path.name)
     if sibling == path or not (sibling / _PYLO_WEIGHTS).is_file():
         raise ValueError(
             f"{path} is one half of PyLO's VeLO; expected the other beside it, in "
@@ -291,12 +300,16 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _is_own(card: Path) -> bool:
+def _is_own(folder: Path) -> bool:
+    """Also of a folder without a readable card: `read_card` says what is wrong."""
     try:
-        content = json.loads(card.read_text())
+        return "format" in _config(folder)
     except (OSError, ValueError):
-        return True  # say what is wrong with the card, as for a folder of ours
-    return isinstance(content, dict) and "format" in content
+        return True
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / _PYLO_CONFIG).read_text()))
 
 
 def _pylo_config(network, optimizer, arrays):
@@ -308,8 +321,10 @@ def _pylo_config(network, optimizer, arrays):
         }
     if network == "CELO2MLP":
         return {
-            "ff_hidden_size": int(arrays["b0"].shape[0]),
-            "ff_hidden_layers": sum(key.startswith("dense_w") for key in arrays),
+            "feature_dims": [len(x) for k, x in arrays.items() if k.startswith("w0.")],
+            "hidden_size": arrays["b0"].shape[0],
+            "hidden_layers": sum(key.startswith("dense_w") for key in arrays),
+            "activation": optimizer.arguments["activation"],
         }
     if network == "VeLORNN":
         return {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ import safetensors
 import safetensors.numpy
 
 from ._base import LearnedOptimizer, Theta
+from ._foreign import is_foreign, load_foreign, other_half, save_pylo
+from ._hub import IMPORTABLE, hub_folder, is_hub_id
 from ._registry import make
 
 FORMAT_VERSION = 1
@@ -28,6 +30,7 @@ def save(
     theta: Theta,
     *,
     card: Mapping[str, Any] | None = None,
+    format: Literal["l2o", "pylo"] = "l2o",
 ) -> Path:
     """Writes a frozen learned optimizer to a folder.
 
@@ -40,13 +43,16 @@ def save(
       optimizer: from an `l2o` factory, or your own (then give it to `load` as well).
       theta: its meta-parameters.
       card: how it was trained; JSON-representable.
+      format: "pylo" writes what PyLO's `from_pretrained` reads instead, for its classes
+        (elo, mulo, small_fc, celo2, celo2_base, elo_celo2, velo); a card has no place
+        there.
 
     Returns:
       The folder.
 
     Raises:
       ValueError: theta is not a theta of this optimizer, is not finite, or is of a type
-        that cannot be loaded again.
+        that cannot be loaded again; PyLO has no such class.
 
     Example:
       >>> import l2o, jax, tempfile
@@ -66,6 +72,15 @@ def save(
         raise ValueError(
             f"{', '.join(foreign)} of theta has a type that NumPy lacks, such as "
             "bfloat16, and could not be loaded again: cast it to float32"
+        )
+    if format == "pylo":
+        return save_pylo(folder, optimizer, theta)
+    if format != "l2o":
+        raise ValueError(f"unknown format {format!r}; known: l2o, pylo")
+    if not _is_json(optimizer.arguments):
+        raise ValueError(
+            f"the arguments of {optimizer.name} cannot be written as JSON: "
+            "give the optimizer without its name, `optimizer._replace(name='')`"
         )
     weights = safetensors.numpy.save(arrays)
     content = {
@@ -91,48 +106,79 @@ def load(
     source: str | os.PathLike,
     *,
     num_steps: int | None = None,
-    optimizer: LearnedOptimizer | None = None,
+    optimizer: LearnedOptimizer | str | None = None,
+    download: bool = False,
+    **arguments: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """A frozen learned optimizer as an optax transformation.
 
     Args:
-      source: a folder written by `save`, or the name of a shipped optimizer
-        (`l2o.shipped()`).
+      source: the name of a shipped optimizer (`l2o.available()`), a folder written by
+        `save`, published weights (a `theta.state` or `params` file of Celo or
+        google/learned_optimization or the folder with it, a folder of PyLO's), or
+        `owner/name[@revision]` on a model hub (needs `l2o[hub]`).
       num_steps: length of the training run, for optimizers that have a horizon.
-      optimizer: the architecture, needed only for one of your own that no `l2o` factory
-        makes. Code is never loaded from a folder.
+      optimizer: the architecture, for one of your own that no `l2o` factory makes; or a
+        factory's name, for weights that fit several. Code is never loaded from a file.
+      download: whether a hub's files that are not in the local cache are fetched.
+      **arguments: of the factory, over those that the source has, such as
+        `learning_rate` and `weight_decay` of `celo2`.
 
     Raises:
       FileNotFoundError: no such folder, name or file.
       ValueError: the card is not readable, of a newer format, or names an unknown
-        architecture; the weights are corrupted or do not fit it.
+        architecture; the weights are corrupted, truncated, would need code to be read
+        or do not fit it; `num_steps` is missing.
 
     Example:
       >>> import l2o
       >>> tx = l2o.load("small_fc_digits")  # doctest: +SKIP
     """
-    optimizer, theta = load_theta(source, optimizer=optimizer)
+    optimizer, theta = load_theta(
+        source, optimizer=optimizer, download=download, **arguments
+    )
     return optimizer.bind(theta, num_steps=num_steps)
 
 
 def load_theta(
-    source: str | os.PathLike, *, optimizer: LearnedOptimizer | None = None
+    source: str | os.PathLike,
+    *,
+    optimizer: LearnedOptimizer | str | None = None,
+    download: bool = False,
+    **arguments: Any,
 ) -> tuple[LearnedOptimizer, Theta]:
     """Like `load`, but returns the unbound optimizer and theta.
 
-    For meta-training on from a saved theta, or to bind inside a jitted function.
+    For meta-training on from a saved theta, to wrap, or to bind inside a jitted
+    function.
     """
-    folder = _folder(source)
+    folder = _folder(source, download=download)
+    own = isinstance(optimizer, LearnedOptimizer)
+    if own and arguments:
+        raise ValueError(
+            f"{', '.join(arguments)}: give arguments to your optimizer, not to load"
+        )
+    if is_foreign(folder) and not own:
+        beside = None
+        if str(source) in IMPORTABLE:
+            known, told = IMPORTABLE[str(source)]
+            optimizer = optimizer or known
+            arguments = {**told, **arguments} if optimizer == known else arguments
+        half = other_half(str(source)) if _on_hub(source) else None
+        if half is not None:
+            beside = _folder(half, download=download)
+        return load_foreign(folder, optimizer, arguments, beside)
     card = read_card(folder)
-    if optimizer is None:
-        name = card["optimizer"]["name"]
+    if not isinstance(optimizer, LearnedOptimizer):
+        name = optimizer or card["optimizer"]["name"]
         if not name:
             raise ValueError(
                 f"{folder} holds an optimizer that no l2o factory makes: give its "
                 "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
             )
+        recorded = card["optimizer"]["arguments"]
         try:
-            optimizer = make(name, **card["optimizer"]["arguments"])
+            optimizer = make(name, **{**recorded, **arguments})
         except TypeError as error:
             raise ValueError(
                 f"{folder / _CARD} has an ill-typed argument of {name}: {error}"
@@ -187,18 +233,32 @@ def shipped() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.joinpath(_CARD).is_file())
 
 
-def _folder(source: str | os.PathLike) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
+def _folder(source: str | os.PathLike, *, download: bool = False) -> Path:
+    path = Path(source)
+    if path.is_dir() or path.is_file():
+        return path
     names = shipped()
     if isinstance(source, str) and source in names:
-        with resources.as_file(resources.files("l2o.checkpoints") / source) as path:
-            return Path(path)
+        with resources.as_file(resources.files("l2o.checkpoints") / source) as folder:
+            return Path(folder)
+    if _on_hub(source):
+        return hub_folder(str(source), download=download)
     raise FileNotFoundError(
-        f"{str(source)!r} is neither a folder nor a shipped optimizer; "
+        f"{str(source)!r} is neither a file or folder nor a shipped optimizer; "
         f"shipped: {', '.join(names) or 'none'}"
     )
+
+
+def _on_hub(source: str | os.PathLike) -> bool:
+    return isinstance(source, str) and is_hub_id(source) and not Path(source).exists()
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _read(path: Path) -> bytes:

@@ -362,9 +362,12 @@ def _pylo_arguments(cls, kwargs, meta):
     if name == "mulo":
         keys = ("momentum_decays", "rms_decays", "adafactor_decays")
         offsets = {k: np.float32(kwargs.pop(k)) for k in keys if k in kwargs}
-    if name == "velo":  # offsets that its constructor ignores
-        for key in ("momentum_decays", "rms_decays", "adafactor_decays"):
-            kwargs.pop(key, None)
+    if name == "velo":  # offsets that its constructor folds into the decays
+        defaults = l2o.velo().arguments
+        for theirs, ours in _PYLO_DECAYS.items():
+            offset = np.float64(kwargs.pop(ours, 0.0))
+            start = 1 - np.float64(kwargs.pop(theirs, defaults[ours]))
+            arguments[ours] = np.clip(1 - start * np.exp(10 * offset), 0, 1).tolist()
     for key, value in kwargs.items():
         if key in _PYLO_WITHOUT_EFFECT:
             continue

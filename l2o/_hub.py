@@ -1,0 +1,81 @@
+"""Weights from a model hub, through the optional `huggingface_hub`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# All that a folder of weights consists of; nothing else is fetched.
+_FILES = [
+    "model.safetensors",
+    "config.json",
+    "decays.json",
+    "theta.state",
+    "params",
+    "config.gin",
+]
+
+# Published weights in formats that `load` reads: factory, and the arguments that
+# their files do not tell.
+IMPORTABLE: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "amoudgl/celo": ("celo", {}),
+    "amoudgl/celo-adam": ("celo_adam", {}),
+    "amoudgl/rnn-mlp-lopt": ("rnn_mlp", {}),
+    "amoudgl/adafac-mlp-lopt": ("small_fc", {}),
+    "amoudgl/velo-s": (
+        "velo",
+        {"lstm_hidden_size": 64, "param_inits": 32, "ff_mult": 1.0},
+    ),
+    "amoudgl/velo-4000": ("velo", {}),
+    "btherien/mulo": ("mulo", {}),
+    "DiamondXL/elo": ("elo", {}),
+    "DiamondXL/celo2": ("celo2", {"variant": "pylo"}),
+    "DiamondXL/elo-celo2": ("elo_celo2", {}),
+    "Pauljanson002/VeLO_RNN": ("velo", {}),
+}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a string has the form `owner/name` or `owner/name@revision`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", source) is not None
+
+
+def hub_folder(source: str, *, download: bool) -> Path:
+    """The local folder of a hub repository.
+
+    Args:
+      source: `owner/name` or `owner/name@revision`.
+      download: whether to fetch what the local cache lacks; nothing is fetched without.
+
+    Raises:
+      ModuleNotFoundError: `huggingface_hub` is not installed.
+      FileNotFoundError: the repository is not in the local cache, or could not be
+        fetched.
+    """
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{source!r} is not a folder, and reading it from a model hub needs "
+            "huggingface_hub: `pip install l2o[hub]`"
+        ) from None
+    name, _, revision = source.partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=_FILES,
+            local_files_only=not download,
+        )
+    except (
+        Exception
+    ) as error:  # of many classes: offline, no such repository, no access
+        if download:
+            raise FileNotFoundError(
+                f"{source!r} could not be fetched from the model hub: {error}"
+            ) from error
+        raise FileNotFoundError(
+            f"{source!r} is neither a folder nor in the local cache of the model hub: "
+            "`l2o.load(..., download=True)` fetches it"
+        ) from error
+    return Path(folder)
