@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._accumulators import Factoring, update_moment
+from ._accumulators import (
+    Accumulators,
+    Factoring,
+    factored_axes,
+    init_accumulators,
+    update_accumulators,
+    update_moment,
+)
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2_base import (
     NS_COEFFS,
-    celo2_transformation,
+    celo2_step,
     init_celo2,
     make_rule,
 )
@@ -23,12 +30,17 @@ from ._tensors import clip_by_global_norm, map_tensors
 REGEX_1D = r".*bias.*|.*embed.*"
 
 
-class AdamState(NamedTuple):
-    """Moments of the tensors that Adam updates."""
+class Celo2State(NamedTuple):
+    """State of `celo2`: 16 bytes per parameter of a matrix, 8 where Adam is used.
+
+    Each tree has one array per parameter; where the other rule is used, that is a zero
+    of shape (1,).
+    """
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
-    momentum: Any  # tree like params
-    rms: Any  # tree like params
+    accumulators: Accumulators
+    momentum: Any  # tree like params: Adam's
+    rms: Any  # tree like params: Adam's
 
 
 class _Variant(NamedTuple):
@@ -172,48 +184,96 @@ def celo2(
         torch_layout=form.torch_layout,
     )
 
-    def label(path, param):
+    def to_adam(path, param):
         if pattern is None:
-            return "learned"
+            return False
         is_vector = form.routes_vectors and jnp.ndim(param) < 2
-        return "adam" if is_vector or matches(pattern, path) else "learned"
+        return is_vector or matches(pattern, path)
 
     def init_theta(key):
         return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        parts = optax.partition(
-            {
-                "learned": celo2_transformation(
-                    rule,
-                    theta["nn"],
-                    learning_rate,
-                    weight_decay,
-                    name="celo2",
-                    gradient_bound=gradient_bound,
+        adam_bound = gradient_bound if form.bounds_adam else jnp.inf
+
+        def init_fn(params):
+            routes = jax.tree_util.tree_map_with_path(to_adam, params)
+
+            def where(adam, tree):
+                return jax.tree.map(
+                    lambda route, x: x if route == adam else jnp.zeros(1, x.dtype),
+                    routes,
+                    tree,
+                )
+
+            accumulators = init_accumulators(params, rule.decays, rule.factoring)
+            zeros = optax.tree.zeros_like(params)
+            return Celo2State(
+                jnp.zeros([], jnp.int32),
+                Accumulators(
+                    *(tuple(where(False, x) for x in group) for group in accumulators)
                 ),
-                "adam": _adam(
-                    mult * learning_rate,
-                    decay_1d,
-                    adam_b1,
-                    adam_b2,
-                    adam_eps,
-                    bias_correction=correct,
-                    eps_in_root=form.eps_in_root,
-                    gradient_bound=gradient_bound if form.bounds_adam else jnp.inf,
-                ),
-            },
-            lambda params: jax.tree_util.tree_map_with_path(label, params),
-        )
+                where(True, zeros),
+                where(True, zeros),
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
+            del extra_args
             require_params(params, "celo2")
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
-            return parts.update(updates, state, params, **extra_args)
+            count = optax.safe_increment(state.count)
+            routes = [
+                to_adam(path, grad)
+                for path, grad in jax.tree_util.tree_leaves_with_path(updates)
+                if grad.size
+            ]
 
-        return stable_dtypes(parts.init, update_fn)
+            def update_tensor(grad, param, *rest):
+                *slots, momentum, rms, adam = rest
+                if adam:
+                    grad = jnp.clip(grad, -adam_bound, adam_bound)
+                    step, m, v = adam_step(grad, momentum[0], rms[0], count)
+                    update = -mult * learning_rate * (step + decay_1d * param)
+                    return update, *slots, (m,), (v,)
+                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+                axes = factored_axes(grad.shape, rule.factoring)
+                accumulators = update_accumulators(
+                    Accumulators(*slots), grad, rule.decays, axes
+                )
+                step = celo2_step(
+                    rule, theta["nn"], grad, param, accumulators, axes, count
+                )
+                update = -learning_rate * (step + weight_decay * param)
+                return update, *accumulators, momentum, rms
+
+            updates, *slots, (momentum,), (rms,) = map_tensors(
+                update_tensor,
+                updates,
+                params,
+                *state.accumulators,
+                (state.momentum,),
+                (state.rms,),
+                given=(routes,),
+            )
+            return updates, Celo2State(count, Accumulators(*slots), momentum, rms)
+
+        return stable_dtypes(init_fn, update_fn)
+
+    def adam_step(grad, momentum, rms, count):
+        if form.eps_in_root:  # the JAX code, whose decays are float32 arrays
+            m = update_moment(momentum, grad, adam_b1)
+            v = update_moment(rms, grad * grad, adam_b2)
+        else:
+            m = adam_b1 * momentum + (1 - adam_b1) * grad
+            v = adam_b2 * rms + (1 - adam_b2) * grad * grad
+        m_hat, v_hat = m, v
+        if correct:
+            m_hat, v_hat = m / (1 - adam_b1**count), v / (1 - adam_b2**count)
+        if form.eps_in_root:
+            return m_hat * lax.rsqrt(v_hat + adam_eps), m, v
+        return m_hat / (jnp.sqrt(v_hat) + adam_eps), m, v
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)
@@ -222,50 +282,3 @@ def celo2(
 def matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:
     """Whether the pattern is found in the path, its keys joined by `/`."""
     return bool(pattern.search("/".join(str(getattr(k, "key", k)) for k in path)))
-
-
-def _adam(
-    learning_rate,
-    weight_decay,
-    b1,
-    b2,
-    eps,
-    *,
-    bias_correction,
-    eps_in_root,
-    gradient_bound,
-):
-    def init_fn(params):
-        return AdamState(
-            jnp.zeros([], jnp.int32),
-            optax.tree.zeros_like(params),
-            optax.tree.zeros_like(params),
-        )
-
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        count = optax.safe_increment(state.count)
-
-        def update_tensor(grad, param, momentum, rms):
-            grad = jnp.clip(grad, -gradient_bound, gradient_bound)
-            if eps_in_root:  # the JAX code, whose decays are float32 arrays
-                m = update_moment(momentum[0], grad, b1)
-                v = update_moment(rms[0], grad * grad, b2)
-            else:
-                m = b1 * momentum[0] + (1 - b1) * grad
-                v = b2 * rms[0] + (1 - b2) * grad * grad
-            m_hat, v_hat = m, v
-            if bias_correction:
-                m_hat, v_hat = m / (1 - b1**count), v / (1 - b2**count)
-            if eps_in_root:
-                step = m_hat * lax.rsqrt(v_hat + eps)
-            else:
-                step = m_hat / (jnp.sqrt(v_hat) + eps)
-            return -learning_rate * (step + weight_decay * param), (m,), (v,)
-
-        updates, (momentum,), (rms,) = map_tensors(
-            update_tensor, updates, params, (state.momentum,), (state.rms,)
-        )
-        return updates, AdamState(count, momentum, rms)
-
-    return stable_dtypes(init_fn, update_fn)

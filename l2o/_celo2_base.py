@@ -28,7 +28,7 @@ from ._features import (
     inverse_rms,
 )
 from ._network import apply_mlp, init_mlp
-from ._parameter_rule import param_scale
+from ._parameter_rule import GRADIENT_BOUND, param_scale
 from ._tensors import map_tensors
 
 _EPS = 1e-9
@@ -38,7 +38,7 @@ _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
 
 
-class Celo2State(NamedTuple):
+class Celo2BaseState(NamedTuple):
     """State of the learned rule: 16 bytes per float32 parameter of a matrix."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
@@ -219,13 +219,12 @@ def celo2_transformation(
     weight_decay: float,
     *,
     name: str,
-    gradient_bound: float = 1000.0,
 ) -> optax.GradientTransformationExtraArgs:
     """The learned rule for given weights."""
 
     def init_fn(params):
         accumulators = init_accumulators(params, rule.decays, rule.factoring)
-        return Celo2State(jnp.zeros([], jnp.int32), accumulators)
+        return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -233,7 +232,7 @@ def celo2_transformation(
         count = optax.safe_increment(state.count)
 
         def update_tensor(grad, param, *slots):
-            grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+            grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
             axes = factored_axes(grad.shape, rule.factoring)
             accumulators = update_accumulators(
                 Accumulators(*slots), grad, rule.decays, axes
@@ -244,7 +243,7 @@ def celo2_transformation(
         updates, *accumulators = map_tensors(
             update_tensor, updates, params, *state.accumulators
         )
-        return updates, Celo2State(count, Accumulators(*accumulators))
+        return updates, Celo2BaseState(count, Accumulators(*accumulators))
 
     return stable_dtypes(init_fn, update_fn)
 

@@ -19,7 +19,7 @@ from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2 import REGEX_1D, matches
 from ._celo2_base import (
     NS_COEFFS,
-    Celo2State,
+    Celo2BaseState,
     celo2_step,
     init_celo2,
     make_rule,
@@ -136,7 +136,7 @@ def elo_celo2(
 
         def init_fn(params):
             accumulators = init_accumulators(params, rule.decays, rule.factoring)
-            return Celo2State(jnp.zeros([], jnp.int32), accumulators)
+            return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
@@ -173,7 +173,7 @@ def elo_celo2(
             updates, *accumulators = map_tensors(
                 update_tensor, updates, params, *state.accumulators, given=(routes,)
             )
-            return updates, Celo2State(count, Accumulators(*accumulators))
+            return updates, Celo2BaseState(count, Accumulators(*accumulators))
 
         return stable_dtypes(init_fn, update_fn)
 

@@ -146,7 +146,8 @@ def mup(
 
         return stable_dtypes(tx.init, update_fn)
 
-    return optimizer._replace(bind=bind, name="", needs=_with_params(optimizer.needs))
+    needs = _with_params(optimizer.needs)
+    return optimizer._replace(bind=bind, name="", arguments={}, needs=needs)
 
 
 def mup_multipliers(params: Any, base: Any, *, hidden_lr_mult: float = 1.0) -> Any:

@@ -270,7 +270,7 @@ class NominalState(NamedTuple):
 
 
 def nominal(
-    optimizer: LearnedOptimizer,
+    learned: LearnedOptimizer,
     *,
     kind: Literal["sgd", "sgdm", "aggmo", "adam", "adam_aggmo"] = "adam_aggmo",
     step_size: float = 1e-3,
@@ -287,7 +287,7 @@ def nominal(
     no bias is corrected.
 
     Args:
-      optimizer: the learned term; theta is `{"learned", "log_step_size"}`.
+      learned: the learned term; theta is `{"learned", "log_step_size"}`.
       kind: which d, in the order above.
       step_size: initial value of the meta-learned step size.
       shrinkage: w per step.
@@ -312,7 +312,7 @@ def nominal(
         return {"log_step_size": jnp.float32(math.log(step_size))}
 
     def bind(theta, *, num_steps=None):
-        tx = optimizer.bind(theta["learned"], num_steps=num_steps)
+        tx = learned.bind(theta["learned"], num_steps=num_steps)
 
         def init_fn(params):
             zeros = optax.tree.zeros_like
@@ -321,7 +321,7 @@ def nominal(
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "nominal")
-            learned, inner = tx.update(updates, state.inner, params, **extra_args)
+            steps, inner = tx.update(updates, state.inner, params, **extra_args)
             grads = optax.tree.cast(updates, jnp.float32)
             momentum = tuple(
                 optax.tree.update_moment(grads, m, d, 1)
@@ -338,7 +338,7 @@ def nominal(
                 term = jax.tree.map(lambda m, r: m * lax.rsqrt(r + 1e-6), term, rms)
             updates = jax.tree.map(
                 lambda u, d, p: _wide(u) - scale * d - shrinkage * _wide(p),
-                learned,
+                steps,
                 term,
                 params,
             )
@@ -353,10 +353,8 @@ def nominal(
         "momentum_decays": list(decays),
         "rms_decay": rms_decay,
     }
-    wrapped = _wrapped(
-        "nominal", {"learned": optimizer}, arguments, bind, init_step_size
-    )
-    return wrapped._replace(needs=_with("params", optimizer.needs))
+    wrapped = _wrapped("nominal", {"learned": learned}, arguments, bind, init_step_size)
+    return wrapped._replace(needs=_with("params", learned.needs))
 
 
 def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
