@@ -72,9 +72,8 @@ def weight_decay(
                     value = value + sum(jax.tree.leaves(penalties))
                 updates = jax.tree.map(lambda g, p, x: g + x * p, updates, params, w)
                 return tx.update(updates, state, params, value=value, **extra_args)
-            updates, state = tx.update(
-                updates, state, params, value=value, **extra_args
-            )
+            grads = optax.tree.cast(updates, jnp.float32)
+            updates, state = tx.update(grads, state, params, value=value, **extra_args)
             after = kind == "after"
             updates = jax.tree.map(
                 lambda u, p, x: u - x * (_wide(p) + after * _wide(u)),
@@ -160,6 +159,8 @@ def grafted(
             return GraftedState(along.init(params), size.init(params))
 
         def update_fn(updates, state, params=None, **extra_args):
+            # What is scaled below is rounded once, by `stable_dtypes`.
+            updates = optax.tree.cast(updates, jnp.float32)
             u, along_state = along.update(updates, state[0], params, **extra_args)
             v, size_state = size.update(updates, state[1], params, **extra_args)
             if per_tensor:
@@ -321,8 +322,8 @@ def nominal(
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "nominal")
-            steps, inner = tx.update(updates, state.inner, params, **extra_args)
             grads = optax.tree.cast(updates, jnp.float32)
+            steps, inner = tx.update(grads, state.inner, params, **extra_args)
             momentum = tuple(
                 optax.tree.update_moment(grads, m, d, 1)
                 for m, d in zip(state.momentum, decays, strict=True)
