@@ -4,6 +4,7 @@ from ._available import Available as Available
 from ._available import available as available
 from ._base import LearnedOptimizer as LearnedOptimizer
 from ._base import stable_dtypes as stable_dtypes
+from ._base import trainable as trainable
 from ._celo import celo as celo
 from ._celo2 import celo2 as celo2
 from ._celo2_base import celo2_base as celo2_base

@@ -73,6 +73,17 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
 
 
+def trainable(optimizer: LearnedOptimizer, theta: Theta) -> Any:
+    """A tree like theta of bools: False for the parts in `optimizer.frozen`."""
+
+    def is_trainable(path, leaf):
+        del leaf
+        name = "/".join(jax.tree_util.keystr((key,), simple=True) for key in path) + "/"
+        return not any(name.startswith(part + "/") for part in optimizer.frozen)
+
+    return jax.tree_util.tree_map_with_path(is_trainable, theta)
+
+
 def require_params(params: Any, name: str) -> None:
     """Raises `ValueError`, with the call to write, where `params` is missing."""
     if params is None:

@@ -158,7 +158,9 @@ def load_theta(
         raise ValueError(
             f"{', '.join(arguments)}: give arguments to your optimizer, not to load"
         )
-    if is_foreign(folder) and not own:
+    if is_foreign(folder):
+        if isinstance(optimizer, LearnedOptimizer):
+            optimizer, arguments = optimizer.name, dict(optimizer.arguments)
         beside = None
         if str(source) in IMPORTABLE:
             known, told = IMPORTABLE[str(source)]

@@ -9,13 +9,13 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import jax
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import l2o
 from l2o.tasks import FAMILIES
 
 from . import presets
-from ._config import Config, Evaluation
+from ._config import Config, Evaluation, Option
 from ._demo import demo, evaluate_frozen
 from ._run import run
 
@@ -60,8 +60,10 @@ class _Evaluate:
     """Train tasks with a frozen optimizer beside Adam with a swept learning rate."""
 
     source: tyro.conf.Positional[str]
-    """A folder written by meta-training, or the name of a shipped optimizer."""
+    """Weights as `l2o.load` takes them: a folder, a published file, a shipped name."""
     config: tyro.conf.OmitArgPrefixes[Evaluation]
+    options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Arguments of the factory, such as `learning_rate 1e-3` of celo2."""
     preset: _Preset = "demo"
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
@@ -154,6 +156,7 @@ def _run_evaluate(arguments: list[str]) -> int:
         options.out,
         run_folder=options.run,
         console=Console(),
+        options=options.options,
     )
     return 0
 
@@ -163,30 +166,40 @@ def _run_list(arguments: list[str]) -> int:
         print("usage: l2o list")
         return 0 if arguments[0] in ("-h", "--help") else 2
     console = Console()
-    table = Table("optimizer", "meta-parameters", "state, bytes/parameter", "what")
-    for name, factory in sorted(l2o.FACTORIES.items()):
-        optimizer = factory()
-        theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-        count = sum(x.size for x in jax.tree.leaves(theta))
-        what = (factory.__doc__ or "").splitlines()[0]
-        table.add_row(name, str(count), f"{_state_bytes(optimizer):.1f}", what)
-    console.print(table)
+    for kind, title in (
+        ("architecture", "architectures"),
+        ("shipped", "weights that come with the package"),
+        (
+            "importable",
+            "published weights; `l2o.load(NAME, download=True)` fetches them",
+        ),
+    ):
+        table = Table(
+            Column("name", no_wrap=True),
+            Column("meta-parameters", justify="right"),
+            Column("state, bytes/parameter", justify="right"),
+            "needs",
+            "source",
+            title=title,
+            title_justify="left",
+        )
+        for row in l2o.available():
+            if row.kind == kind:
+                name = row.name
+                if kind != "architecture":
+                    name = f"{name} ({row.optimizer.name})"
+                table.add_row(
+                    name,
+                    f"{row.meta_parameters}",
+                    f"{row.state_bytes:g}",
+                    ", ".join(row.needs) or "-",
+                    row.source,
+                )
+        console.print(table)
     console.print(f"task families: {', '.join(FAMILIES)}", highlight=False)
     for name in presets.names():
         console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
-    console.print(
-        f"shipped optimizers: {', '.join(l2o.shipped()) or 'none'}", highlight=False
-    )
     return 0
-
-
-def _state_bytes(optimizer: l2o.LearnedOptimizer) -> float:
-    """Per parameter of a 512x512 float32 matrix."""
-    matrix = jax.ShapeDtypeStruct((512, 512), "float32")
-    theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    state = jax.eval_shape(lambda t, p: optimizer.bind(t).init(p), theta, matrix)
-    leaves = jax.tree.leaves(state)
-    return sum(x.size * x.dtype.itemsize for x in leaves) / matrix.size
 
 
 def _preset(arguments: list[str]) -> str:

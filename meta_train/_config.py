@@ -9,7 +9,7 @@ import typeguard
 from l2o import make
 from l2o.tasks import FAMILIES, HELDOUT
 
-Number = int | float
+Option = int | float | bool | str | None
 T = TypeVar("T")
 
 
@@ -57,8 +57,10 @@ class Config:
 
     optimizer: str = "small_fc"
     """Architecture; `l2o list` shows them."""
-    optimizer_options: dict[str, Number] = dataclasses.field(default_factory=dict)
+    optimizer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
     """Keyword arguments of its factory, such as `step_mult 0.01`."""
+    start_from: str | None = None
+    """Weights to go on from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)
     """Task families; every outer step draws one, all equally often."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"

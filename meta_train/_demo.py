@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import Progress
 
@@ -45,14 +47,18 @@ def evaluate_frozen(
     *,
     run_folder: Path | None,
     console: Console,
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Loads a frozen optimizer, evaluates it, prints the table, writes the report.
+
+    `options` are arguments of its factory, over those that `source` has.
 
     Returns:
       The report's path.
     """
-    card = l2o.read_card(source)
-    tx = l2o.load(source, num_steps=config.steps)
+    optimizer, theta = l2o.load_theta(source, **(options or {}))
+    card = _card(source, optimizer)
+    tx = optimizer.bind(theta, num_steps=config.steps)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -94,3 +100,18 @@ def evaluate_frozen(
     path = (out / "report.html").resolve()
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return path
+
+
+def _card(source: str | os.PathLike, optimizer: l2o.LearnedOptimizer) -> dict[str, Any]:
+    """Its card, or what can be said of weights that others wrote."""
+    try:
+        return l2o.read_card(source)
+    except (FileNotFoundError, NotADirectoryError):
+        theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+        return {
+            "optimizer": {
+                "name": optimizer.name,
+                "arguments": dict(optimizer.arguments),
+            },
+            "meta_parameters": sum(x.size for x in jax.tree.leaves(theta)),
+        }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o import LearnedOptimizer
+from l2o import LearnedOptimizer, trainable
 from l2o.tasks import TaskFamily
 
 from ._base import Info, MetaGradient
@@ -146,6 +146,7 @@ def pes(
                 jax.random.split(k_noise, particles), theta
             ),
         )
+        noise = jax.tree.map(lambda e, t: e * t, noise, trainable(optimizer, theta))
         thetas = jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
         state = restart(state, k_restart, thetas, data)
         accumulator = jax.tree.map(jnp.add, state.accumulator, noise)

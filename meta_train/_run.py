@@ -106,6 +106,8 @@ def run(
         jax.random.key(config.seed), 2 + len(families)
     )
     theta = optimizer.init_theta(k_theta)
+    if config.start_from is not None:
+        _, theta = l2o.load_theta(config.start_from, optimizer=optimizer)
     outer = Outer(theta, outer_tx.init(theta), jnp.int32(0), k_run)
     workers = [
         estimator.init(key, theta)
