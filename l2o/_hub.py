@@ -20,6 +20,8 @@ _FILES = [
 IMPORTABLE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "amoudgl/celo": ("celo", {}),
     "amoudgl/celo-adam": ("celo_adam", {}),
+    "amoudgl/celo2": ("celo2", {}),
+    "amoudgl/celo2-base": ("celo2_base", {}),
     "amoudgl/rnn-mlp-lopt": ("rnn_mlp", {}),
     "amoudgl/adafac-mlp-lopt": ("small_fc", {}),
     "amoudgl/velo-s": (

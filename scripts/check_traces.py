@@ -324,7 +324,8 @@ def _pylo_optimizer(cls, meta, trace):
             i: optimizer.bind(theta, num_steps=num_steps)
             for i, optimizer in optimizers.items()
         }
-        tx = parts[0] if name == "velo" else optax.partition(parts, labels)
+        alone = name == "velo" or len(parts) == 1
+        tx = parts[0] if alone else optax.partition(parts, labels)
 
         def update(updates, state, params=None, **extra_args):
             return tx.update(_clipped(updates, norms), state, params, **extra_args)
