@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ._accumulators import Decays, Factoring, check_factoring
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
@@ -134,6 +135,8 @@ def mup(
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "mup")
+            # What is scaled below is rounded once, by `stable_dtypes`.
+            updates = optax.tree.cast(updates, jnp.float32)
             updates, state = tx.update(updates, state, params, **extra_args)
             c = multipliers(params) if callable(multipliers) else multipliers
             if jax.tree.structure(c) != jax.tree.structure(updates):

@@ -64,15 +64,15 @@ def weight_decay(
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
             require_params(params, "weight_decay")
             w = rates(params)
+            grads = optax.tree.cast(updates, jnp.float32)
             if kind == "l2":
                 if value is not None and add_to_loss:
                     penalties = jax.tree.map(
                         lambda p, x: x * jnp.sum(_wide(p) ** 2), params, w
                     )
                     value = value + sum(jax.tree.leaves(penalties))
-                updates = jax.tree.map(lambda g, p, x: g + x * p, updates, params, w)
-                return tx.update(updates, state, params, value=value, **extra_args)
-            grads = optax.tree.cast(updates, jnp.float32)
+                grads = jax.tree.map(lambda g, p, x: g + x * _wide(p), grads, params, w)
+                return tx.update(grads, state, params, value=value, **extra_args)
             updates, state = tx.update(grads, state, params, value=value, **extra_args)
             after = kind == "after"
             updates = jax.tree.map(
@@ -178,7 +178,7 @@ class HorizonState(NamedTuple):
     """Sums over the steps since the last update that was made."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: calls
-    gradient: Any  # tree like params
+    gradient: Any  # tree like params, float32
     loss: jax.Array  # shape (), float32
     inner: Any
 
@@ -224,7 +224,7 @@ def extend_horizon(
             return tx
 
         def init_fn(params):
-            zeros = optax.tree.zeros_like(params)
+            zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
             loss = jnp.zeros([], jnp.float32)
             return HorizonState(jnp.zeros([], jnp.int32), zeros, loss, tx.init(params))
 
@@ -232,28 +232,30 @@ def extend_horizon(
             # Even a skipped step must say what is missing.
             if "params" in optimizer.needs:
                 require_params(params, "extend_horizon")
-            if "value" in optimizer.needs:
+            given = value is not None
+            if given or "value" in optimizer.needs:
                 value = require_value(value, "extend_horizon")
-            loss = state.loss + (0.0 if value is None else value)
+            loss = state.loss + value if given else state.loss
             gradient = optax.tree.add(state.gradient, updates)
             count = optax.safe_increment(state.count)
 
             def make(inner):
-                mean = optax.tree.cast_like(optax.tree.scale(1 / k, gradient), updates)
+                mean = optax.tree.scale(1 / k, gradient)
                 new, after = tx.update(
-                    mean, inner, params, value=loss / k, **extra_args
+                    mean, inner, params, value=loss / k if given else None, **extra_args
                 )
-                return new, after
+                return optax.tree.cast_like(new, updates), after
 
             def skip(inner):
                 return optax.tree.zeros_like(updates), inner
 
             due = count % k == 0
             updates, inner = lax.cond(due, make, skip, state.inner)
-            keep = jnp.where(due, 0.0, 1.0)
-            return updates, HorizonState(
-                count, optax.tree.scale(keep, gradient), keep * loss, inner
+            # Not a product with zero, which would keep what is not finite.
+            gradient, loss = jax.tree.map(
+                lambda x: jnp.where(due, 0.0, x), (gradient, loss)
             )
+            return updates, HorizonState(count, gradient, loss, inner)
 
         return stable_dtypes(init_fn, update_fn)
 
@@ -364,7 +366,8 @@ def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
     .. math:: p_{bf16} \leftarrow \mathrm{round}(p + u)
 
     instead of `round(p + round(u))`: `optax.apply_updates` then adds in float32 and
-    rounds once, as the published JAX optimizers do for low-precision parameters.
+    rounds once, as the published JAX optimizers do for low-precision parameters. Goes
+    outermost: other wrappers return the type of the gradients.
 
     Args:
       optimizer: any learned optimizer.
@@ -441,6 +444,10 @@ def _wide(x: jax.Array) -> jax.Array:
 
 def _ratio(above: Any, below: Any) -> jax.Array:
     above, below = (
-        optax.tree.norm(optax.tree.cast(x, jnp.float32)) for x in (above, below)
+        optax.tree.norm(optax.tree.cast(x, jnp.float32), squared=True)
+        for x in (above, below)
     )
-    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 0.0)
+    # Of a root at zero the derivative is infinite.
+    some = (above != 0) & (below != 0)
+    above, below = (jnp.sqrt(jnp.where(some, x, 1.0)) for x in (above, below))
+    return jnp.where(some, above / below, 0.0)
