@@ -43,9 +43,9 @@ class Accumulators(NamedTuple):
 class Decays(NamedTuple):
     """The decay of each accumulator."""
 
-    momentum: Sequence[Any] = ()
-    rms: Sequence[Any] = ()
-    second: Sequence[Any] = ()
+    momentum: Any = ()  # numbers, or an array of shape (n,)
+    rms: Any = ()
+    second: Any = ()
 
 
 def factored_axes(shape: tuple[int, ...], factoring: Factoring = "stable") -> Axes:

@@ -7,7 +7,7 @@ are never expanded.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def adafactor_features(
             roots = inverse_roots(accumulators, axes, fused_row_mean=fused_row_mean)
         return [math.prod(root, start=m) for m, root in pairs(momentum, roots)]
 
-    groups = {
+    groups: dict[str, Callable[[], list[jax.Array]]] = {
         "g": lambda: [grad],
         "clip_g": lambda: [jnp.clip(grad, -0.1, 0.1)],
         "p": lambda: [param],

@@ -1,7 +1,7 @@
 """`velo`: a per-tensor LSTM that mixes a bank of per-parameter MLPs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +256,7 @@ def _tensor_features(grads, params, accumulators, run):
         for group in (accumulators.momentum, accumulators.rms)
     ]
     # The gradients' structure, not the parameters', says which tensors there are.
-    structure = jax.tree.structure(grads)
+    structure: Any = jax.tree.structure(grads)
     rows = []
     present = [p for p in structure.flatten_up_to(params) if p.size]
     for i, param in enumerate(present):
