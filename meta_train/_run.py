@@ -82,6 +82,10 @@ def run(
     console = console or Console()
     optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
     families = list(families) if families is not None else _families(config)
+    start = None
+    # Once there is a checkpoint, the weights started from may be gone.
+    if config.start_from is not None and not any((out / "checkpoints").glob("*")):
+        _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
     started = _claim(out, config, optimizer, families)
 
     outer_tx = outer_optimizer(
@@ -106,14 +110,15 @@ def run(
         jax.random.key(config.seed), 2 + len(families)
     )
     theta = optimizer.init_theta(k_theta)
-    if config.start_from is not None:
-        _, theta = l2o.load_theta(config.start_from, optimizer=optimizer)
+    if start is not None:
+        theta = start
     outer = Outer(theta, outer_tx.init(theta), jnp.int32(0), k_run)
     workers = [
         estimator.init(key, theta)
         for estimator, key in zip(estimators, k_workers, strict=True)
     ]
-    state = jax.tree.map(jnp.asarray, (outer, workers))
+    # Copied, because the outer step donates it and two leaves may share a buffer.
+    state = jax.tree.map(jnp.array, (outer, workers))
     _check_space(out, state, config.keep_checkpoints)
 
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)

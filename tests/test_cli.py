@@ -37,7 +37,14 @@ def test_the_demo_in_small(tmp_path):
 def test_list_names_everything(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in (*l2o.FACTORIES, "mlp32x32", "transformer_lm", "preset smoke"):
+    for name in (
+        *l2o.FACTORIES,
+        "small_fc_digits",
+        "amoudgl/celo2-base",
+        "mlp32x32",
+        "transformer_lm",
+        "preset smoke",
+    ):
         assert name in out
 
 
@@ -66,7 +73,7 @@ def test_a_preset_fills_the_defaults(capsys):
         ("meta-train --out x --families mnist", ["mnist", "mlp32x32"]),
         ("meta-train --out x --std 0", ["std must be positive"]),
         ("demo --preset full", ["unknown preset 'full'", "smoke"]),
-        ("evaluate nowhere", ["'nowhere' is neither a folder nor"]),
+        ("evaluate nowhere", ["'nowhere' is neither a file or folder nor"]),
         ("evaluate nowhere --seedz 3", ["--seedz", "--learning-rates"]),
         ("train", ["unknown command 'train'", "meta-train"]),
     ],

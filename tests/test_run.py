@@ -360,3 +360,51 @@ def test_a_run_gives_the_signal_handlers_back(handler):
         signal.signal(signal.SIGINT, old)
     # An ignored signal stays ignored; otherwise ours was in its place.
     assert (during[0] == handler) == (handler == signal.SIG_IGN)
+
+
+def test_celo_is_trained_in_two_phases(tmp_path):
+    options = {"lstm_hidden_size": 3, "hidden_size": 2, "hidden_layers": 1}
+    first = dataclasses.replace(
+        QUICK,
+        optimizer="celo",
+        optimizer_options={**options, "train_phase": 1},
+        particles=1,
+        outer_steps=2,
+        outer_warmup=0,
+    )
+    drawn = l2o.make("celo", **first.optimizer_options)
+    rule = run(first, tmp_path / "rule")
+    second = dataclasses.replace(
+        first,
+        optimizer_options={**options, "train_phase": 2},
+        start_from=str(tmp_path / "rule" / "frozen"),
+    )
+    both = run(second, tmp_path / "both")
+    schedule = set(rule.theta) - {"bank"}
+    assert set(drawn.frozen) == schedule
+    untouched = jax.tree.map(jnp.array_equal, rule.theta, both.theta)
+    for part, same in untouched.items():
+        assert jax.tree.all(same) == (part == "bank"), part
+    # `controls` has no effect with one network, but phase 2 perturbs it.
+    key = jax.random.split(jax.random.key(first.seed), 3)[0]
+    start = drawn.init_theta(key)
+    assert not jnp.array_equal(start["bank"]["w0"], rule.theta["bank"]["w0"])
+    for part in schedule:
+        assert jax.tree.all(
+            jax.tree.map(jnp.array_equal, start[part], rule.theta[part])
+        )
+    # Resumed when the folder it started from is gone, it is still complete.
+    (tmp_path / "rule").rename(tmp_path / "moved")
+    assert run(second, tmp_path / "both").completed
+
+
+def test_weights_to_start_from_must_fit_and_exist(tmp_path):
+    missing = dataclasses.replace(QUICK, start_from="nowhere")
+    with pytest.raises(FileNotFoundError, match="'nowhere' is neither"):
+        run(missing, tmp_path / "run")
+    other = l2o.learnable_sgd()
+    l2o.save(tmp_path / "other", other, other.init_theta(jax.random.key(0)))
+    unfit = dataclasses.replace(QUICK, start_from=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="does not fit learnable_sgdm"):
+        run(unfit, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
