@@ -12,9 +12,10 @@ be given by hand.
 """
 
 import ast
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,50 @@ import safetensors
 import safetensors.numpy
 
 from ._base import LearnedOptimizer, Theta
-from ._published import CLASSES, from_config, from_tree, identify, published_class
+from ._published import (
+    CLASSES,
+    flatten,
+    from_config,
+    from_tree,
+    identify,
+    published_class,
+)
 from ._pylo import from_pylo, network_of, to_pylo
-from ._registry import make
+from ._registry import FACTORIES, make
 
 _STATES = ("theta.state", "params")
 _GIN = "config.gin"
 _PYLO_WEIGHTS = "model.safetensors"
 _PYLO_CONFIG = "config.json"
-_MLP_FACTORIES = ("elo", "mulo")
-_CELO2_FACTORIES = ("celo2", "celo2_base", "elo_celo2")
+# Per network of PyLO.
+_FACTORIES = {
+    "MetaMLP": ("elo", "mulo"),
+    "CELO2MLP": ("celo2", "celo2_base", "elo_celo2"),
+    "VeLORNN": ("velo",),
+    "VeLOMLP": ("velo",),
+}
 
 
 def is_foreign(path: Path) -> bool:
     """Whether the path is a file or folder that this module reads."""
     if path.is_file():
         return True
+    try:
+        own = "format" in _config(path)
+    except (OSError, ValueError):
+        own = None  # perhaps: `read_card` says what is wrong
+    if own:
+        return False
     if any((path / name).is_file() for name in _STATES):
         return True
-    return (path / _PYLO_WEIGHTS).is_file() and not _is_own(path)
+    return own is False and (path / _PYLO_WEIGHTS).is_file()
 
 
 def load_foreign(
     path: Path,
     name: str | None,
     arguments: Mapping[str, Any],
-    beside: Path | None = None,
+    beside: Callable[[], Path] | None = None,
 ) -> tuple[LearnedOptimizer, Theta]:
     """The optimizer and theta of a published file or folder.
 
@@ -59,8 +78,8 @@ def load_foreign(
       path: see the module's docstring.
       name: the factory, where the file does not tell; None to let it tell.
       arguments: of the factory, over what the file tells.
-      beside: the folder with the other half of PyLO's VeLO; by default the sibling of
-        `path` with RNN and MLP exchanged in its name.
+      beside: finds the folder with the other half of PyLO's VeLO, called for nothing
+        else; by default the sibling of `path` with RNN and MLP exchanged in its name.
 
     Raises:
       ValueError: the file is truncated, of another kind or needs code to be read; its
@@ -76,10 +95,11 @@ def load_foreign(
     else:
         config = None
     tree = _theta_of(read_flax(path))
-    if config is not None and name is None:
+    if config is not None:
         cls, bindings = config
         optimizer = from_config(cls, bindings)
-        name, arguments = optimizer.name, {**optimizer.arguments, **arguments}
+        if name in (None, optimizer.name):
+            name, arguments = optimizer.name, {**optimizer.arguments, **arguments}
     optimizer = _architecture(tree, path, name, arguments)
     return optimizer, from_tree(tree, optimizer, str(path))
 
@@ -91,7 +111,7 @@ def read_flax(path: Path) -> dict[str, Any]:
       ValueError: it is not such a file.
     """
     content = path.read_bytes()
-    if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
+    if content[:1] == b"\x80" and content[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         raise ValueError(
             f"{path} is a pickle, which can run any code when it is read: l2o does not "
             "load it. Convert it where that does not matter, with "
@@ -102,18 +122,23 @@ def read_flax(path: Path) -> dict[str, Any]:
             f"{path} is a PyTorch or NumPy archive, expected flax's msgpack, or a "
             "folder with model.safetensors"
         )
+    if path.name in (_PYLO_WEIGHTS, _PYLO_CONFIG):
+        raise ValueError(f"{path} is part of a folder: give the folder")
     try:
         tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
-    except ValueError:
-        raise
+        tree = _unchunked(tree)
     except Exception as error:  # the decoder's own classes share no base
         raise ValueError(
-            f"{path} is truncated or not flax's msgpack ({type(error).__name__}): "
-            "copy the file again"
+            f"{path} is truncated or not flax's msgpack ({error or repr(error)}): "
+            "copy it again, or write it with flax.serialization.to_bytes(theta); "
+            "pickles are not read, as they can run code"
         ) from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__}, expected a map")
-    return _unchunked(tree)
+        raise ValueError(
+            f"{path} holds a {type(tree).__name__}, expected a map such as "
+            "flax.serialization.to_bytes(theta) writes"
+        )
+    return tree
 
 
 def save_pylo(folder: Path, optimizer: LearnedOptimizer, theta: Theta) -> Path:
@@ -157,15 +182,18 @@ def _architecture(
     if found is None:
         return make(str(name), **arguments)
     if found.name == "celo2_base" and name is None:
-        name = "celo2_base" if "base" in str(path).lower() else "celo2"
+        # The two have the same tree.
+        base = any({"celo2", "base"} <= words for words in _words(path))
+        name = "celo2_base" if base else "celo2"
     if name in (None, found.name):
         return make(found.name, **{**found.arguments, **arguments})
-    known = jax.eval_shape(found.init_theta, jax.random.key(0))
+    known: Any = jax.eval_shape(found.init_theta, jax.random.key(0))
     sizes = ("hidden_size", "hidden_layers", "lstm_hidden_size", "param_inits")
-    told = {k: v for k, v in found.arguments.items() if k in sizes}
+    takes = inspect.signature(FACTORIES[name]).parameters if name in FACTORIES else ()
+    told = {k: found.arguments[k] for k in sizes if k in found.arguments.keys() & takes}
     optimizer = make(str(name), **{**told, **arguments})
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    if jax.tree.structure(known) != jax.tree.structure(expected):
+    if set(flatten(known)) != set(flatten(expected)):
         raise ValueError(f"{path} holds a theta of {found.name}, not of {name}")
     return optimizer
 
@@ -180,21 +208,25 @@ def _theta_of(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _array(code: int, data: bytes) -> Any:
-    if code == 2:
-        return complex(*msgpack.unpackb(data))
     if code not in (1, 3):
         raise ValueError(f"a msgpack extension of type {code}, expected arrays alone")
     shape, name, raw = msgpack.unpackb(data, strict_map_key=False)
     dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    if dtype.kind not in "biufV" or dtype.hasobject:
+    if dtype.kind not in "biuf" and name != "bfloat16":
         raise ValueError(f"an array of type {name}, expected numbers")
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def _unchunked(tree: Any) -> Any:
-    """Joins the arrays that flax splits because they are above a gigabyte."""
+    """Joins the arrays that flax splits because they are above a gigabyte.
+
+    And spells named tuples as today's flax does, as maps of their fields.
+    """
     if not isinstance(tree, dict):
         return tree
+    if set(tree) == {"name", "fields", "values"}:
+        fields, values = tree["fields"], tree["values"]
+        return {fields[i]: _unchunked(values[i]) for i in fields}
     if "__msgpack_chunked_array__" in tree:
         shape = [tree["shape"][str(i)] for i in range(len(tree["shape"]))]
         chunks = [tree["chunks"][str(i)] for i in range(len(tree["chunks"]))]
@@ -204,24 +236,31 @@ def _unchunked(tree: Any) -> Any:
 
 def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
     """The learned optimizer that a gin file binds to `run_train.lopt`."""
-    reference = re.search(r"^\s*run_train\.lopt\s*=\s*@([\w./]+)\(\)", text, re.M)
-    if reference is None:
+    joined = re.sub(r"\\\n", " ", text)
+    prefix = r"^[ \t]*(?:[\w./]+[./])?"
+    bound = re.findall(rf"{prefix}run_train\.lopt\s*=\s*(.+)$", joined, re.M)
+    if not bound:
         return None
-    cls = re.split(r"[./]", reference[1])[-1]
-    known = published_class(cls)
+    reference = re.match(r"@(?:[\w./]+/)?([\w.]+)\(\)", bound[-1])
+    if reference is None:
+        raise ValueError(
+            f"{_GIN} binds run_train.lopt to {bound[-1]!r}, expected a class such as "
+            f"@HyperV2(): move {_GIN} away and give the architecture with its "
+            "arguments, `l2o.load(path, optimizer=..., ...)`"
+        )
+    cls = reference[1].split(".")[-1]
+    known = published_class(reference[1])
     if known is None:
-        names = ", ".join(sorted(key.split(".")[1] for key in CLASSES))
+        names = ", ".join(sorted({key.split(".")[1] for key in CLASSES}))
         raise ValueError(f"{_GIN} binds {cls}, unknown to l2o; known: {names}")
     bindings = {}
-    joined = re.sub(r"\\\n", " ", text)
-    binding = rf"^\s*(?:[\w./]+[./])?{cls}\.(\w+)\s*=\s*(.+)$"
-    for line in re.finditer(binding, joined, re.M):
+    for line in re.finditer(rf"{prefix}{cls}\.(\w+)\s*=\s*(.+)$", joined, re.M):
         try:
             bindings[line[1]] = ast.literal_eval(line[2].split("#")[0].strip())
         except (ValueError, SyntaxError) as error:
             raise ValueError(
                 f"{_GIN} binds {cls}.{line[1]} to {line[2]!r}, expected a number, a "
-                "string or a list of them"
+                "string or a list of them on one line: write it there"
             ) from error
     return known, bindings
 
@@ -229,21 +268,21 @@ def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
 def _load_pylo(path, name, arguments, beside):
     arrays = _safetensors(path)
     network = network_of(arrays)
+    if network is None:
+        raise ValueError(
+            f'{path / _PYLO_CONFIG} is not an l2o card: it lacks "format": "l2o"; nor '
+            "are the weights of one of PyLO's networks MetaMLP, CELO2MLP, VeLORNN and "
+            f"VeLOMLP, the first is {next(iter(arrays), None)!r}"
+        )
+    factories = _FACTORIES[network]
+    if name is not None and name not in factories:
+        known = ", ".join(factories)
+        raise ValueError(f"{path} holds weights for {known}, not for {name!r}")
     if network in ("VeLORNN", "VeLOMLP"):
         return _load_velo(path, arrays, network, arguments, beside)
-    if network == "MetaMLP":
-        name = _told(path, name, _MLP_FACTORIES, {"elo": "elo", "mulo": "mulo"})
-    elif network == "CELO2MLP":
-        hints = {"elo-celo2": "elo_celo2", "elo_celo2": "elo_celo2", "": "celo2"}
-        name = _told(path, name, _CELO2_FACTORIES, hints)
-        if name == "celo2":
-            arguments = {"variant": "pylo", **arguments}
-    else:
-        known = "MetaMLP, CELO2MLP, VeLORNN and VeLOMLP"
-        raise ValueError(
-            f"{path} holds none of PyLO's networks ({known}); its first array is "
-            f"{next(iter(arrays), None)!r}"
-        )
+    name = name or _told(path, network)
+    if name == "celo2":
+        arguments = {"variant": "pylo", **arguments}
     config = _config(path)
     if network == "CELO2MLP" and "activation" in config:
         arguments = {"activation": config["activation"], **arguments}
@@ -265,7 +304,11 @@ def other_half(name: str) -> str | None:
 def _load_velo(path, arrays, network, arguments, beside):
     """VeLO is two networks: the other one lies beside this one."""
     other = "MLP" if network == "VeLORNN" else "RNN"
-    sibling = beside or path.with_name(other_half(path.name) or path.name)
+    if beside is not None:
+        sibling = beside()
+    else:
+        path = path.absolute()
+        sibling = path.with_name(other_half(path.name) or path.name)
     if sibling == path or not (sibling / _PYLO_WEIGHTS).is_file():
         raise ValueError(
             f"{path} is one half of PyLO's VeLO; expected the other beside it, in "
@@ -274,20 +317,32 @@ def _load_velo(path, arrays, network, arguments, beside):
     return from_pylo("velo", {**arrays, **_safetensors(sibling)}, **arguments)
 
 
-def _told(path, name, factories, hints):
-    if name is not None:
-        if name not in factories:
-            known = ", ".join(factories)
-            raise ValueError(f"{path} holds weights for {known}, not for {name!r}")
-        return name
-    for hint, factory in hints.items():
-        if hint in path.name.lower() or hint in str(path).lower():
-            return factory
-    known = " or ".join(map(repr, factories))
+def _told(path, network):
+    """The factory, by the folder's name."""
+    words = set().union(*_words(path))
+    if network == "CELO2MLP":
+        return "elo_celo2" if {"elo", "celo2"} <= words else "celo2"
+    found = words & set(_FACTORIES[network])
+    if len(found) == 1:
+        return found.pop()
+    known = " or ".join(map(repr, _FACTORIES[network]))
     raise ValueError(
         f"{path} fits several optimizers: name one, `l2o.load(path, optimizer=...)` "
         f"with {known}"
     )
+
+
+def _words(path: Path) -> list[set[str]]:
+    """The words in the names of a folder, or of a file and its folder.
+
+    In a hub's cache those of the repository too. What lies further up, such as a home
+    directory, says nothing about the weights.
+    """
+    path = path.absolute()
+    names = [path.name] if path.is_dir() else [path.stem, path.parent.name]
+    cached = [part for part in path.parts if part.startswith("models--")]
+    names += [part.rsplit("--", 1)[-1] for part in cached[-1:]]
+    return [set(re.split(r"[^a-z0-9]+", name.lower())) for name in names]
 
 
 def _safetensors(folder: Path) -> dict[str, np.ndarray]:
@@ -300,16 +355,9 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _is_own(folder: Path) -> bool:
-    """Also of a folder without a readable card: `read_card` says what is wrong."""
-    try:
-        return "format" in _config(folder)
-    except (OSError, ValueError):
-        return True
-
-
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / _PYLO_CONFIG).read_text()))
+    config = json.loads((folder / _PYLO_CONFIG).read_text())
+    return config if isinstance(config, dict) else {}
 
 
 def _pylo_config(network, optimizer, arrays):

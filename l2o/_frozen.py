@@ -1,5 +1,6 @@
 """A frozen learned optimizer on disk: `model.safetensors` + `config.json`."""
 
+import functools
 import hashlib
 import json
 import os
@@ -160,15 +161,20 @@ def load_theta(
         )
     if is_foreign(folder):
         if isinstance(optimizer, LearnedOptimizer):
-            optimizer, arguments = optimizer.name, dict(optimizer.arguments)
-        beside = None
-        if str(source) in IMPORTABLE:
-            known, told = IMPORTABLE[str(source)]
+            if not optimizer.name:
+                raise ValueError(
+                    f"{folder} holds weights that only l2o's factories read: name one, "
+                    "`l2o.load(path, optimizer='celo')`"
+                )
+            arguments = dict(optimizer.arguments)
+            optimizer = optimizer.name
+        repository = str(source).partition("@")[0]
+        if repository in IMPORTABLE:
+            known, told = IMPORTABLE[repository]
             optimizer = optimizer or known
             arguments = {**told, **arguments} if optimizer == known else arguments
         half = other_half(str(source)) if _on_hub(source) else None
-        if half is not None:
-            beside = _folder(half, download=download)
+        beside = functools.partial(_folder, half, download=download) if half else None
         return load_foreign(folder, optimizer, arguments, beside)
     card = read_card(folder)
     if not isinstance(optimizer, LearnedOptimizer):
@@ -266,7 +272,7 @@ def _is_json(value: Any) -> bool:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{path} is missing: a frozen optimizer is a folder with {_WEIGHTS} and "
             f"{_CARD}"

@@ -2,9 +2,10 @@
 
 A published tree is a dict of dicts whose leaves are arrays; some of its keys contain a
 slash. What their constructor arguments and trees mean here is said once, for weight
-files (`_import.py`) and for recorded traces (`scripts/check_traces.py`).
+files (`_foreign.py`) and for recorded traces (`scripts/check_traces.py`).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ._registry import make
 Path = tuple[str, ...]
 Tree = Mapping[str, Any]
 
+_NUMBERS = (np.ndarray, np.generic, jax.Array, int, float)
 _FACTORED = ("row", "col", "rsqrt_row", "rsqrt_col", "fac_m")
 # The groups that a flag, where false, takes away.
 _FEATURE_FLAGS = {
@@ -276,37 +278,34 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
     """
     flat = flatten(_joined_scalars(tree))
     layout = _layout(optimizer)
-    expected = _flat_theta(jax.eval_shape(optimizer.init_theta, jax.random.key(0)))
-    problems, theta = [], {}
-    for ours, theirs in layout.items():
-        pieces = [flat.pop(path, None) for path in theirs]
-        found = zip(theirs, pieces, strict=True)
-        missing = ["/".join(path) for path, piece in found if piece is None]
-        if missing:
-            problems.append(f"it lacks {', '.join(missing[:3])}")
-            continue
-        arrays = [np.asarray(piece) for piece in pieces]
-        shape = expected[ours].shape
-        total = sum(x.size for x in arrays)
-        if total != np.prod(shape, dtype=int) or any(
-            x.shape[-1:] != shape[-1:] for x in arrays
-        ):
-            shapes = ", ".join(str(x.shape) for x in arrays[:3])
-            problems.append(f"{'/'.join(theirs[0])} is {shapes}, expected {shape}")
-            continue
-        array = np.concatenate(arrays, -2) if len(arrays) > 1 else arrays[0]
-        if array.shape != shape:
-            problems.append(f"{'/'.join(theirs[0])} is {array.shape}, expected {shape}")
-            continue
-        theta[ours] = jnp.asarray(array, jnp.float32)
+    # Each piece has to fit: two groups of features exchanged have the right sum.
+    expected = flatten(to_tree(blank_theta(optimizer), optimizer))
+    problems, missing = [], []
+    for path, array in expected.items():
+        name, found = "/".join(path), flat.get(path)
+        if found is None:
+            missing.append(name)
+        elif not isinstance(found, _NUMBERS):
+            problems.append(f"{name} is a {type(found).__name__}")
+        elif np.shape(found) != array.shape:
+            problems.append(f"{name} is {np.shape(found)}, expected {array.shape}")
+    if missing:
+        problems.insert(0, f"it lacks {', '.join(missing[:3])}")
     dead = () if optimizer.arguments.get("dead_mix_layer", True) else ("linear",)
-    unknown = [path for path in flat if not set(dead) & set(path)]
-    problems += [f"it has unknown {'/'.join(path)}" for path in unknown[:3]]
+    others = [path for path in flat if path not in expected]
+    unknown = ["/".join(path) for path in others if not set(dead) & set(path)]
+    if unknown:
+        problems.insert(len(missing[:1]), f"it has unknown {', '.join(unknown[:3])}")
     if problems:
         raise ValueError(
             f"{what} does not fit {optimizer.name}({_brief(optimizer)}): "
             f"{'; '.join(problems[:4])}"
         )
+    theta = {}
+    for ours, theirs in layout.items():
+        pieces = [np.asarray(flat[path]) for path in theirs]
+        array = np.concatenate(pieces, -2) if len(pieces) > 1 else pieces[0]
+        theta[ours] = jnp.asarray(array, jnp.float32)
     return nest(theta)
 
 
@@ -354,6 +353,14 @@ def identify(tree: Tree) -> LearnedOptimizer | None:
     except (KeyError, IndexError):
         return None
     return None
+
+
+def blank_theta(optimizer: LearnedOptimizer) -> Theta:
+    """Zeros of theta's structure and shapes, without memory of that size."""
+    return jax.tree.map(
+        lambda x: np.broadcast_to(np.float32(0), x.shape),
+        jax.eval_shape(optimizer.init_theta, jax.random.key(0)),
+    )
 
 
 def flatten(tree: Tree, prefix: Path = ()) -> dict[Path, Any]:
@@ -507,21 +514,28 @@ def _flat_theta(theta: Theta) -> dict[Path, Any]:
 
 def _joined_scalars(tree: Tree) -> Tree:
     """small_fc's weights may be kept as scalars `w0_3_1`, `b0_1`: joins them."""
-    leaves = tree.get("nn", {}).get("~", {}) if "nn" in tree else {}
-    scalars = {k: x for k, x in leaves.items() if re.fullmatch(r"[wb]\d+_.*", k)}
-    if not scalars or any(np.ndim(x) for x in scalars.values()):
+    node: Any = tree.get("nn")
+    leaves = node.get("~") if isinstance(node, Mapping) else None
+    if not isinstance(leaves, Mapping):
         return tree
-    joined: dict[str, Any] = {k: v for k, v in leaves.items() if k not in scalars}
+    scalars = {k: x for k, x in leaves.items() if re.fullmatch(r"[wb]\d+(_\d+)+", k)}
+    numbers = (np.ndim(x) == 0 and isinstance(x, _NUMBERS) for x in scalars.values())
+    if not scalars or not all(numbers):
+        return tree
+    joined: dict[str, Any] = dict(leaves)
     places: dict[str, dict[tuple[int, ...], float]] = {}
     for name, value in scalars.items():
         array, *index = name.split("_")
         places.setdefault(array, {})[tuple(map(int, index))] = float(value)
     for array, values in places.items():
-        shape = tuple(max(axis) + 1 for axis in zip(*values, strict=True))
-        joined[array] = np.zeros(shape, np.float32)
-        for index, value in values.items():
-            joined[array][index] = value
-    return {**tree, "nn": {"~": joined}}
+        shape = tuple(max(axis) + 1 for axis in zip(*values, strict=False))
+        if len(set(map(len, values))) > 1 or len(values) != math.prod(shape):
+            continue  # one is missing: the others will be named
+        for index in values:
+            joined.pop("_".join([array, *map(str, index)]), None)
+        ordered = [values[index] for index in sorted(values)]
+        joined[array] = np.reshape(np.array(ordered, np.float32), shape)
+    return {**tree, "nn": {**node, "~": joined}}
 
 
 def _hidden(shapes: Mapping[Path, tuple], prefix: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ._base import LearnedOptimizer, Theta
 from ._features import feature_sizes
+from ._published import blank_theta
 from ._registry import make
 
 Arrays = Mapping[str, Any]
@@ -65,37 +66,40 @@ def from_pylo(
     Raises:
       ValueError: arrays are missing, unknown or of another shape.
     """
+    kinds = {"elo": _MLP, "mulo": _MLP, "velo": _VELO}
+    kinds |= dict.fromkeys(("celo2", "celo2_base", "elo_celo2"), _CELO2)
+    if name not in kinds:
+        raise ValueError(f"PyLO has no weights for {name!r}")
+    sizes_of, theta_of = kinds[name]
     arrays = {key: np.asarray(x) for key, x in arrays.items()}
+    if name == "mulo":
+        offsets = {key: np.array(x, np.float32) for key, x in MULO_OFFSETS.items()}
+        arrays = {**offsets, **arrays}
     try:
-        if name in ("elo", "mulo"):
-            sizes, theta, known = _meta_mlp(name, arrays)
-        elif name in ("celo2", "celo2_base", "elo_celo2"):
-            sizes, theta, known = _celo2_mlp(arrays)
-        elif name == "velo":
-            sizes, theta, known = _velo(arrays)
-        else:
-            raise ValueError(f"PyLO has no weights for {name!r}")
+        optimizer = make(name, **{**sizes_of(arrays), **arguments})
     except KeyError as error:
         raise ValueError(f"the weights of PyLO's {name} lack {error}") from None
-    # VeLO's file also holds what was last mixed, under names without the final _.
-    scratch = {key for key in arrays if f"{key}_" in arrays or _scratch(key) in arrays}
-    unknown = sorted(set(arrays) - known - scratch)
-    if unknown:
-        raise ValueError(f"the weights of PyLO's {name} have unknown {unknown[0]}")
-    optimizer = make(name, **{**sizes, **arguments})
-    expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    theta = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), theta)
-    found, wanted = (
-        {jax.tree_util.keystr(p): x.shape for p, x in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (theta, expected))
-    )
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
-            raise ValueError(
-                f"the weights of PyLO's {name} have {key} of shape {found.get(key)}, "
-                f"expected {wanted.get(key)}"
-            )
-    return optimizer, theta
+    blank = blank_theta(optimizer)
+    expected: dict[str, Any] = {}
+    for part in to_pylo(optimizer, blank).values():
+        expected |= part
+    if name == "mulo":
+        expected |= {key: blank[key] for key in MULO_OFFSETS}
+    for key in sorted(expected.keys() | arrays.keys()):
+        problem = None
+        if key not in arrays:
+            problem = f"lack {key}"
+        elif key not in expected and _mixed_from(key) not in expected:
+            problem = f"have unknown {key}"
+        elif key in expected and arrays[key].shape != expected[key].shape:
+            problem = f"have {key} of shape {arrays[key].shape}, expected "
+            problem += str(expected[key].shape)
+        if problem is not None:
+            raise ValueError(f"the weights of PyLO's {name} {problem}")
+    theta = theta_of(arrays, optimizer.arguments["hidden_layers"])
+    if name == "mulo":
+        theta |= {key: arrays[key] for key in MULO_OFFSETS}
+    return optimizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), theta)
 
 
 def to_pylo(optimizer: LearnedOptimizer, theta: Theta) -> dict[str, dict[str, Any]]:
@@ -127,22 +131,26 @@ def _bank_layers(count: int) -> list[str]:
     return ["input_{}_", *(f"hidden_{{}}_.{i}" for i in range(count - 1)), "output_{}_"]
 
 
-def _meta_mlp(name, arrays):
-    hidden_layers = 1 + sum(
-        re.fullmatch(r"network\.linear_\d+\.weight", key) is not None for key in arrays
-    )
-    nn, known = {}, set()
+def _count(arrays: Arrays, pattern: str) -> int:
+    """One more than the largest number in the names; more than there are is wrong."""
+    numbers = [re.fullmatch(pattern, key) for key in arrays]
+    largest = max((int(found[1]) for found in numbers if found), default=-1)
+    return min(largest + 1, len(arrays))
+
+
+def _mlp_sizes(arrays):
+    return {
+        "hidden_size": arrays["network.input.bias"].size,
+        "hidden_layers": 1 + _count(arrays, r"network\.linear_(\d+)\..*"),
+    }
+
+
+def _from_meta_mlp(arrays, hidden_layers):
+    nn = {}
     for i, layer in enumerate(_layers(hidden_layers)):
-        weight, bias = f"network.{layer}.weight", f"network.{layer}.bias"
-        nn[f"w{i}"], nn[f"b{i}"] = arrays[weight].T, arrays[bias]
-        known |= {weight, bias}
-    theta = {"nn": nn}
-    if name == "mulo":
-        for key, offsets in MULO_OFFSETS.items():
-            theta[key] = arrays.get(key, np.float32(offsets))
-            known.add(key)
-    sizes = {"hidden_size": len(nn["b0"]), "hidden_layers": hidden_layers}
-    return sizes, theta, known
+        nn[f"w{i}"] = arrays[f"network.{layer}.weight"].T
+        nn[f"b{i}"] = arrays[f"network.{layer}.bias"]
+    return {"nn": nn}
 
 
 def _to_meta_mlp(theta):
@@ -154,17 +162,20 @@ def _to_meta_mlp(theta):
     return arrays
 
 
-def _celo2_mlp(arrays):
-    groups = [f"w0.{i}" for i in range(sum(key.startswith("w0.") for key in arrays))]
-    dense = sum(key.startswith("dense_w.") for key in arrays)
+def _celo2_sizes(arrays):
+    return {
+        "hidden_size": arrays["b0"].size,
+        "hidden_layers": _count(arrays, r"dense_[wb]\.(\d+)"),
+    }
+
+
+def _from_celo2_mlp(arrays, hidden_layers):
+    groups = [f"w0.{i}" for i in range(_count(arrays, r"w0\.(\d+)"))]
     nn = {"w0": np.concatenate([arrays[key] for key in groups]), "b0": arrays["b0"]}
-    known = {*groups, "b0"}
-    for j in range(dense):
+    for j in range(hidden_layers):
         nn[f"w{j + 1}"] = arrays[f"dense_w.{j}"]
         nn[f"b{j + 1}"] = arrays[f"dense_b.{j}"]
-        known |= {f"dense_w.{j}", f"dense_b.{j}"}
-    sizes = {"hidden_size": len(nn["b0"]), "hidden_layers": dense}
-    return sizes, {"nn": nn}, known
+    return {"nn": nn}
 
 
 def _to_celo2_mlp(optimizer, theta):
@@ -182,37 +193,33 @@ def _to_celo2_mlp(optimizer, theta):
     return arrays
 
 
-def _velo(arrays):
+def _velo_sizes(arrays):
+    bank = arrays["rnn_to_controls.bias"].size
+    return {
+        "lstm_hidden_size": arrays["lstm.linear.bias"].size // 4,
+        "param_inits": bank,
+        "hidden_size": arrays["input_bias_"].size // max(bank, 1),
+        "hidden_layers": 1 + _count(arrays, r"hidden_(?:weights|bias)_\.(\d+)"),
+    }
+
+
+def _from_velo(arrays, hidden_layers):
     theta: dict[str, Any] = {
         "lstm_init": {
             "hidden": arrays["lstm_init_state.0"],
             "cell": arrays["lstm_init_state.1"],
         }
     }
-    known = {"lstm_init_state.0", "lstm_init_state.1"}
     for path, layer in _VELO_RNN.items():
         node = theta
         for key in path:
             node = node.setdefault(key, {})
         node["w"], node["b"] = arrays[f"{layer}.weight"].T, arrays[f"{layer}.bias"]
-        known |= {f"{layer}.weight", f"{layer}.bias"}
     bank = {}
-    hidden_layers = 1 + sum(key.startswith("hidden_weights_.") for key in arrays)
     for i, layer in enumerate(_bank_layers(hidden_layers)):
-        weight = layer.format("weights")
-        bias = layer.format("bias")
-        bank[f"w{i}"] = np.swapaxes(arrays[weight], -1, -2)
-        bank[f"b{i}"] = arrays[bias]
-        known |= {weight, bias}
-    theta["bank"] = bank
-    size, hidden = bank["b0"].shape
-    sizes = {
-        "lstm_hidden_size": theta["lstm_init"]["hidden"].shape[-1],
-        "param_inits": size,
-        "hidden_size": hidden,
-        "hidden_layers": hidden_layers,
-    }
-    return sizes, theta, known
+        bank[f"w{i}"] = np.swapaxes(arrays[layer.format("weights")], -1, -2)
+        bank[f"b{i}"] = arrays[layer.format("bias")]
+    return {**theta, "bank": bank}
 
 
 def _to_velo_rnn(theta):
@@ -238,5 +245,12 @@ def _to_velo_mlp(theta):
     return arrays
 
 
-def _scratch(key: str) -> str:
-    return re.sub(r"^(hidden_(?:weights|bias))\.", r"\1_.", key)
+def _mixed_from(key: str) -> str:
+    """Of which part of the bank VeLO's file keeps, under `key`, what was last mixed."""
+    name, dot, number = key.partition(".")
+    return f"{name}_{dot}{number}"
+
+
+_MLP = _mlp_sizes, _from_meta_mlp
+_CELO2 = _celo2_sizes, _from_celo2_mlp
+_VELO = _velo_sizes, _from_velo

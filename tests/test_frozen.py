@@ -261,8 +261,8 @@ def test_missing_folder_lists_what_is_shipped(tmp_path):
         with pytest.raises(FileNotFoundError) as error:
             l2o.load(source)
         assert str(error.value) == (
-            f"{str(source)!r} is neither a folder nor a shipped optimizer; "
-            f"shipped: {names}"
+            f"{str(source)!r} is neither a file or folder nor a shipped "
+            f"optimizer; shipped: {names}"
         )
 
 
