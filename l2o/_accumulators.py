@@ -160,15 +160,19 @@ def inverse_roots(
     For a factored moment: `[(row / mean(row))^-1/2, col^-1/2]`, the mean over d1, each
     operand floored at 1e-9. Otherwise `[(v + 1e-9)^-1/2]`.
 
-    `fused_row_mean` takes the mean as PyLO's fused kernels do: over the axis before
-    d1 of the stacked decays and axes, for a matrix over the decays.
+    `fused_row_mean` takes the mean as the host code of PyLO's fused kernels does: over
+    the axis before d1 of the stacked decays and PyTorch's axes. For matrices, and
+    kernels with more channels than taps, these are the decays.
     """
     rows, cols = accumulators.row, accumulators.col
     if axes is None:
         return [[_floored_rsqrt(row + _FLOOR)] for row in rows]
     d1, d0 = axes
     if fused_row_mean:
-        axis = d1 - 1 if d1 > d0 else d1
+        order = torch_axes(rows[0].ndim)
+        t1, t0 = order.index(d1), order.index(d0)
+        reduced = t1 - 1 if t1 > t0 else t1
+        axis = order[reduced - 1] + 1 if reduced else 0
         fused = jnp.mean(jnp.stack(rows), axis, keepdims=True)
         means = list(jnp.broadcast_to(fused, (len(rows), *fused.shape[1:])))
     else:

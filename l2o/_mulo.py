@@ -75,9 +75,10 @@ def mulo(
     def bind(theta, *, num_steps=None):
         del num_steps
         learned = learned_decays(decays, theta)
+        momentum: Any = jnp.clip(jnp.asarray(learned.momentum), 0, 1)
         tx = small_fc_transformation(
             theta["nn"],
-            learned._replace(momentum=jnp.clip(learned.momentum, 0, 1)),
+            learned._replace(momentum=momentum),
             exp_mult=exp_mult,
             step_mult=learning_rate * step_mult,
             factoring=factoring,
@@ -85,14 +86,14 @@ def mulo(
             name="mulo",
         )
 
-        def clipped(grad):
+        def clipped(grad, bound):
             norm = jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32))))
-            return grad * jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+            return grad * jnp.minimum(1.0, bound / (norm + 1e-6))
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "mulo")
             if max_grad_norm is not None:
-                updates = jax.tree.map(clipped, updates)
+                updates = jax.tree.map(lambda g: clipped(g, max_grad_norm), updates)
             return tx.update(updates, state, params, **extra_args)
 
         return stable_dtypes(tx.init, update_fn)
@@ -139,11 +140,11 @@ def mup(
             updates = optax.tree.cast(updates, jnp.float32)
             updates, state = tx.update(updates, state, params, **extra_args)
             c = multipliers(params) if callable(multipliers) else multipliers
-            if jax.tree.structure(c) != jax.tree.structure(updates):
+            given: Any = jax.tree.structure(c)
+            if given != jax.tree.structure(updates):
                 raise ValueError(
                     "mup needs one multiplier per parameter: they have the structure "
-                    f"{jax.tree.structure(c)}, the parameters "
-                    f"{jax.tree.structure(updates)}"
+                    f"{given}, the parameters {jax.tree.structure(updates)}"
                 )
             return jax.tree.map(lambda u, x: u * x, updates, c), state
 

@@ -54,7 +54,7 @@ def weight_decay(
         raise ValueError(f"unknown kind {kind!r}; known: decoupled, after, l2")
 
     def rates(params):
-        if jax.tree.structure(rate) == jax.tree.structure(0.0):
+        if jax.tree_util.all_leaves([rate]):
             return jax.tree.map(lambda _: rate, params)
         return rate
 

@@ -1,0 +1,377 @@
+"""VeLO, Celo, Celo2, ELO and muLO against slow forms; their published anchors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import normal
+from slow_forms import GROUPS, NUM_STEPS, SlowCelo2, SlowElo, SlowHyper
+
+import l2o
+from l2o._accumulators import factored_axes
+from l2o._loss_features import init_loss_buffer, update_loss_buffer
+
+SHAPES = {
+    "conv": (3, 3, 2, 4),
+    "matrix": (5, 3),
+    "scalar": (),
+    "square": (3, 3),
+    "vector": (4,),
+}
+# Every epsilon acts, and the second gradient of the matrix has to be cut.
+SIZES = {"conv": 1e-1, "matrix": 1.0, "scalar": 1e-3, "square": 1e-4, "vector": 1e-2}
+LOSSES = [2.0, 0.7, 5.0, 0.9]
+SOME = ["p", "m", "rsqrt_rms", "fac_g", "col", "rsqrt_row", "fac_m"]
+
+
+def problem(seed=0):
+    rng = np.random.default_rng(seed)
+    params = {k: np.float32(rng.standard_normal(s)) for k, s in SHAPES.items()}
+    grads = [
+        {k: np.float32(SIZES[k] * rng.standard_normal(s)) for k, s in SHAPES.items()}
+        for _ in LOSSES
+    ]
+    grads[1]["matrix"] *= 2000
+    return params, grads
+
+
+def random_theta(optimizer, seed=1):
+    rng = np.random.default_rng(seed)
+
+    def noisy(path, x):
+        size = 0.03 if "decays" in jax.tree_util.keystr(path) else 0.3
+        return np.float32(x + size * rng.standard_normal(x.shape))
+
+    theta = optimizer.init_theta(jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(noisy, theta)
+
+
+def assert_follows(optimizer, slow, grads=None, atol=1e-5, steps=4):
+    """Runs both side by side from the fast one's parameters; returns what they know."""
+    theta = random_theta(optimizer)
+    params, given = problem()
+    grads = given if grads is None else grads
+    tx = optimizer.bind(theta, num_steps=NUM_STEPS)
+    wide = jax.tree.map(np.float64, theta)
+    slow = slow(optimizer.name, wide, dict(optimizer.arguments), params)
+    state = tx.init(params)
+    for t, (g, loss) in enumerate(zip(grads[:steps], LOSSES)):
+        updates, state = tx.update(g, state, params, value=loss)
+        wide_g, wide_p = jax.tree.map(np.float64, (g, params))
+        expected = dict(slow.update(wide_g, wide_p, loss))
+        assert set(expected) == set(updates) == set(SHAPES)
+        for k, u in expected.items():
+            size = np.abs(u).max()
+            assert 1e-5 < size < np.inf, f"{k} {t}"  # the comparison means something
+            np.testing.assert_allclose(
+                updates[k], u, rtol=0, atol=atol * size, err_msg=f"{k} {t}"
+            )
+        params = optax.apply_updates(params, updates)
+    return state, slow
+
+
+VELO = {"lstm_hidden_size": 6, "param_inits": 3, "exp_mult": 0.03, "step_mult": 0.1}
+# Of a constant loss what the features show from the third step on is rounding alone.
+CONSTANT = {"constant_loss": True}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"ff_mult": 3.0},
+        {
+            "features": SOME,
+            "mix_layers": False,
+            "validation_mode": True,
+            "precondition_output": True,
+            "clip_param_scale_amount": 0.1,
+            "rnn_state_decay": 0.3,
+            "ff_mult": 2.0,
+        },
+        {
+            "dead_mix_layer": False,
+            "validation_mode": False,
+            "param_scale_mult": False,
+            "use_bugged_next_lstm_state": True,
+            "use_bugged_loss_features": True,
+            "rnn_state_decay": 0.3,
+            "hidden_size": 9,
+            "hidden_layers": 1,
+            "ff_mult": 2.0,
+        },
+        {**CONSTANT, "features": ["g", "fac_m"], "exp_mult": 1e-4, "step_mult": 1e-3},
+    ],
+    ids=["default", "ablated", "bugged", "constant_loss"],
+)
+def test_velo_equals_its_slow_form(arguments):
+    optimizer = l2o.velo(**{**VELO, **arguments})
+    steps = 2 if optimizer.arguments["constant_loss"] else 4
+    state, slow = assert_follows(optimizer, SlowHyper, atol=3e-4, steps=steps)
+    np.testing.assert_allclose(state.lstm.hidden, slow.hidden, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(state.lstm.cell, slow.cell, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(state.loss.mean, slow.loss.mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"train_phase": 1},
+        {
+            "features": SOME,
+            "param_inits": 3,
+            "validation_mode": True,
+            "precondition_output": True,
+            "clip_param_scale_amount": 0.1,
+            "rnn_state_decay": 0.3,
+        },
+        {"mix_layers": False, "param_scale_mult": False, **CONSTANT},
+    ],
+    ids=["default", "phase_1", "bank", "ablated"],
+)
+def test_celo_equals_its_slow_form(arguments):
+    optimizer = l2o.celo(lstm_hidden_size=6, exp_mult=0.3, step_mult=0.1, **arguments)
+    steps = 2 if optimizer.arguments["constant_loss"] else 4
+    state, slow = assert_follows(optimizer, SlowHyper, atol=5e-5, steps=steps)
+    # One row stands for the equal rows of all tensors.
+    assert state.lstm.hidden.shape == (1, 6)
+    rows = np.tile(state.lstm.hidden, (len(SHAPES), 1))
+    np.testing.assert_allclose(rows, slow.hidden, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"bias_correction": False, "mix_layers": False, "param_scale_mult": True},
+        {"b2": 0.95, "eps": 1e-2, "validation_mode": False, "rnn_state_decay": 0.3},
+    ],
+    ids=["default", "ablated", "eps"],
+)
+def test_celo_adam_equals_its_slow_form(arguments):
+    optimizer = l2o.celo_adam(lstm_hidden_size=6, step_mult=0.1, **arguments)
+    assert_follows(optimizer, SlowHyper, atol=1e-4)  # float32 has few digits of 1 - b2
+
+
+CELO2 = {
+    "everything": {
+        "exp_mult": 0.3,
+        "rmsmult": 0.5,
+        "param_scale_mult": True,
+        "precondition_output": True,
+        "aggregate_mag": True,
+        "bias_correction": True,
+        "activation": "tanh",
+        "weight_decay": 0.2,
+    },
+    "raw": {
+        "features": SOME,
+        "normalize_input": False,
+        "normalize_output": False,
+        "param_scale_mult": True,
+        "exp_mult": 1e-4,
+        "orthogonalize": False,
+        "learning_rate": 1e-5,
+    },
+    "newton_schulz": {
+        "orthogonalize": True,
+        "ns_coeffs": (2.0, -1.5, 0.5),
+        "ns_iters": 2,
+        "ns_eps": 0.1,
+        "normalize_output": False,
+    },
+}
+ROUTED = {"regex_1d": "square|vector", "learning_rate": 0.1}
+OTHER_1D = {"mult_1d": 3.0, "weight_decay": 0.1, "weight_decay_1d": 0.3}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *[l2o.celo2_base(**{"learning_rate": 0.1, **a}) for a in ({}, *CELO2.values())],
+        *[
+            l2o.celo2(**{"variant": variant, **ROUTED, **arguments})
+            for variant in ("jax", "pylo")
+            for arguments in (
+                {},
+                {**OTHER_1D, "max_norm": 0.5, "gradient_bound": 0.05},
+                {"adam_b1": 0.5, "adam_eps": 1e-2, "adam_bias_correction": False},
+                {"adam_bias_correction": True, "regex_1d": None},
+            )
+        ],
+        l2o.elo_celo2(**ROUTED),
+        l2o.elo_celo2(**ROUTED, **OTHER_1D, max_norm=None, gradient_bound=0.05),
+    ],
+    ids=[
+        *["base", *CELO2],
+        *[f"{v}-{a}" for v in ("jax", "pylo") for a in ("", "1d", "adam", "all")],
+        *["elo_celo2", "elo_celo2-1d"],
+    ],
+)
+def test_celo2_equals_its_slow_form(optimizer):
+    assert_follows(optimizer, SlowCelo2, atol=2e-4)  # Newton-Schulz amplifies rounding
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        l2o.elo(learning_rate=0.1, exp_mult=0.3),
+        l2o.elo(learning_rate=0.1, weight_decay=0.5, max_norm=0.1, hidden_size=5),
+        l2o.elo(learning_rate=0.1, factoring="torch", fused_row_mean=True),
+        l2o.mulo(step_mult=0.1, exp_mult=0.3, learning_rate=0.5, max_grad_norm=0.05),
+        l2o.mulo(step_mult=0.1, factoring="torch", fused_row_mean=True),
+    ],
+    ids=["elo", "elo-clip", "elo-fused", "mulo", "mulo-fused"],
+)
+def test_elo_and_mulo_equal_their_slow_form(optimizer):
+    assert_follows(optimizer, SlowElo)
+
+
+def test_elo_replaces_what_is_not_finite():
+    _, grads = problem()
+    grads[0]["matrix"][0, 0] = np.nan  # no norm, so that nothing is clipped either
+    for g in grads:
+        g["matrix"][1] = np.nan
+    assert_follows(l2o.elo(learning_rate=0.1, max_norm=1e-3), SlowElo, grads)
+
+
+def losses_seen(losses, num_steps=100):
+    buffer = init_loss_buffer(jnp.float32(num_steps))
+    for count, loss in enumerate(losses):
+        buffer, features = update_loss_buffer(buffer, jnp.float32(loss), count)
+        yield np.asarray(features)
+
+
+def test_loss_features_start_with_the_third_loss():
+    first, second, third = losses_seen([3.0, 1.0, 2.0])
+    assert first.shape == (9,)
+    np.testing.assert_array_equal([first, second], 0)
+    assert np.all(np.abs(third) > 1e-3)
+    # What is beyond twice the largest mean is cut to that, even infinity.
+    *_, cut = losses_seen([3.0, 1.0, np.inf])
+    np.testing.assert_array_equal(cut, [*losses_seen([3.0, 1.0, 1e9])][-1])
+    assert np.all(np.isfinite(cut))
+
+
+def first_two(optimizer, renamed=lambda tree: tree):
+    params, grads = problem()
+    tx = optimizer.bind(random_theta(optimizer), num_steps=NUM_STEPS)
+    params = renamed(params)
+    state = tx.init(params)
+    for g, loss in zip(grads[:2], LOSSES):
+        updates, state = tx.update(renamed(g), state, params, value=loss)
+    return updates
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        l2o.velo(**VELO, ff_mult=3.0),
+        l2o.celo(lstm_hidden_size=6),
+        l2o.celo_adam(lstm_hidden_size=6),
+    ],
+    ids=["velo", "celo", "celo_adam"],
+)
+def test_order_of_tensors_does_not_matter(optimizer):
+    names = dict(zip(SHAPES, "cbeda"))
+
+    def renamed(tree):
+        return {names[k]: x for k, x in tree.items()}
+
+    exact = optimizer.name != "velo"  # in which rows share a matrix product
+    for k, x in renamed(first_two(optimizer)).items():
+        other = first_two(optimizer, renamed)[k]
+        np.testing.assert_allclose(x, other, rtol=0 if exact else 1e-4)
+
+
+def test_celo_decides_for_each_tensor_alone():
+    optimizer = l2o.celo(lstm_hidden_size=6)
+    alone = first_two(optimizer, lambda tree: {"conv": tree["conv"]})
+    np.testing.assert_array_equal(alone["conv"], first_two(optimizer)["conv"])
+
+
+ALL_BUT_CLIPPED = [k for k in GROUPS if k != "clip_g"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "over"),
+    [
+        (l2o.celo2_base, {}, (-2, -1)),
+        (l2o.celo2, {}, (-2, -1)),
+        # The last two of (out, in, ...).
+        (l2o.celo2, {"variant": "pylo"}, (0, 1)),
+        (l2o.elo_celo2, {"max_norm": None, "weight_decay": 0.0}, (0, 1)),
+    ],
+    ids=["base", "jax", "pylo", "elo_celo2"],
+)
+def test_celo2_steps_have_unit_size_whatever_the_gradients_have(
+    factory, arguments, over
+):
+    optimizer = factory(learning_rate=1.0, features=ALL_BUT_CLIPPED, **arguments)
+    tx = optimizer.bind(random_theta(optimizer))
+    shapes = {"dense": (5, 3), "layers": (2, 4, 3), "conv": (3, 3, 2, 4)}
+    params = normal(0, shapes)
+    ends = []
+    for size in (1.0, 10.0):
+        state = tx.init(params)
+        for seed in (1, 2):
+            g = {k: size * x for k, x in normal(seed, shapes).items()}
+            updates, state = tx.update(g, state, params)
+            for u in updates.values():
+                np.testing.assert_allclose(np.mean(u**2, over), 1, rtol=2e-4)
+        ends.append(updates)
+    for k, u in ends[0].items():
+        np.testing.assert_allclose(u, ends[1][k], rtol=0, atol=0.01, err_msg=k)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        # Ours, then PyTorch's order, PyLO's VeLO; (in, out) there is (out, in).
+        ((5, 3), [(1, 0)] * 3),
+        ((3, 5), [(0, 1)] * 3),
+        ((4, 4), [(0, 1), (1, 0), (0, 1)]),
+        ((3, 3, 64, 64), [(2, 3), (3, 2), (3, 2)]),
+        ((3, 3, 16, 32), [(2, 3)] * 3),
+        ((2, 5, 3), [(2, 1)] * 3),
+        ((7,), [None] * 3),
+    ],
+)
+def test_factored_axes_of_every_rule(shape, axes):
+    rules = ("stable", "torch", "torch_velo")
+    assert [factored_axes(shape, rule) for rule in rules] == axes
+    if len(shape) > 1:
+        *_, d1, d0 = np.argsort(shape)
+        assert factored_axes(shape, "native") == (d1, d0)
+        # Their axis 0 is our last, 1 the one before, and then come the others.
+        ours = [len(shape) - 1, len(shape) - 2, *range(len(shape) - 2)]
+        *_, d1, d0 = np.argsort([shape[axis] for axis in ours])
+        assert factored_axes(shape, "torch_native") == (ours[d1], ours[d0])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"mix_layers": False}])
+def test_phases_of_celo_cover_theta(arguments):
+    phases = [l2o.celo(train_phase=phase, **arguments) for phase in (1, 2)]
+    theta = phases[0].init_theta(jax.random.key(0))
+    first, second = (set(phase.frozen) for phase in phases)
+    assert first | second == set(theta) and not first & second
+    small = {"lstm_hidden_size": 4, **arguments}
+    for phase, frozen in ((1, first), (2, second)):
+        optimizer = l2o.celo(train_phase=phase, **small)
+        theta = random_theta(optimizer)
+
+        def move(theta, optimizer=optimizer):
+            params, grads = {"v": jnp.ones(3)}, {"v": jnp.array([1.0, -2.0, 0.5])}
+            tx = optimizer.bind(theta, num_steps=NUM_STEPS)
+            return tx.update(grads, tx.init(params), params, value=1.0)[0]["v"]
+
+        moved = {
+            k: np.any(
+                move({**theta, k: jax.tree.map(lambda x: 2 * x, v)}) != move(theta)
+            )
+            for k, v in theta.items()
+        }
+        # The schedule has no effect in its absence; `controls` never has.
+        without = {"controls"} | (frozen if phase == 1 else set())
+        assert {k for k, x in moved.items() if not x} == without
