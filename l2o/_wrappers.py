@@ -229,13 +229,10 @@ def extend_horizon(
             return HorizonState(jnp.zeros([], jnp.int32), zeros, loss, tx.init(params))
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
-            # Even a skipped step must say what is missing.
-            if "params" in optimizer.needs:
-                require_params(params, "extend_horizon")
-            given = value is not None
-            if given or "value" in optimizer.needs:
-                value = require_value(value, "extend_horizon")
-            loss = state.loss + value if given else state.loss
+            # Traced at every step, the inner update says what is missing.
+            given, loss = value is not None, state.loss
+            if given:
+                loss = loss + require_value(value, "extend_horizon")
             gradient = optax.tree.add(state.gradient, updates)
             count = optax.safe_increment(state.count)
 

@@ -368,12 +368,26 @@ def test_mup_multiplies_the_steps(multipliers):
     assert {x.dtype.name for x in updates.values()} == {"bfloat16"}
 
 
-def test_mup_rounds_once():
-    g = jnp.linspace(1, 2, 65).astype(jnp.bfloat16)
-    tx = bound(l2o.mup(probe(), 1 / 3))
-    updates, _ = tx.update(g, tx.init(g), g)
-    exact = (-jnp.float32(RATE) * g.astype(jnp.float32) / 3).astype(jnp.bfloat16)
-    assert_close(updates, exact, rtol=0, atol=0)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        l2o.mup(probe(), 1 / 3),
+        l2o.weight_decay(probe(), 1 / 3),
+        l2o.weight_decay(probe(), 1 / 3, kind="after"),
+        l2o.weight_decay(probe(), 1 / 3, kind="l2"),
+        l2o.grafted(probe(), probe(learning_rate=0.03)),
+        l2o.nominal(probe(), kind="sgd", step_size=0.3, shrinkage=0.01),
+        l2o.extend_horizon(probe(), 3),
+    ],
+    ids=["mup", "decoupled", "after", "l2", "grafted", "nominal", "extend_horizon"],
+)
+def test_low_precision_is_rounded_once(optimizer):
+    low = jnp.linspace(1, 2, 65).astype(jnp.bfloat16)
+    tx, ends = bound(optimizer, num_steps=5), []
+    for g in (low, low.astype(jnp.float32)):
+        *_, (_, _, _, updates, _) = steps(tx, g, [g, 2 * g], move=False)
+        ends.append(updates.astype(jnp.bfloat16))
+    assert_close(*ends, rtol=0, atol=0)
 
 
 def test_mup_refuses_another_structure():
