@@ -130,7 +130,7 @@ def _google(meta: Mapping[str, Any], trace: Any) -> Problem:
 
 def _google_optimizer(meta, trace):
     if meta["cls"].split(".")[-1] == "NAdamW":
-        return _nadamw(meta["config"]), {}
+        return _nadamw(meta["config"], meta["num_steps"]), {}
     cls = published_class(meta["cls"])
     if cls is None:
         raise Unsupported(f"class {meta['cls'].split('.')[-1]}")
@@ -150,7 +150,7 @@ def _google_optimizer(meta, trace):
     return lambda theta: optimizer.bind(theta, num_steps=meta["num_steps"]), theta
 
 
-def _nadamw(config):
+def _nadamw(config, num_steps):
     names = {
         "learning_rate": "learning_rate",
         "beta1": "b1",
@@ -160,12 +160,19 @@ def _nadamw(config):
         "l2_weight_decay": "l2_weight_decay",
         "use_nesterov": "use_nesterov",
     }
-    config = dict(config)
+    config = {"learning_rate": 1e-4, **config}
     config.pop("use_bias_correction", None)  # the published code overwrites it
-    config.setdefault("learning_rate", 1e-4)
     unknown = sorted(set(config) - set(names))
-    if unknown or not isinstance(config["learning_rate"], (int, float)):
-        raise Unsupported(f"NAdamW with {unknown or 'a schedule'}")
+    if unknown:
+        raise Unsupported(f"NAdamW with {', '.join(unknown)}")
+    rate = config["learning_rate"]
+    if isinstance(rate, Mapping):
+        kind = str(rate.get("cls")).split(".")[-1]
+        if kind != "CosineLearningRateSchedule":
+            raise Unsupported(f"NAdamW with the schedule {kind}")
+        config["learning_rate"] = l2o.nadamw_schedule(
+            num_steps=num_steps, **rate["config"]
+        )
     return lambda _: l2o.nadamw(**{names[k]: v for k, v in config.items()})
 
 
