@@ -163,23 +163,7 @@ def celo2(
         else adam_bias_correction
     )
     rule = make_rule(
-        momentum_decays=momentum_decays,
-        rms_decays=rms_decays,
-        adafactor_decays=adafactor_decays,
-        features=features,
-        exp_mult=exp_mult,
-        rmsmult=rmsmult,
-        param_scale_mult=param_scale_mult,
-        precondition_output=precondition_output,
-        normalize_input=normalize_input,
-        normalize_output=normalize_output,
-        aggregate_mag=aggregate_mag,
-        bias_correction=bias_correction,
-        activation=activation,
-        orthogonalize=orthogonalize,
-        ns_coeffs=ns_coeffs,
-        ns_iters=ns_iters,
-        ns_eps=ns_eps,
+        arguments,
         factoring=form.factoring if factoring is None else factoring,
         torch_layout=form.torch_layout,
     )

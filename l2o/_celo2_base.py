@@ -1,6 +1,6 @@
 """`celo2_base`: a normalised per-parameter MLP without horizon."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -137,26 +137,7 @@ def celo2_base(
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026).
     """
     arguments = recorded(locals())
-    rule = make_rule(
-        momentum_decays=momentum_decays,
-        rms_decays=rms_decays,
-        adafactor_decays=adafactor_decays,
-        features=features,
-        exp_mult=exp_mult,
-        rmsmult=rmsmult,
-        param_scale_mult=param_scale_mult,
-        precondition_output=precondition_output,
-        normalize_input=normalize_input,
-        normalize_output=normalize_output,
-        aggregate_mag=aggregate_mag,
-        bias_correction=bias_correction,
-        activation=activation,
-        orthogonalize=orthogonalize,
-        ns_coeffs=ns_coeffs,
-        ns_iters=ns_iters,
-        ns_eps=ns_eps,
-        factoring=factoring,
-    )
+    rule = make_rule(arguments)
 
     def init_theta(key):
         return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
@@ -171,35 +152,20 @@ def celo2_base(
     return LearnedOptimizer(init_theta, bind, "celo2_base", arguments, needs)
 
 
-def make_rule(
-    *,
-    momentum_decays: Sequence[float],
-    rms_decays: Sequence[float],
-    adafactor_decays: Sequence[float],
-    features: Sequence[str],
-    activation: str,
-    ns_coeffs: Sequence[float],
-    factoring: Factoring,
-    torch_layout: bool = False,
-    **rest: Any,
-) -> Celo2Rule:
-    """The rule, checked."""
-    check_factoring(factoring)
-    if activation not in _ACTIVATIONS:
+def make_rule(arguments: Mapping[str, Any], **more: Any) -> Celo2Rule:
+    """The rule of a factory's arguments, checked; `more` goes before them."""
+    given = {"torch_layout": False, **arguments, **more}
+    check_factoring(given["factoring"])
+    if given["activation"] not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise ValueError(f"unknown activation {activation!r}; known: {known}")
-    if len(ns_coeffs) != 3:
-        raise ValueError(f"ns_coeffs are three numbers, got {ns_coeffs!r}")
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    rule = Celo2Rule(
-        decays=decays,
-        features=check_features(features),
-        activation=activation,
-        ns_coeffs=tuple(ns_coeffs),
-        factoring=factoring,
-        torch_layout=torch_layout,
-        **rest,
+        raise ValueError(f"unknown activation {given['activation']!r}; known: {known}")
+    if len(given["ns_coeffs"]) != 3:
+        raise ValueError(f"ns_coeffs are three numbers, got {given['ns_coeffs']!r}")
+    decays = Decays(
+        *(given[f"{kind}_decays"] for kind in ("momentum", "rms", "adafactor"))
     )
+    given |= {"decays": decays, "features": check_features(given["features"])}
+    rule = Celo2Rule(**{field: given[field] for field in Celo2Rule._fields})
     feature_sizes(rule.features, *map(len, decays))
     return rule
 

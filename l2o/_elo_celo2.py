@@ -103,27 +103,7 @@ def elo_celo2(
     arguments = recorded(locals())
     pattern = None if regex_1d is None else re.compile(regex_1d)
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
-    rule = make_rule(
-        momentum_decays=momentum_decays,
-        rms_decays=rms_decays,
-        adafactor_decays=adafactor_decays,
-        features=features,
-        exp_mult=exp_mult,
-        rmsmult=rmsmult,
-        param_scale_mult=param_scale_mult,
-        precondition_output=precondition_output,
-        normalize_input=normalize_input,
-        normalize_output=normalize_output,
-        aggregate_mag=aggregate_mag,
-        bias_correction=bias_correction,
-        activation=activation,
-        orthogonalize=orthogonalize,
-        ns_coeffs=ns_coeffs,
-        ns_iters=ns_iters,
-        ns_eps=ns_eps,
-        factoring=factoring,
-        torch_layout=torch_layout,
-    )
+    rule = make_rule(arguments)
 
     def to_adam(path, grad):
         return pattern is not None and (grad.ndim < 2 or matches(pattern, path))
