@@ -97,7 +97,12 @@ def load_foreign(
     tree = _theta_of(read_flax(path))
     if config is not None:
         cls, bindings = config
-        optimizer = from_config(cls, bindings)
+        try:
+            optimizer = from_config(cls, bindings)
+        except TypeError as error:
+            raise ValueError(
+                f"{gin} has an ill-typed argument of {cls}: {error}"
+            ) from None
         if name in (None, optimizer.name):
             name, arguments = optimizer.name, {**optimizer.arguments, **arguments}
     optimizer = _architecture(tree, path, name, arguments)
@@ -183,7 +188,8 @@ def _architecture(
         return make(str(name), **arguments)
     if found.name == "celo2_base" and name is None:
         # The two have the same tree.
-        base = any({"celo2", "base"} <= words for words in _words(path))
+        spellings = {"celo2", "base"}, {"celo2base"}
+        base = any(x <= words for x in spellings for words in _words(path))
         name = "celo2_base" if base else "celo2"
     if name in (None, found.name):
         return make(found.name, **{**found.arguments, **arguments})
@@ -256,7 +262,7 @@ def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
     bindings = {}
     for line in re.finditer(rf"{prefix}{cls}\.(\w+)\s*=\s*(.+)$", joined, re.M):
         try:
-            bindings[line[1]] = ast.literal_eval(line[2].split("#")[0].strip())
+            bindings[line[1]] = ast.literal_eval(line[2].strip())
         except (ValueError, SyntaxError) as error:
             raise ValueError(
                 f"{_GIN} binds {cls}.{line[1]} to {line[2]!r}, expected a number, a "
@@ -288,8 +294,13 @@ def _load_pylo(path, name, arguments, beside):
         arguments = {"activation": config["activation"], **arguments}
     decays = path / "decays.json"
     if name == "mulo" and decays.is_file():
-        offsets = json.loads(decays.read_text())
-        arrays |= {key: np.asarray(x, np.float32) for key, x in offsets.items()}
+        try:
+            offsets = dict(json.loads(decays.read_text()))
+            arrays |= {key: np.asarray(x, np.float32) for key, x in offsets.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{decays} does not hold lists of numbers by name: {error}"
+            ) from error
     return from_pylo(name, arrays, **arguments)
 
 
@@ -352,6 +363,11 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file: {error}"
+        ) from error
+    except KeyError as error:
+        raise ValueError(
+            f"{path} holds arrays of type {error}, which NumPy lacks: save them again "
+            "as float32"
         ) from error
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pickle
 import re
+import struct
 import sys
 import types
 import zipfile
@@ -20,8 +21,9 @@ import pytest
 import safetensors.numpy
 
 import l2o
+from l2o._features import FEATURES
 from l2o._hub import IMPORTABLE
-from l2o._published import to_tree
+from l2o._published import from_config, to_tree
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
@@ -400,6 +402,10 @@ def test_gin_without_an_optimizer_leaves_it_to_the_file(gin):
             "HyperV2.exp_mult = __import__('os').getcwd()",
             r"binds HyperV2.exp_mult to .* expected a number",
         ),
+        (
+            "HyperV2.initial_rms_decays = 0.9",
+            r"config.gin has an ill-typed argument of ",
+        ),
         ("HyperV2.depth = 3", r"HyperV2 has the argument 'depth', unknown to l2o"),
         ("HyperV2.param_inits = 3", r"does not fit velo.*param_inits=3.* is \(2, 1, "),
         (
@@ -416,6 +422,47 @@ def test_gin_that_is_not_understood_says_where(gin, text, message):
     folder = gin(f"{GIN}\n{text}\n")
     with pytest.raises(ValueError, match=message):
         l2o.load(folder, num_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "expected"),
+    [
+        ("celo.Celo2", {"regex_1d": ""}, l2o.celo2(regex_1d=None, adam_b2=0.999)),
+        (
+            "celo.CeloAdam",
+            {"lstm_hidden_size": 5, "initial_rms_decays": (0.9,), "with_g": False},
+            l2o.celo_adam(lstm_hidden_size=5, b2=0.9),
+        ),
+        (
+            "celo.Celo",
+            {
+                "param_inits": 1,
+                "train_phase": 2,
+                "with_fac_rsqrt": False,
+                "with_validation_feature_dim": True,
+                "validation_mode": True,
+            },
+            l2o.celo(
+                lstm_hidden_size=128,
+                features=[x for x in FEATURES if x not in ("rsqrt_row", "rsqrt_col")],
+                validation_mode=True,
+            ),
+        ),
+    ],
+)
+def test_arguments_of_published_classes_become_ours(cls, config, expected):
+    assert from_config(cls, config)[2:] == expected[2:]
+
+
+def test_arguments_without_a_counterpart_are_refused():
+    with pytest.raises(
+        ValueError, match=r"celo_adam has one decay each, not initial_m"
+    ):
+        from_config("celo.CeloAdam", {"initial_momentum_decays": (0.9, 0.99)})
+    with pytest.raises(
+        ValueError, match=r"celo.Celo2 has the argument 'b', unknown to"
+    ):
+        from_config("celo.Celo2", {"b": 1})
 
 
 # PyLO's folders.
@@ -460,8 +507,48 @@ def test_layout_of_pylo_is_its_own(tmp_path):
         np.testing.assert_array_equal(weights, theta["nn"][f"w{ours}"].T)
         biases = arrays[f"network.{theirs}.bias"]
         np.testing.assert_array_equal(biases, theta["nn"][f"b{ours}"])
-    sizes = {"input_size": 39, "hidden_size": 32, "hidden_layers": 1}
-    assert json.loads((tmp_path / CONFIG).read_text()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "folder", "config"),
+    [
+        (l2o.elo(), ".", {"input_size": 39, "hidden_size": 32, "hidden_layers": 1}),
+        (
+            l2o.elo_celo2(hidden_layers=3, activation="tanh"),
+            ".",
+            {
+                "feature_dims": list(GROUPS),
+                "hidden_size": 8,
+                "hidden_layers": 3,
+                "activation": "tanh",
+            },
+        ),
+        (
+            PYLO_VELO,
+            "VeLO_RNN",
+            {
+                "input_size": 30,
+                "lstm_hidden_size": 7,
+                "param_inits": 3,
+                "mix_layers": True,
+            },
+        ),
+        (
+            PYLO_VELO,
+            "VeLO_MLP",
+            {
+                "param_inits": 3,
+                "input_size": 30,
+                "hidden_size": 5,
+                "hidden_layers": 1,
+                "output_size": 3,
+            },
+        ),
+    ],
+)
+def test_pylo_is_told_the_arguments_of_its_classes(tmp_path, optimizer, folder, config):
+    _save_pylo(tmp_path, optimizer)
+    assert json.loads((tmp_path / folder / CONFIG).read_text()) == config
 
 
 def test_small_fc_becomes_mulo(tmp_path):
@@ -476,6 +563,26 @@ def test_mulo_without_decays_has_those_of_pylo(tmp_path):
     _, loaded = l2o.load_theta(tmp_path, optimizer="mulo")
     np.testing.assert_array_equal(loaded["rms_decays"], np.float32([0.01079706]))
     np.testing.assert_array_equal(loaded["nn"]["w0"], theta["nn"]["w0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", r"decays.json does not hold lists of numbers by name: "),
+        ("{", r"decays.json does not hold lists of numbers by name: "),
+        (
+            '{"rms_decays": "x"}',
+            r"decays.json does not hold lists of numbers by name: ",
+        ),
+        ('{"rms_decays": 0.1}', r"mulo have rms_decays of shape \(\), expected \(1,\)"),
+        ('{"rates": [0.1]}', r"mulo have unknown rates"),
+    ],
+)
+def test_decays_that_are_not_understood_are_named(tmp_path, text, message):
+    _save_pylo(tmp_path, PYLO["mulo"])
+    (tmp_path / "decays.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        l2o.load(tmp_path, optimizer="mulo")
 
 
 @pytest.mark.parametrize("half", ["VeLO_RNN", "VeLO_MLP"])
@@ -607,6 +714,8 @@ def test_folders_above_do_not_make_celo2_something_else(tmp_path):
     for folder, name in {
         "celo2-base/w": "celo2",
         "database": "celo2",
+        "base": "celo2",
+        "train_celo2base": "celo2_base",
         "celo2-base": "celo2_base",
         "celo2_base_seed0": "celo2_base",
     }.items():
@@ -824,6 +933,16 @@ def test_safetensors_that_were_cut_off_are_refused(tmp_path, cut):
         l2o.load(tmp_path, optimizer="elo")
 
 
+def test_types_that_numpy_lacks_are_refused(tmp_path):
+    _save_pylo(tmp_path, PYLO["elo"])
+    array = {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}
+    header = json.dumps({"network.output.bias": array}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(4)
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match=r"arrays of type 'BF16'.* again as float32"):
+        l2o.load(tmp_path, optimizer="elo")
+
+
 @pytest.mark.parametrize("config", ["{}", "[]", "[1]"])
 def test_weights_of_neither_are_refused(tmp_path, config):
     safetensors.numpy.save_file({"layer": np.zeros(2)}, tmp_path / WEIGHTS)
@@ -924,7 +1043,9 @@ def test_revision_keeps_the_arguments(hub):
     _assert_same(l2o.load_theta("amoudgl/velo-s@v1.0"), optimizer, theta)
     loaded, _ = l2o.load_theta("amoudgl/velo-s@v1.0", exp_mult=0.5)
     assert (loaded.arguments["exp_mult"], loaded.arguments["ff_mult"]) == (0.5, 1.0)
-    assert hub.calls == 2 * [("amoudgl/velo-s", "v1.0", True)]
+    loaded, _ = l2o.load_theta("amoudgl/velo-s@v1.0", ff_mult=2.0)
+    assert loaded.arguments["ff_mult"] == 2.0
+    assert hub.calls == 3 * [("amoudgl/velo-s", "v1.0", True)]
 
 
 def test_what_is_not_cached_names_the_download(hub):
@@ -953,6 +1074,10 @@ def test_paths_are_not_taken_for_repositories(hub, tmp_path):
     theta = _theta(SMALL["celo"])
     _write(Path("amoudgl/mine/theta.state"), to_tree(theta, SMALL["celo"]))
     _assert_same(l2o.load_theta("amoudgl/mine"), SMALL["celo"], theta)
+    _save_pylo(Path("me"), PYLO_VELO)
+    Path("me/VeLO_MLP").rename("me/other")
+    with pytest.raises(ValueError, match=r"is one half of PyLO's VeLO; expected the"):
+        l2o.load("me/VeLO_RNN")
     for source in (tmp_path / "a" / "b", "/a/b", "a/b/c", Path("a/b"), "nothing"):
         with pytest.raises(FileNotFoundError, match=r"is neither a file or folder nor"):
             l2o.load(source)
