@@ -203,7 +203,7 @@ OTHER_1D = {"mult_1d": 3.0, "weight_decay": 0.1, "weight_decay_1d": 0.3}
             for variant in ("jax", "pylo")
             for arguments in (
                 {},
-                {**OTHER_1D, "max_norm": 0.5, "gradient_bound": 0.05},
+                {**OTHER_1D, "max_norm": 0.5, "gradient_bound": 3e-4},
                 {"adam_b1": 0.5, "adam_eps": 1e-2, "adam_bias_correction": False},
                 {"adam_bias_correction": True, "regex_1d": None},
             )
