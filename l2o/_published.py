@@ -108,6 +108,24 @@ class Published(NamedTuple):
 _REPORTS = ("summarize_each_layer", "summarize_all_control", "reparam_decay")
 _HYPER_DEFAULTS = {"lstm_hidden_size": 128, "param_inits": 64}
 CLASSES = {
+    "learned_optimization.LearnableSGD": Published(
+        "learnable_sgd", {"initial_lr": "learning_rate"}
+    ),
+    "learned_optimization.LearnableSGDM": Published(
+        "learnable_sgdm",
+        {"initial_lr": "learning_rate", "initial_momentum": "momentum"},
+    ),
+    "learned_optimization.LearnableAdam": Published(
+        "learnable_adam",
+        {
+            "initial_lr": "learning_rate",
+            "initial_beta1": "b1",
+            "initial_beta2": "b2",
+            "initial_epsilon": "eps",
+        },
+        {"eps_root": 1e-8},
+        ("use_summary",),
+    ),
     "learned_optimization.MLPLOpt": Published(
         "mlp",
         {k: k for k in ("exp_mult", "step_mult", "hidden_size", "hidden_layers")},
@@ -335,6 +353,11 @@ def identify(tree: Tree) -> LearnedOptimizer | None:
         if "per_layer_lr" in keys:
             size = shapes["lstm_init_state", "hidden"][-1]
             return make("nn_adam", lstm_hidden_size=size)
+        if "log_epsilon" in keys:
+            return make("learnable_adam", eps_root=1e-8)
+        if "log_lr" in keys:
+            momentum = "one_minus_momentum" in keys
+            return make("learnable_sgdm" if momentum else "learnable_sgd")
         if "initial_from_mlp" in keys:
             return make("rnn_mlp", **_rnn_mlp_sizes(shapes))
         if "nn" in keys and "momentum_decays" in keys:
@@ -394,6 +417,18 @@ def _layout(optimizer: LearnedOptimizer) -> dict[Path, list[Path]]:
         "elo": _elo_layout,
         "rnn_mlp": _rnn_mlp_layout,
         "nn_adam": _nn_adam_layout,
+        "learnable_sgd": lambda _: _scalars({"log_lr": "log_lr"}),
+        "learnable_sgdm": lambda _: _scalars(
+            {"log_lr": "log_lr", "log_one_minus_momentum": "one_minus_momentum"}
+        ),
+        "learnable_adam": lambda _: _scalars(
+            {
+                "log_lr": "log_lr",
+                "log_one_minus_b1": "one_minus_beta1",
+                "log_one_minus_b2": "one_minus_beta2",
+                "log_eps": "log_epsilon",
+            }
+        ),
         "velo": _velo_layout,
         "celo": _velo_layout,
         "celo_adam": _recurrent_layout,
@@ -406,6 +441,10 @@ def _layout(optimizer: LearnedOptimizer) -> dict[Path, list[Path]]:
         raise ValueError(f"{optimizer.name!r} has no published tree; known: {known}")
     layout = builders[optimizer.name](optimizer.arguments)
     return {k: v if isinstance(v, list) else [v] for k, v in layout.items()}
+
+
+def _scalars(names: Mapping[str, str]) -> dict[Path, Any]:
+    return {(ours,): (theirs,) for ours, theirs in names.items()}
 
 
 def _linear_layout(ours: Path, theirs: Path) -> dict[Path, Any]:
@@ -464,7 +503,7 @@ def _nn_adam_layout(arguments):
     return {
         **_lstm_layout(),
         **_linear_layout(("controls",), controls),
-        **{(ours,): (f"per_layer_{theirs}",) for ours, theirs in names.items()},
+        **_scalars({ours: f"per_layer_{theirs}" for ours, theirs in names.items()}),
     }
 
 
