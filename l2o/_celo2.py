@@ -122,8 +122,8 @@ def celo2(
       variant: sets what the table lists; parameters are (..., in, out) in both.
       learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
         and chain `optax.scale_by_schedule(alpha)` after it.
-      regex_1d: searched in a parameter's path, keys joined by `/`; None sends nothing
-        to Adam. The published meta-training has "/b$".
+      regex_1d: searched in a parameter's path, keys joined by `/`; None, or an empty
+        one, sends nothing to Adam. The published meta-training has "/b$".
       mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
       adam_b1, adam_b2, adam_eps, adam_bias_correction: of Adam.
       max_norm: bound of the global norm of the gradients; None for none.
@@ -154,7 +154,7 @@ def celo2(
     if variant not in _VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}")
     form = _VARIANTS[variant]
-    pattern = None if regex_1d is None else re.compile(regex_1d)
+    pattern = re.compile(regex_1d) if regex_1d else None
     mult = form.mult_1d if mult_1d is None else mult_1d
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
     correct = (

@@ -101,7 +101,7 @@ def elo_celo2(
     2025).
     """
     arguments = recorded(locals())
-    pattern = None if regex_1d is None else re.compile(regex_1d)
+    pattern = re.compile(regex_1d) if regex_1d else None
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
     rule = make_rule(arguments)
 

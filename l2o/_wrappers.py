@@ -212,6 +212,9 @@ def extend_horizon(
     Source: google/learned_optimization, research/general_lopt/prefab.py (2022).
     """
 
+    if max_steps < 1:
+        raise ValueError(f"extend_horizon needs max_steps >= 1, got {max_steps}")
+
     def bind(theta, *, num_steps=None):
         if num_steps is None or isinstance(num_steps, jax.core.Tracer):
             raise ValueError(

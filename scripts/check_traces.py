@@ -354,7 +354,7 @@ def _pylo_arguments(cls, kwargs, meta):
     embedding = kwargs.pop("is_embedding", False)
     if name in ("celo2", "elo_celo2"):
         # Vectors go to Adam anyway; a pattern that finds nothing, or everything.
-        arguments["regex_1d"] = "" if embedding else "(?!)"
+        arguments["regex_1d"] = ".*" if embedding else "(?!)"
         if not kwargs.pop("use_adamw_for_1d", True):
             arguments["regex_1d"] = None
         arguments["activation"] = meta["net"].get("activation", "relu")
