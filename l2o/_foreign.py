@@ -27,16 +27,10 @@ import safetensors
 import safetensors.numpy
 
 from ._base import LearnedOptimizer, Theta
-from ._published import (
-    CLASSES,
-    flatten,
-    from_config,
-    from_tree,
-    identify,
-    published_class,
-)
+from ._published import CLASSES, from_config, published_class
 from ._pylo import from_pylo, network_of, to_pylo
 from ._registry import FACTORIES, make
+from ._trees import flatten, from_tree, identify
 
 _STATES = ("theta.state", "params")
 _GIN = "config.gin"

@@ -17,8 +17,8 @@ import numpy as np
 
 from ._base import LearnedOptimizer, Theta
 from ._features import feature_sizes
-from ._published import blank_theta
 from ._registry import make
+from ._trees import blank_theta
 
 Arrays = Mapping[str, Any]
 

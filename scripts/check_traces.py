@@ -29,13 +29,9 @@ import optax
 
 import l2o
 from l2o._accumulators import factored_axes, torch_axes
-from l2o._published import (
-    from_config,
-    from_tree,
-    nest,
-    published_class,
-)
+from l2o._published import from_config, published_class
 from l2o._pylo import from_pylo
+from l2o._trees import from_tree, nest
 
 
 class Replay(NamedTuple):

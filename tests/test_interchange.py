@@ -23,7 +23,8 @@ import safetensors.numpy
 import l2o
 from l2o._features import FEATURES
 from l2o._hub import IMPORTABLE
-from l2o._published import from_config, to_tree
+from l2o._published import from_config
+from l2o._trees import to_tree
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
