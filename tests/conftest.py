@@ -19,3 +19,9 @@ def pytest_configure(config):
 def _away_from_the_checkout(tmp_path, monkeypatch):
     # In the checkout, `import l2o` in a child process would find the source folder.
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """A path whose folder's name tells nothing."""
+    return tmp_path / "w" / "theta.state"
