@@ -196,6 +196,7 @@ def _run_list(arguments: list[str]) -> int:
                     row.source,
                 )
         console.print(table)
+    console.print(f"wrappers: {', '.join(sorted(l2o.WRAPPERS))}", highlight=False)
     console.print(f"task families: {', '.join(FAMILIES)}", highlight=False)
     for name in presets.names():
         console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
