@@ -164,7 +164,9 @@ def small_fc_transformation(
         scales = [inverse_rms(plane, _EPS) for plane in planes]
         direction, magnitude = apply_mlp(nn, planes, scales, time, grad.shape)
         step = direction * jnp.exp(magnitude * exp_mult) * step_mult
-        return -step - weight_decay * param, *accumulators
+        if weight_decay:
+            step = step + weight_decay * param
+        return -step, *accumulators
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, factoring)
