@@ -35,12 +35,12 @@ SMALL = {
     "celo": l2o.celo(lstm_hidden_size=6),
     "celo_adam": l2o.celo_adam(lstm_hidden_size=6),
 }
-TINY = l2o.small_fc(hidden_size=2, hidden_layers=1, **ONE_DECAY)
+TINY = l2o.learnable_sgdm()  # compiles fast; what is wrapped is tested unwrapped
 WRAPPED = {
     "clip": l2o.clip(TINY),
     "extend_horizon": l2o.extend_horizon(SMALL["celo_adam"], max_steps=1000),
     "float32_updates": l2o.float32_updates(TINY),
-    "grafted": l2o.grafted(l2o.small_fc(), l2o.learnable_adam()),
+    "grafted": l2o.grafted(TINY, l2o.learnable_adam()),
     "mup": l2o.mup(TINY, lambda params: jax.tree.map(lambda _: 0.5, params)),
     "nominal": l2o.nominal(TINY),
     "weight_decay": l2o.weight_decay(TINY, 1e-3),
