@@ -113,10 +113,9 @@ def _google(meta: Mapping[str, Any], trace: Any) -> Problem:
     published = [
         {name: trace[f"params/{t}/{name}"] for name in names} for t in range(steps + 1)
     ]
-    floors = ("noise_floor_1e7_grad", "noise_floor_eager_vs_jit")
-    noise = [meta[key] for key in floors if key in meta]
+    noise = [x for key, x in meta.items() if "noise" in key and isinstance(x, dict)]
     tolerance = {
-        name: 2e-6 + 20 * max((floor[name] for floor in noise), default=0.0)
+        name: 2e-6 + 20 * max((floor.get(name, 0.0) for floor in noise), default=0.0)
         for name in names
     }
     bind, theta = _google_optimizer(meta, trace)
