@@ -6,8 +6,8 @@ A trace is an .npz file with a published class and its constructor arguments (`m
 its meta-parameters, gradients, losses, and the parameters after every update: of
 google/learned_optimization and amoudgl/celo, or of PyLO, whose tensors are turned from
 PyTorch's layout to (..., in, out) first. For each this prints `ok` or `differs` with
-the largest difference and its tolerance, or `unsupported` with what is. The exit status
-is 1 if one differs.
+the largest difference and its tolerance, `unsupported` with what is, or `error` where
+the file cannot be replayed. The exit status is 1 if one differs or cannot.
 
 Tolerance of a tensor: 2e-6 absolute plus 20 times the trace's own noise, which is how
 far the published code moves its own result when gradients change by 1e-7 relative, when
@@ -432,6 +432,11 @@ def main() -> int:
             found = differences(replay(path))
         except Unsupported as reason:
             print(f"| {path.stem} | unsupported: {reason} | | | |", flush=True)
+            continue
+        except Exception as error:  # one broken file must not hide the others
+            words = " ".join(str(error).split())[:120]
+            print(f"| {path.stem} | error: {words or error!r} | | | |", flush=True)
+            failed = True
             continue
         worst = max(found.values(), key=lambda x: x[0] / x[1])
         ok = worst[0] <= worst[1]

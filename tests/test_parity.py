@@ -127,8 +127,11 @@ def test_the_script_says_ok_and_unsupported_and_differs(tmp_path):
     for name, meta in others.items():
         arrays = {**trace, "meta": np.array(json.dumps({**others["option"], **meta}))}
         np.savez(tmp_path / f"{name}.npz", **arrays)
+    (tmp_path / "broken.npz").write_bytes(path.read_bytes()[:5000])
     done = _run(tmp_path)
     assert done.returncode == 1, done.stderr
+    assert "| broken | error: " in done.stdout
+    (tmp_path / "broken.npz").unlink()
     assert "| off | differs | 1.0e-04 |" in done.stdout
     assert "| cls | unsupported: class Shampoo |" in done.stdout
     assert "has the argument 'with_magic', unknown to l2o |" in done.stdout
