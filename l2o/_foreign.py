@@ -36,6 +36,8 @@ _STATES = ("theta.state", "params")
 _GIN = "config.gin"
 _PYLO_WEIGHTS = "model.safetensors"
 _PYLO_CONFIG = "config.json"
+# VeLO's files from before there were configs were trained with both.
+_OLD_VELO = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
 # Per network of PyLO.
 _FACTORIES = {
     "MetaMLP": ("elo", "mulo"),
@@ -88,7 +90,12 @@ def load_foreign(
         path = states[0]
     else:
         config = None
-    tree = _theta_of(read_flax(path))
+    content = read_flax(path)
+    tree = _theta_of(content)
+    if config is None and _is_old(content) and name in (None, "velo"):
+        found = identify(tree)
+        if found is not None and found.name == "velo":
+            arguments = {**_OLD_VELO, **arguments}
     if config is not None:
         cls, bindings = config
         try:
@@ -202,9 +209,12 @@ def _theta_of(tree: dict[str, Any]) -> dict[str, Any]:
     """Without what google's checkpoints wrap around theta."""
     if {"params", "gen_id", "step"} <= set(tree):
         return tree["params"]
-    if set(tree) == {"0", "1", "2"} and isinstance(tree["0"], dict):
-        return tree["0"]
-    return tree
+    return tree["0"] if _is_old(tree) else tree
+
+
+def _is_old(tree: Mapping[str, Any]) -> bool:
+    """Whether it is the tuple (theta, "", 0), which was written without a config."""
+    return set(tree) == {"0", "1", "2"} and isinstance(tree["0"], dict)
 
 
 def _array(code: int, data: bytes) -> Any:

@@ -59,15 +59,31 @@ WRITTEN_AS = {
 }
 
 
+# What VeLO's files from before there were configs were trained with.
+BUGS = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
+
+
 @pytest.mark.parametrize("written_as", WRITTEN_AS)
 @pytest.mark.parametrize("name", SMALL)
 def test_published_file_is_read_exactly(state, name, written_as):
     optimizer = SMALL[name]
     theta = some_theta(optimizer)
     write_flax(state, WRITTEN_AS[written_as](to_tree(theta, optimizer)))
+    if (name, written_as) == ("velo", "old tuple"):
+        optimizer = l2o.velo(**{**optimizer.arguments, **BUGS})
     for source in (state, str(state), state.parent):
         loaded = l2o.load_theta(source, optimizer=NAMED.get(name))
         assert_same(loaded, optimizer, theta)
+
+
+def test_the_bugs_of_old_velo_files_can_be_refused(state):
+    optimizer = SMALL["velo"]
+    write_flax(state, (to_tree(some_theta(optimizer), optimizer), "", 0))
+    loaded, _ = l2o.load_theta(state, use_bugged_loss_features=False)
+    assert loaded.arguments["use_bugged_next_lstm_state"]
+    assert not loaded.arguments["use_bugged_loss_features"]
+    with pytest.raises(ValueError, match=r"does not fit celo\("):
+        l2o.load_theta(state, optimizer="celo")
 
 
 def test_published_file_optimizes_as_its_theta_does(state):
