@@ -27,11 +27,10 @@ from ._base import (
 from ._features import FEATURES, check_features, feature_sizes
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._parameter_rule import GRADIENT_BOUND, ParameterRule, parameter_step
-from ._recurrent import LSTMState, init_linear, linear
+from ._recurrent import LSTMState, init_linear, init_rows, linear
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,
-    initial_lstm_state,
     mixing_lstm,
 )
 from ._tensors import map_tensors
@@ -152,7 +151,7 @@ def celo(
             return CeloState(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
-                initial_lstm_state(theta, 1),
+                init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
             )
 

@@ -18,11 +18,10 @@ from ._base import (
 from ._celo import schedule
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._parameter_rule import GRADIENT_BOUND, param_scale
-from ._recurrent import LSTMState, init_linear
+from ._recurrent import LSTMState, init_linear, init_rows
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,
-    initial_lstm_state,
     mixing_lstm,
 )
 from ._tensors import map_tensors
@@ -109,7 +108,7 @@ def celo_adam(
                 jnp.zeros([], jnp.int32),
                 optax.tree.zeros_like(params),
                 optax.tree.zeros_like(params),
-                initial_lstm_state(theta, 1),
+                init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
             )
 

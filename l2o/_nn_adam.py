@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from ._accumulators import update_moment
-from ._base import LearnedOptimizer, require_params, stable_dtypes
+from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._recurrent import (
     LSTMState,
     init_lstm,
@@ -85,6 +85,7 @@ def nn_adam(
 
     Source: google/learned_optimization, learned_optimizers/nn_adam.py (2021).
     """
+    arguments = recorded(locals())
 
     def init_theta(key):
         return {
@@ -152,15 +153,6 @@ def nn_adam(
 
         return stable_dtypes(init_fn, update_fn)
 
-    arguments = {
-        "lstm_hidden_size": lstm_hidden_size,
-        "learning_rate": learning_rate,
-        "b1": b1,
-        "b2": b2,
-        "eps": eps,
-        "output_scale": output_scale,
-        "decay_strength": decay_strength,
-    }
     return LearnedOptimizer(init_theta, bind, "nn_adam", arguments)
 
 

@@ -10,7 +10,13 @@ import optax
 from jax import lax
 
 from ._accumulators import update_moment
-from ._base import LearnedOptimizer, require_params, require_value, stable_dtypes
+from ._base import (
+    LearnedOptimizer,
+    recorded,
+    require_params,
+    require_value,
+    stable_dtypes,
+)
 from ._features import TIME_SCALES, inverse_rms
 from ._network import apply_mlp, init_mlp
 from ._recurrent import (
@@ -113,6 +119,7 @@ def rnn_mlp(
     Source: "Tasks, stability, architecture, and compute: training more effective
     learned optimizers, and using them to train themselves" (Metz et al., 2020).
     """
+    arguments = recorded(locals())
     decays = tuple(decays)
     lstm_inputs = from_lstm_size + from_mlp_size + _TENSOR_FEATURES
     # Of g, p and log|p|, and four per decay; then what is equal for the tensor.
@@ -254,17 +261,6 @@ def rnn_mlp(
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-    arguments = {
-        "step_mult": step_mult,
-        "exp_mult": exp_mult,
-        "hidden_size": hidden_size,
-        "hidden_layers": hidden_layers,
-        "from_mlp_size": from_mlp_size,
-        "from_lstm_size": from_lstm_size,
-        "lstm_to_ff": lstm_to_ff,
-        "lstm_hidden_size": lstm_hidden_size,
-        "decays": list(decays),
-    }
     needs = ("params", "value")
     return LearnedOptimizer(init_theta, bind, "rnn_mlp", arguments, needs)
 

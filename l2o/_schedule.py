@@ -38,16 +38,6 @@ def init_mixing_lstm(
     return theta
 
 
-def initial_lstm_state(theta: dict[str, Any], rows: int) -> LSTMState:
-    """The learned initial state, once per row."""
-    init = theta["lstm_init"]
-    size = init["hidden"].shape[-1]
-    return LSTMState(
-        jnp.broadcast_to(init["hidden"], (rows, size)),
-        jnp.broadcast_to(init["cell"], (rows, size)),
-    )
-
-
 def mixing_lstm(theta: dict[str, Any], x: jax.Array, state: LSTMState) -> LSTMState:
     """One step: rows exchange what they know by a maximum, then an LSTM per row.
 

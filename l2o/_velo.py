@@ -1,7 +1,7 @@
 """`velo`: a per-tensor LSTM that mixes a bank of per-parameter MLPs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,18 @@ from ._loss_features import (
 )
 from ._network import init_mlp
 from ._parameter_rule import GRADIENT_BOUND, ParameterRule, parameter_step
-from ._recurrent import LSTMState, init_linear, linear
+from ._recurrent import (
+    LSTMState,
+    init_linear,
+    init_rows,
+    linear,
+    log_magnitude,
+    rows_of,
+)
 from ._schedule import (
     RUN_FEATURES,
     fraction_embedding,
     init_mixing_lstm,
-    initial_lstm_state,
     mixing_lstm,
 )
 from ._tensors import map_tensors, with_elements
@@ -179,7 +185,7 @@ def velo(
             return VeLOState(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
-                initial_lstm_state(theta, len(with_elements(params))),
+                init_rows(theta["lstm_init"], len(with_elements(params))),
                 init_loss_buffer(horizon),
             )
 
@@ -251,23 +257,19 @@ def run_features(
 
 def _tensor_features(grads, params, accumulators, run):
     """One row per tensor with elements, from the accumulators before this step."""
-    slots = [
-        [[jnp.asarray(x, jnp.float32) for x in with_elements(tree)] for tree in group]
+    momentum, rms_trees = (
+        [rows_of(grads, tree) for tree in group]
         for group in (accumulators.momentum, accumulators.rms)
-    ]
-    # The gradients' structure, not the parameters', says which tensors there are.
-    structure: Any = jax.tree.structure(grads)
+    )
     rows = []
-    present = [p for p in structure.flatten_up_to(params) if p.size]
-    for i, param in enumerate(present):
-        p = jnp.asarray(param, jnp.float32)
+    for i, p in enumerate(rows_of(grads, params)):
         scale = lax.rsqrt(jnp.maximum(1e-9, jnp.mean(p * p)))
-        momenta = [scale * tree[i] for tree in slots[0]]
-        rms = [scale * tree[i] for tree in slots[1]]
+        momenta = [scale * tree[i] for tree in momentum]
+        rms = [scale * tree[i] for tree in rms_trees]
         means = [jnp.mean(m) for m in momenta]
         # As published, the spread of rms is taken about the mean of the momentum.
         spread = [jnp.mean((r - mean) ** 2) for mean, r in pairs(means, rms)]
-        rank = sum(n > 1 for n in param.shape)
+        rank = sum(n > 1 for n in p.shape)
         statistics = [
             _log_size(jnp.stack([jnp.mean(r) for r in rms])),
             jax.nn.one_hot(rank, _MAX_RANK, dtype=jnp.float32),
@@ -286,4 +288,4 @@ def _tensor_features(grads, params, accumulators, run):
 
 
 def _log_size(x):
-    return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10 * x)), -5, 5)
+    return 0.5 * log_magnitude(10 * x)
