@@ -4,15 +4,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
+
+PARTICLES = "particles"  # the mesh axis over which inner runs are sharded
 
 
 class Info(NamedTuple):
     """What an estimate tells about itself; scalars, to be logged by the caller."""
 
-    meta_loss: jax.Array  # mean normalised inner loss over steps, particles and signs
-    inner_steps: jax.Array  # int32: inner steps that count, both signs
+    meta_loss: jax.Array  # mean objective over steps, particles and signs
+    inner_steps: jax.Array  # int32: inner steps that count, all runs
     episodes: jax.Array  # int32: inner training runs (pairs) that ended
-    nonfinite: jax.Array  # int32: pairs left out, their loss difference not finite
+    nonfinite: jax.Array  # int32: particles left out, theirs was not finite
+    particles: jax.Array  # int32: all particles
 
 
 class MetaGradient(NamedTuple):
@@ -20,10 +24,17 @@ class MetaGradient(NamedTuple):
 
     Attributes:
       init: `(key, theta) -> state`, the worker's state (inner runs in progress).
-      estimate: `(key, theta, state, data) -> (gradient, state, Info)`; `data` is the
-        task family's. The gradient has theta's structure. A pair of runs whose losses
-        are not finite is left out and counted in `Info`, never repaired silently.
+      estimate: `(key, theta, state, data, step) -> (gradient, state, Info)`; `data` is
+        the problem's, `step` the outer step (int32), for schedules that follow it. The
+        gradient has theta's structure. A particle (a run, or an antithetic pair) whose
+        numbers are not finite is left out and counted in `Info`, never repaired
+        silently; if all are, the gradient is zero.
+      specs: prefix tree of the state: how it lies on a mesh with an axis "particles".
+        By default every leaf leads with that axis.
     """
 
     init: Callable[[jax.Array, Any], Any]
-    estimate: Callable[[jax.Array, Any, Any, Any], tuple[Any, Any, Info]]
+    estimate: Callable[
+        [jax.Array, Any, Any, Any, jax.Array | int], tuple[Any, Any, Info]
+    ]
+    specs: Any = PartitionSpec(PARTICLES)

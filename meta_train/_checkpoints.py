@@ -1,96 +1,233 @@
-"""Checkpoints of a run: every leaf of its state, saved by orbax."""
+"""Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256."""
 
+import hashlib
+import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    EveryNSteps,
+    LatestN,
+    PreservationPolicy,
+)
 
 # Orbax reports every phase of every save; errors still reach us as exceptions.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+_STATE, _RECORD = "state", "record"
+
 
 class Checkpoints:
-    """The checkpoints in a folder; saving is asynchronous and atomic.
+    """Writes checkpoints to a folder; saving is asynchronous and atomic.
 
     A state is any pytree of arrays. On disk it is flat: one array per leaf, named by
-    its path in the tree, so that restoring does not depend on classes.
+    its path in the tree, so that restoring does not depend on classes. Beside it lie
+    counters and the SHA-256 of every leaf, since orbax would not notice a flipped bit.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
+        """Keeps the last `keep`, and those of every `keep_every`-th step for ever."""
+        policies: list[PreservationPolicy] = [LatestN(keep)]
+        if keep_every is not None:
+            policies.append(EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True
+                preservation_policy=AnyPreservationPolicy(policies)
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "counters": ocp.JsonCheckpointHandler(),
+                _STATE: ocp.StandardCheckpointHandler(),
+                _RECORD: ocp.JsonCheckpointHandler(),
             },
         )
         self._folder = folder
+        self._saving: int | None = None
 
     def save(self, step: int, state: Any, counters: dict[str, float]) -> None:
-        """Saves in the background; an error of the last save is raised here.
+        """Saves in the background, after waiting for the save before.
 
         Raises:
-          OSError: the disk is full or the folder cannot be written.
+          OSError: this or the last checkpoint could not be written, whatever orbax
+            raised; the message names its step and the last good one.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flatten(state)),
-                counters=ocp.args.JsonSave(counters),
-            ),
-        )
-
-    def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
-
-    def restore(self, like: Any) -> tuple[int, Any, dict[str, float]]:
-        """The newest checkpoint, as (step, state, counters).
-
-        Args:
-          like: a state of the same structure, shapes and dtypes.
-
-        Raises:
-          ValueError: the checkpoint holds another state.
-        """
-        step = self._manager.latest_step()
-        assert step is not None
-        expected = _flatten(like)
-        names = set(self._manager.item_metadata(step).state.keys())
-        if names != set(expected):
-            difference = sorted(names ^ set(expected))[:3]
-            raise ValueError(
-                f"the checkpoint {self._folder / str(step)} was written by another "
-                f"version or configuration (differs in {', '.join(difference)}); "
-                "start in another folder"
+        flat = _flatten(state)
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        _STATE: ocp.args.StandardSave(flat),
+                        _RECORD: ocp.args.JsonSave(_record(step, flat, counters)),
+                    }
+                ),
             )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(expected),
-                counters=ocp.args.JsonRestore(),
-            ),
-        )
-        return step, _unflatten(restored.state, like), dict(restored.counters)
+        except Exception as error:
+            raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises its error if it failed."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk; raises as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits, then releases the threads."""
         self._manager.close()
 
+    def _failed(self, error: Exception) -> OSError:
+        good = max(set(steps(self._folder)) - {self._saving}, default="none")
+        return OSError(
+            f"checkpoint {self._saving} could not be written: {_short(error)}; the "
+            f"last good one is {good}. Make room and run again to resume"
+        )
 
-def _flatten(state: Any) -> dict[str, jax.Array]:
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, whole or not, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def read(
+    folder: Path, step: int, like: Any, *, part: bool = False
+) -> tuple[Any, dict[str, float]]:
+    """One checkpoint, as (state, counters); changes nothing on disk.
+
+    Args:
+      folder: of the checkpoints.
+      step: which one.
+      like: a state of the same structure, shapes and dtypes. Arrays come back placed
+        as these are, where these are `ShapeDtypeStruct`s as NumPy arrays.
+      part: `like` may lack leaves; only those it has are read.
+
+    Raises:
+      ValueError: the state is another one, or not what was saved.
+      Exception: whatever orbax raises where files are damaged or gone.
+    """
+    path = (folder / str(step)).resolve()
+    expected = _flatten(like)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        record = reader.restore(path / _RECORD)
+    if record["digest"] != _digest(record) or record["step"] != step:
+        raise ValueError("its record does not match its checksum")
+    leaves = record["leaves"]
+    differ = sorted(expected.keys() - leaves if part else expected.keys() ^ leaves)
+    if differ:
+        raise ValueError(
+            "it was written by another version or configuration (differs in "
+            f"{', '.join(differ[:3])})"
+        )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        flat = reader.restore(
+            path / _STATE,
+            args=ocp.args.PyTreeRestore(
+                item=expected,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+                partial_restore=True,
+            ),
+        )
+    for name, x in flat.items():
+        if leaves[name] is not None and leaves[name] != _sha256(x):
+            raise ValueError(f"{name} does not match its checksum")
+    return _unflatten(flat, like), dict(record["counters"])
+
+
+def restore(
+    folder: Path, like: Any, *, aside: Path, report: Callable[[str], None]
+) -> tuple[int, Any, dict[str, float]] | None:
+    """The newest checkpoint that can be read, as (step, state, counters).
+
+    Args:
+      folder: of the checkpoints; what an interrupted save left there is removed.
+      like: a state of the same structure, shapes and dtypes.
+      aside: where newer ones that cannot be read are moved, so that their steps can be
+        saved again.
+      report: called with a sentence about each of those.
+
+    Returns:
+      None where there is no checkpoint.
+
+    Raises:
+      ValueError: there are checkpoints, but none can be read; all stay in place.
+    """
+    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path)
+    bad: dict[int, str] = {}
+    for step in reversed(steps(folder)):
+        try:
+            state, counters = read(folder, step, like)
+        except MemoryError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise all sorts
+            bad[step] = _short(error)
+            continue
+        for number, reason in bad.items():
+            aside.mkdir(exist_ok=True)
+            taken = len(list(aside.glob(f"{number}*")))
+            target = aside / (f"{number}-{taken}" if taken else str(number))
+            (folder / str(number)).rename(target)
+            report(
+                f"checkpoint {number} cannot be read ({reason}): moved to {target}, "
+                f"using checkpoint {step} instead"
+            )
+        return step, state, counters
+    if bad:
+        reasons = "".join(f"\n  {step}: {reason}" for step, reason in bad.items())
+        raise ValueError(
+            f"no checkpoint in {folder} can be read:{reasons}\nNothing was deleted: "
+            "put back a copy of one of them, or start in another folder"
+        )
+    return None
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes of all leaves."""
+    return sum(np.dtype(x.dtype).itemsize * x.size for x in _flatten(state).values())
+
+
+def _record(
+    step: int, flat: dict[str, jax.Array], counters: dict[str, float]
+) -> dict[str, Any]:
+    # Of an array spread over processes none holds the whole: it goes unchecked.
+    leaves = {
+        name: _sha256(x) if x.is_fully_addressable or x.is_fully_replicated else None
+        for name, x in flat.items()
+    }
+    record = {"step": step, "counters": counters, "leaves": leaves}
+    return {**record, "digest": _digest(record)}
+
+
+def _digest(record: dict[str, Any]) -> str:
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(x: Any) -> str:
+    flat = np.ascontiguousarray(x).reshape(-1)
+    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error, cut to something a person reads."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = line if len(line) <= 200 else line[:200] + "..."
+    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+
+
+def _flatten(state: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): _raw(leaf)
@@ -98,7 +235,7 @@ def _flatten(state: Any) -> dict[str, jax.Array]:
     }
 
 
-def _unflatten(flat: dict[str, jax.Array], like: Any) -> Any:
+def _unflatten(flat: dict[str, Any], like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
     names = _flatten(like)
     restored = [
@@ -114,8 +251,3 @@ def _is_key(x: Any) -> bool:
 
 def _raw(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
-
-
-def state_bytes(state: Any) -> int:
-    """Bytes of all leaves."""
-    return sum(np.dtype(x.dtype).itemsize * x.size for x in _flatten(state).values())

@@ -1,12 +1,14 @@
 """What a run shows and writes: a progress bar, metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import tensorboardX
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +17,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto.summary_pb2 import Summary
 
+_FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 _SMOOTHING = 0.98  # of the meta-loss on the screen: about 50 outer steps
 
 
@@ -27,32 +33,70 @@ class Metrics:
 
     def __init__(self, folder: Path, last_step: int) -> None:
         self._path = folder / "metrics.jsonl"
-        kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self._path)
-        # By lines: whoever watches the run sees every step, and a kill loses none.
-        self._file = self._path.open("a", buffering=1)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=last_step + 1, flush_secs=10
-        )
+        with _naming(self._path):
+            kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
+            self._file = rewrite_records(self._path, kept)
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            # Not tensorboardX's SummaryWriter: where its thread meets a full disk, it
+            # dies, and `add_scalar` then waits for it for ever.
+            self._events = EventsWriter(
+                str(folder / "tensorboard" / "events"), f".{os.getpid()}"
+            )
+            purge = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._event(last_step + 1, session_log=purge)
+            self._events.flush()
+        self._flushed = time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """`record` has a "step"; its other numbers become TensorBoard scalars."""
-        self._file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                self._tensorboard.add_scalar(name, value, record["step"])
+        """`record` has a "step"; its other numbers become TensorBoard scalars.
+
+        Raises:
+          OSError: the disk is full; the message names the file and the remedy.
+        """
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        with _naming(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._event(record["step"], summary=Summary(value=values))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        self._tensorboard.close()
+        with _naming(self._path):
+            try:
+                self._file.close()
+            finally:
+                self._events.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(
+            event_pb2.Event(wall_time=time.time(), step=step, **content)
+        )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} or the tensorboard folder beside it could not be written: "
+            f"{error}. Make room and run again to resume"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`; a last line cut short by a kill is left out."""
-    path = folder / "metrics.jsonl"
+    return read_records(folder / "metrics.jsonl")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """A JSON object per line, up to the first line that is none; [] without a file."""
     if not path.exists():
         return []
     records = []
@@ -62,6 +106,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:
+    """Replaces the file atomically; returns it, open for appending."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    partial.replace(path)
+    # By lines: whoever watches the run sees every step, and a kill loses none.
+    return path.open("a", buffering=1)
 
 
 class ProgressBar:

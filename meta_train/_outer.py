@@ -24,7 +24,7 @@ class OuterInfo(NamedTuple):
 
     estimate: Info
     gradient_norm: jax.Array  # before clipping
-    skipped: jax.Array  # bool: the meta-gradient was not finite; theta stayed
+    skipped: jax.Array  # bool: there was no finite meta-gradient; theta stayed
 
 
 OuterStep = Callable[[Outer, Any, Any], tuple[Outer, Any, OuterInfo]]
@@ -45,16 +45,18 @@ def make_outer_step(
 ) -> OuterStep:
     """`(outer, worker, data) -> (outer, worker, info)`, to be jitted.
 
-    A meta-gradient with a non-finite entry leaves theta and the outer optimizer as they
-    were; the step is counted as skipped.
+    A meta-gradient with a non-finite entry, or without a finite particle, leaves theta
+    and the outer optimizer as they were; the step is counted as skipped.
     """
 
     def outer_step(outer, worker, data):
         key = jax.random.fold_in(outer.key, outer.step)
-        gradient, worker, info = estimator.estimate(key, outer.theta, worker, data)
+        gradient, worker, info = estimator.estimate(
+            key, outer.theta, worker, data, outer.step
+        )
         norm = optax.tree.norm(gradient)
         updates, opt_state = outer_tx.update(gradient, outer.opt_state, outer.theta)
-        finite = jnp.isfinite(norm)
+        finite = jnp.isfinite(norm) & (info.nonfinite < info.particles)
         theta, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (optax.apply_updates(outer.theta, updates), opt_state),

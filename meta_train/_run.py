@@ -26,7 +26,8 @@ from ._checkpoints import Checkpoints, state_bytes
 from ._config import OPERATIONAL, Config
 from ._metrics import Metrics, ProgressBar
 from ._outer import Outer, OuterInfo, make_outer_step, outer_optimizer
-from ._pes import pes
+from ._es import pes
+from ._problem import learn_optimizer
 from ._schedules import log_uniform
 
 _IN_FLIGHT = 4  # outer steps dispatched ahead of the one whose numbers are read
@@ -96,8 +97,7 @@ def run(
     )
     estimators = [
         pes(
-            optimizer,
-            family,
+            learn_optimizer(optimizer, family),
             log_uniform(*config.episode_length),
             particles=config.particles,
             truncation=config.truncation,
