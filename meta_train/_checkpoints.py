@@ -1,9 +1,13 @@
 """Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256."""
 
+import contextlib
+import gc
 import hashlib
 import json
 import logging
 import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,9 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-# Orbax reports every phase of every save; errors still reach us as exceptions.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every phase of every save, and every thread's traceback of a failed one;
+# errors still reach us as exceptions.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _STATE, _RECORD = "state", "record"
 
@@ -72,7 +77,7 @@ class Checkpoints:
                     }
                 ),
             )
-        except Exception as error:
+        except OSError as error:
             raise self._failed(error) from error
 
     def wait(self) -> None:
@@ -83,8 +88,9 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Waits, then releases the threads."""
-        self._manager.close()
+        """Waits, then releases the threads; `wait` has told what failed."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
     def _failed(self, error: Exception) -> OSError:
         good = max(set(steps(self._folder)) - {self._saving}, default="none")
@@ -145,6 +151,27 @@ def read(
     return _unflatten(flat, like), dict(record["counters"])
 
 
+def attempt(
+    folder: Path, step: int, like: Any, *, part: bool = False
+) -> tuple[Any, dict[str, float]] | str:
+    """As `read`, or in words why that failed."""
+    hook = sys.unraisablehook
+    with warnings.catch_warnings():
+        # A read that failed drops its coroutines, which Python would tell one by one.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        sys.unraisablehook = lambda _: None
+        try:
+            return read(folder, step, like, part=part)
+        except MemoryError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise all sorts
+            reason = _short(error)
+        finally:
+            gc.collect()
+            sys.unraisablehook = hook
+    return reason
+
+
 def restore(
     folder: Path, like: Any, *, aside: Path, report: Callable[[str], None]
 ) -> tuple[int, Any, dict[str, float]] | None:
@@ -167,12 +194,9 @@ def restore(
         shutil.rmtree(path)
     bad: dict[int, str] = {}
     for step in reversed(steps(folder)):
-        try:
-            state, counters = read(folder, step, like)
-        except MemoryError:
-            raise
-        except Exception as error:  # orbax and tensorstore raise all sorts
-            bad[step] = _short(error)
+        found = attempt(folder, step, like)
+        if isinstance(found, str):
+            bad[step] = found
             continue
         for number, reason in bad.items():
             aside.mkdir(exist_ok=True)
@@ -183,7 +207,7 @@ def restore(
                 f"checkpoint {number} cannot be read ({reason}): moved to {target}, "
                 f"using checkpoint {step} instead"
             )
-        return step, state, counters
+        return step, *found
     if bad:
         reasons = "".join(f"\n  {step}: {reason}" for step, reason in bad.items())
         raise ValueError(
@@ -221,27 +245,32 @@ def _sha256(x: Any) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error, cut to something a person reads."""
+    """The first line of an error's cause, cut to something a person reads."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     line = (str(error).strip().splitlines() or [""])[0]
     line = line if len(line) <= 200 else line[:200] + "..."
-    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+    told = isinstance(error, ValueError | OSError)
+    return line if told else f"{type(error).__name__}: {line}"
 
 
 def _flatten(state: Any) -> dict[str, Any]:
+    """Leaves by name, but for empty arrays, which orbax does not save."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): _raw(leaf)
         for path, leaf in leaves
+        if leaf.size
     }
 
 
 def _unflatten(flat: dict[str, Any], like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    names = _flatten(like)
-    restored = [
-        jax.random.wrap_key_data(flat[name]) if _is_key(leaf) else flat[name]
-        for name, leaf in zip(names, leaves, strict=True)
-    ]
+    names = iter(_flatten(like))
+    restored = []
+    for leaf in leaves:
+        x = flat[next(names)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        restored.append(jax.random.wrap_key_data(x) if _is_key(leaf) else x)
     return jax.tree.unflatten(structure, restored)
 
 

@@ -89,6 +89,10 @@ class Config:
     """Outer steps between checkpoints (also one at the end and on SIGTERM)."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints stay."""
+    keep_every: int | None = None
+    """Checkpoints of every so many outer steps stay for ever; None for none."""
+    skip_limit: int = 50
+    """Outer steps in a row without a finite meta-gradient after which the run stops."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -105,12 +109,17 @@ class Config:
             "outer_steps",
             "checkpoint_every",
             "keep_checkpoints",
+            "keep_every",
+            "skip_limit",
             "std",
             "outer_lr",
             "outer_clip",
         ):
             value = getattr(self, name)
-            _require(value > 0, f"Config.{name} must be positive, not {value}")
+            _require(
+                value is None or value > 0,
+                f"Config.{name} must be positive, not {value}",
+            )
         _require(
             0 <= self.outer_warmup <= self.outer_steps,
             f"Config.outer_warmup must be from 0 to outer_steps ({self.outer_steps}), "
@@ -123,8 +132,30 @@ class Config:
             )
 
 
-# Fields that may differ when a run is resumed: they do not change its numbers.
-OPERATIONAL = ("checkpoint_every", "keep_checkpoints")
+# What may differ when a run is resumed. "free": it changes no number of the run.
+# "override": on demand, the state fits as it is. "fixed": the state would be another,
+# or mean something else.
+RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
+    "optimizer": "fixed",
+    "optimizer_options": "fixed",
+    "start_from": "fixed",
+    "families": "fixed",
+    "reparam_level": "fixed",
+    "reparam_range": "override",
+    "episode_length": "override",
+    "particles": "fixed",
+    "truncation": "fixed",
+    "std": "override",
+    "outer_steps": "override",
+    "outer_lr": "override",
+    "outer_warmup": "override",
+    "outer_clip": "override",
+    "seed": "fixed",
+    "checkpoint_every": "free",
+    "keep_checkpoints": "free",
+    "keep_every": "free",
+    "skip_limit": "free",
+}
 
 
 @_strict

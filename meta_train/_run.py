@@ -22,11 +22,11 @@ from rich.console import Console
 import l2o
 from l2o.tasks import TaskFamily, make_family, reparametrize
 
-from ._checkpoints import Checkpoints, state_bytes
-from ._config import OPERATIONAL, Config
+from ._checkpoints import Checkpoints, restore, state_bytes, steps
+from ._config import RESUMING, Config
+from ._es import pes
 from ._metrics import Metrics, ProgressBar
 from ._outer import Outer, OuterInfo, make_outer_step, outer_optimizer
-from ._es import pes
 from ._problem import learn_optimizer
 from ._schedules import log_uniform
 
@@ -38,8 +38,8 @@ class Result(NamedTuple):
 
     theta: Any
     optimizer: l2o.LearnedOptimizer
-    frozen: Path | None  # folder of the exported optimizer; None if interrupted
-    completed: bool  # False: stopped by a signal, resume with the same call
+    frozen: Path | None  # folder of the exported optimizer; None if a signal came
+    completed: bool  # False: stopped by a signal or `skip_limit`; the same call resumes
     step: int  # outer steps made, over all sittings
 
 
@@ -51,12 +51,14 @@ def run(
     families: Sequence[TaskFamily] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     console: Console | None = None,
+    override: bool = False,
 ) -> Result:
     """Meta-trains a learned optimizer and exports it to `out/frozen`.
 
     If `out` holds an unfinished run of the same configuration it is resumed, bit for
-    bit; a finished one is not repeated. SIGTERM and Ctrl-C save a checkpoint and end
-    the run.
+    bit, from the newest checkpoint that can be read; a finished one is not repeated.
+    SIGTERM and Ctrl-C save a checkpoint and end the run. So does `config.skip_limit`,
+    but then theta is exported too, with a card that says so under "stopped_early".
 
     Args:
       config: what to do.
@@ -67,11 +69,15 @@ def run(
         then yours too.
       on_step: called with the record of every outer step, in order.
       console: where progress is shown; standard output by default.
+      override: resume under another configuration, where only fields differ that leave
+        the state as it is, such as `outer_lr`; recorded in `config.json`.
 
     Raises:
-      ValueError: `out` holds a run of another configuration; the message names the
-        fields.
-      OSError: `out` cannot be written or its disk is too full; before any compilation.
+      ValueError: `out` holds a run of another configuration (the message shows the
+        fields), or checkpoints that cannot be read.
+      OSError: `out` cannot be written or its disk is too full; before any compilation,
+        or when it fills up later: what was written before stays, and the same call
+        resumes.
 
     Example:
       >>> import tempfile
@@ -85,9 +91,10 @@ def run(
     families = list(families) if families is not None else _families(config)
     start = None
     # Once there is a checkpoint, the weights started from may be gone.
-    if config.start_from is not None and not any((out / "checkpoints").glob("*")):
+    if config.start_from is not None and not steps(out / "checkpoints"):
         _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
-    started = _claim(out, config, optimizer, families)
+    content = _content(config, optimizer, families)
+    old = _claim(out, content, override)
 
     outer_tx = outer_optimizer(
         config.outer_lr,
@@ -119,47 +126,73 @@ def run(
     ]
     # Copied, because the outer step donates it and two leaves may share a buffer.
     state = jax.tree.map(jnp.array, (outer, workers))
-    _check_space(out, state, config.keep_checkpoints)
 
-    checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
-    counters = {"seconds": 0.0, "inner_steps": 0, "nonfinite": 0, "skipped": 0}
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    counters = dict.fromkeys(
+        ("seconds", "inner_steps", "nonfinite", "skipped", "skipped_in_a_row"), 0.0
+    )
     step = 0
-    if checkpoints.latest() is not None:
-        step, state, counters = checkpoints.restore(state)
-        console.print(f"resuming {out} at outer step {step}", highlight=False)
-    elif started:
-        console.print(f"starting {out} again: it holds no checkpoint", highlight=False)
+    restored = restore(out / "checkpoints", state, aside=out / "unreadable", report=say)
+    if restored is not None:
+        step, state, counters = restored
+        say(f"resuming {out} at outer step {step}")
+    elif old is not None:
+        say(f"starting {out} again: it holds no checkpoint")
+    if step > config.outer_steps:
+        raise ValueError(
+            f"{out} has made {step} outer steps, more than outer_steps "
+            f"({config.outer_steps}); give at least as many, or another folder"
+        )
+    overrides = _record_overrides(out, content, old, step, say)
+    _check_space(out, state, config.keep_checkpoints)
+    if counters["skipped_in_a_row"] >= config.skip_limit:
+        counters["skipped_in_a_row"] = 0.0  # it has stopped once; another try
 
-    step, state, completed = _loop(
+    step, state, stopped_early = _loop(
         config,
         step,
         state,
         counters,
         [make_outer_step(estimator, outer_tx) for estimator in estimators],
         families,
-        checkpoints,
+        Checkpoints(out / "checkpoints", config.keep_checkpoints, config.keep_every),
         Metrics(out, step),
         console,
         on_step,
     )
     theta = state[0].theta
+    completed = step == config.outer_steps
     frozen = None
-    if completed:
-        frozen = l2o.save(
-            out / "frozen",
-            optimizer,
-            theta,
-            card={
-                "config": dataclasses.asdict(config),
-                "task_families": [family.name for family in families],
-                "outer_steps": step,
-                "inner_steps": counters["inner_steps"],
-                "seconds": round(counters["seconds"], 1),
-                "nonfinite_pairs": counters["nonfinite"],
-                "skipped_outer_steps": counters["skipped"],
-                "device": jax.devices()[0].device_kind,
-                "jax_version": jax.__version__,
-            },
+    if completed or stopped_early:
+        card = {
+            "config": dataclasses.asdict(config),
+            "task_families": [family.name for family in families],
+            "outer_steps": step,
+            "inner_steps": int(counters["inner_steps"]),
+            "seconds": round(counters["seconds"], 1),
+            "nonfinite_pairs": int(counters["nonfinite"]),
+            "skipped_outer_steps": int(counters["skipped"]),
+            "device": jax.devices()[0].device_kind,
+            "jax_version": jax.__version__,
+        }
+        if overrides:
+            card["overrides"] = overrides
+        if stopped_early:
+            card["stopped_early"] = stopped_early
+        try:
+            frozen = l2o.save(out / "frozen", optimizer, theta, card=card)
+        except OSError as error:
+            raise OSError(
+                f"{out / 'frozen'} could not be written: {error}. Make room and run "
+                "again to export"
+            ) from error
+    if stopped_early:
+        say(
+            f"stopped early: {stopped_early}. Theta as it was before them is in "
+            f"{frozen}; run again to try on, or start in another folder with a smaller "
+            "outer_lr or std"
         )
     return Result(theta, optimizer, frozen, completed, step)
 
@@ -175,8 +208,11 @@ def _loop(
     metrics: Metrics,
     console: Console,
     on_step: Callable[[dict[str, Any]], None] | None,
-) -> tuple[int, Any, bool]:
-    """Runs outer steps until all are done or a signal arrives."""
+) -> tuple[int, Any, str | None]:
+    """Runs outer steps until all are done, a signal arrives or too many are skipped.
+
+    Returns the step, the state and, in the last case, what happened.
+    """
     outer, workers = state
     bar = ProgressBar(config.outer_steps, step, console)
     pending: deque[tuple[int, int, OuterInfo]] = deque()
@@ -193,6 +229,8 @@ def _loop(
             counters["seconds"] += seconds
             for name in ("inner_steps", "nonfinite", "skipped"):
                 counters[name] += record[name]
+            in_a_row = counters["skipped_in_a_row"] + 1
+            counters["skipped_in_a_row"] = in_a_row if record["skipped"] else 0
             metrics.write(record)
             bar.update(number, record["meta_loss"], record["inner_steps"], seconds)
             if on_step is not None:
@@ -200,13 +238,17 @@ def _loop(
 
     def save() -> None:
         read(0)
-        try:
-            checkpoints.save(step, (outer, workers), dict(counters))
-        except OSError as error:
-            raise OSError(
-                f"checkpoint {step} could not be written: {error}. The last good one "
-                f"is {checkpoints.latest()}; make room and run again to resume"
-            ) from error
+        checkpoints.save(step, (outer, workers), dict(counters))
+
+    def due() -> bool:
+        return any(
+            step % every == 0
+            for every in (config.checkpoint_every, config.keep_every)
+            if every is not None
+        )
+
+    def diverged() -> bool:
+        return counters["skipped_in_a_row"] >= config.skip_limit
 
     with contextlib.ExitStack() as stack:
         # In this order at the end: bar, metrics, checkpoints (which waits for a save).
@@ -217,7 +259,7 @@ def _loop(
         if step < config.outer_steps:
             programs = _compile(outer_steps, outer, workers, families)
             clock = time.perf_counter()
-        while step < config.outer_steps and not stopped.is_set():
+        while step < config.outer_steps and not stopped.is_set() and not diverged():
             # A function of seed and step alone, so that a resumed run draws the same.
             draw = np.random.default_rng((config.seed, step))
             i = int(draw.integers(len(families)))
@@ -225,16 +267,26 @@ def _loop(
             step += 1
             pending.append((step, i, info))
             read(_IN_FLIGHT)
-            if step % config.checkpoint_every == 0:
+            # Where those in flight could reach the limit, none may be dispatched past.
+            if counters["skipped_in_a_row"] + len(pending) >= config.skip_limit:
+                read(0)
+            if due():
                 save()
         save()
-    if stopped.is_set() and step < config.outer_steps:
+        checkpoints.wait()
+    if step < config.outer_steps and diverged():
+        reason = (
+            f"the last {config.skip_limit} of {step} outer steps had no finite "
+            "meta-gradient"
+        )
+        return step, (outer, workers), reason
+    if step < config.outer_steps:
         console.print(
             f"stopped by a signal at outer step {step}; the checkpoint is saved, run "
             "again to resume",
             highlight=False,
         )
-    return step, (outer, workers), step == config.outer_steps
+    return step, (outer, workers), None
 
 
 def _record(step: int, family: str, info: OuterInfo, seconds: float) -> dict[str, Any]:
@@ -278,63 +330,118 @@ def _families(config: Config) -> list[TaskFamily]:
     ]
 
 
-def _claim(
-    out: Path,
-    config: Config,
-    optimizer: l2o.LearnedOptimizer,
-    families: Sequence[TaskFamily],
-) -> bool:
-    """Writes `config.json`, or holds it against the one that is there.
-
-    Returns whether the folder already held this run.
-    """
+def _content(
+    config: Config, optimizer: l2o.LearnedOptimizer, families: Sequence[TaskFamily]
+) -> dict[str, Any]:
+    """What `config.json` holds."""
     content = {
         **dataclasses.asdict(config),
         "optimizer": optimizer.name,
         "optimizer_options": dict(optimizer.arguments),
-        "families": [family.name for family in families],
+        "task_families": [family.name for family in families],
     }
-    content = json.loads(json.dumps(content))  # tuples as lists, as they come back
+    return json.loads(json.dumps(content))  # tuples as lists, as they come back
+
+
+def read_config(out: Path) -> dict[str, Any] | None:
+    """A run's `config.json`, None without one.
+
+    Raises:
+      ValueError: it is not valid JSON.
+    """
     path = out / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); use another folder"
+        ) from error
+
+
+def _write_config(out: Path, content: dict[str, Any]) -> None:
+    partial = out / "config.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(out / "config.json")
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ and matter, as (old, new)."""
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new} - {"overrides"})
+        if old.get(name) != new.get(name) and RESUMING.get(name) != "free"
+    }
+
+
+def _shown(changes: dict[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items()]
+
+
+def _claim(out: Path, content: dict[str, Any], override: bool) -> dict[str, Any] | None:
+    """Writes `config.json`, or holds it against the one that is there.
+
+    Returns the latter where the folder already held this run.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is not valid JSON ({error}); use another folder"
-            ) from error
-        changed = [
-            f"{name}: {old.get(name)!r} there, {content.get(name)!r} now"
-            for name in sorted({*old, *content} - set(OPERATIONAL))
-            if old.get(name) != content.get(name)
-        ]
-        if not changed:
-            return True
-        # One that never came to its first step may be replaced: nothing is lost.
-        if (out / "metrics.jsonl").exists():
-            raise ValueError(
-                f"{out} holds a run of another configuration ({'; '.join(changed)}); "
-                "choose another folder, or the old configuration to resume"
-            )
-    elif any(out.iterdir()):
+    old = read_config(out)
+    if old is None and any(out.iterdir()):
         raise ValueError(
             f"{out} is not empty and holds no run: choose a new folder for the output"
         )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-    return False
+    changes = _changes(old, content) if old is not None else {}
+    # One that never came to its first step may be replaced: nothing is lost.
+    if old is None or (changes and not (out / "metrics.jsonl").exists()):
+        _write_config(out, content)
+        return None
+    fixed = [name for name in changes if RESUMING.get(name) != "override"]
+    if not changes or (override and not fixed):
+        return old
+    lines = "".join(f"\n  {line}" for line in _shown(changes))
+    if fixed:
+        remedy = (
+            f"{', '.join(fixed)} cannot change in a run, with --override neither: "
+            "choose another folder, or the old configuration to resume"
+        )
+    else:
+        remedy = (
+            "--override (in Python `override=True`) resumes with the new values; or "
+            "choose another folder, or the old configuration"
+        )
+    raise ValueError(f"{out} holds a run of another configuration:{lines}\n{remedy}")
+
+
+def _record_overrides(
+    out: Path,
+    content: dict[str, Any],
+    old: dict[str, Any] | None,
+    step: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Rewrites `config.json` where `_claim` let changes pass; all overrides so far."""
+    if old is None:
+        return []
+    overrides = old.get("overrides", [])
+    changes = _changes(old, content)
+    if changes:
+        for line in _shown(changes):
+            say(f"from outer step {step} on, {line}")
+        overrides = [*overrides, {"step": step, "changes": changes}]
+        _write_config(out, {**content, "overrides": overrides})
+    return overrides
 
 
 def _check_space(out: Path, state: Any, keep: int) -> None:
-    """Raises `OSError` where the checkpoints would not fit."""
-    need = (keep + 1) * state_bytes(state) + 2**20
+    """Raises `OSError` where the checkpoints to come would not fit."""
+    # Of those that are there already, the last ones make room for as many.
+    count = max(keep + 1 - len(steps(out / "checkpoints")), 1)
+    need = count * state_bytes(state) + 2**20
     free = shutil.disk_usage(out).free
     if free < need:
         raise OSError(
-            f"{out} has {free / 2**20:.1f} MiB free; {keep} checkpoints need "
-            f"{need / 2**20:.1f} MiB"
+            f"{out} has {free / 2**20:.1f} MiB free; {count} more checkpoints need "
+            f"{need / 2**20:.1f} MiB: make room or lower keep_checkpoints"
         )
 
 

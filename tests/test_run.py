@@ -187,7 +187,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_another_configuration_is_refused_by_field(finished):
     out, *_ = finished
     changed = dataclasses.replace(QUICK, outer_lr=1e-4, checkpoint_every=3)
-    with pytest.raises(ValueError, match=r"outer_lr: 0\.003 there, 0\.0001 now"):
+    with pytest.raises(ValueError, match=r"\n  outer_lr: 0\.003 -> 0\.0001\n--over"):
         run(changed, out)
     # How often checkpoints are written changes no number and may change.
     assert run(dataclasses.replace(QUICK, checkpoint_every=3), out).completed
@@ -217,7 +217,7 @@ def test_a_full_disk_is_reported_before_anything_else(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr(l2o.meta_train._run, "_compile", None)
-    with pytest.raises(OSError, match=r"MiB free; 2 checkpoints need"):
+    with pytest.raises(OSError, match=r"MiB free; 3 more checkpoints need"):
         run(QUICK, tmp_path)
 
 
@@ -279,23 +279,6 @@ def test_a_non_finite_meta_gradient_leaves_theta_alone():
         skipped.append(bool(info.skipped))
     assert skipped == [False, True, False]
     np.testing.assert_allclose(values, [0.9, 0.9, 0.8], rtol=1e-5)
-
-
-def test_a_failing_checkpoint_names_the_last_good_one(tmp_path, monkeypatch):
-    from l2o.meta_train._checkpoints import Checkpoints
-
-    save = Checkpoints.save
-
-    def full(self, step, *rest):
-        if step == 8:
-            raise OSError(28, "No space left on device")
-        save(self, step, *rest)
-
-    monkeypatch.setattr(Checkpoints, "save", full)
-    with pytest.raises(OSError, match=r"checkpoint 8 .*No space.*last good one is 4"):
-        run(QUICK, tmp_path)
-    monkeypatch.undo()
-    assert run(QUICK, tmp_path).completed
 
 
 def test_several_families_are_drawn_equally_often():
