@@ -7,6 +7,8 @@ except ModuleNotFoundError as error:
         f"l2o.meta_train needs {error.name}: pip install 'l2o[train]'"
     ) from error
 
+from ._backprop import backprop as backprop
+from ._backprop import truncated_backprop as truncated_backprop
 from ._base import Info as Info
 from ._base import MetaGradient as MetaGradient
 from ._config import Config as Config
@@ -18,6 +20,10 @@ from ._es import pes as pes
 from ._es import truncated_es as truncated_es
 from ._evaluate import TaskResult as TaskResult
 from ._evaluate import evaluate as evaluate
+from ._forward import ForwardState as ForwardState
+from ._forward import forward_gradient as forward_gradient
+from ._full_es import full_es as full_es
+from ._inverse_variance import inverse_variance as inverse_variance
 from ._objective import Objective as Objective
 from ._outer import Outer as Outer
 from ._outer import OuterInfo as OuterInfo

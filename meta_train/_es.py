@@ -241,7 +241,8 @@ def nres(
       >>> problem = learn_optimizer(l2o.learnable_sgd(), quadratic(3))
       >>> estimator = nres(problem, constant(20), truncation=5, max_offset=20)
 
-    Source: "Noise-reuse in online evolution strategies" (Li et al., 2023); "Low-variance
+    Source: "Noise-reuse in online evolution strategies" (Li et al., 2023);
+    "Low-variance
     gradient estimation in unrolled computation graphs with ES-Single" (Vicol et al.,
     2023).
     """
@@ -326,9 +327,7 @@ def truncated_es(
                 thetas,
                 spread(theta, 1, particles),
             )
-        start = episodes.restart(
-            with_runs(state, signs), k_restart, thetas, data, step
-        )
+        start = episodes.restart(with_runs(state, signs), k_restart, thetas, data, step)
         runs, window = episodes.advance(start, thetas, data)
         weight, finite = pair_weights(window.terms[:2], window.divisor, perturbations)
         info = window_info(start, runs, window, finite)

@@ -13,10 +13,11 @@ class Schedule(NamedTuple):
 
     Attributes:
       draw: `(key, outer step) -> length`, int32.
-      maximum: no length is greater.
+      minimum, maximum: no length is smaller, or greater.
     """
 
     draw: Callable[[jax.Array, jax.Array], jax.Array]
+    minimum: int
     maximum: int
 
     def __call__(self, key: jax.Array, step: jax.Array | int = 0) -> jax.Array:
@@ -34,7 +35,7 @@ def constant(length: int) -> Schedule:
       100
     """
     _check(length, length)
-    return Schedule(lambda key, step: jnp.int32(length), length)
+    return Schedule(lambda key, step: jnp.int32(length), length, length)
 
 
 def log_uniform(
@@ -73,7 +74,7 @@ def log_uniform(
             )
             return jnp.clip(jnp.floor(jnp.exp(exponent)), low, high).astype(jnp.int32)
 
-        return Schedule(draw, high)
+        return Schedule(draw, low, high)
 
     _check(*start)
     if over < 1:
@@ -90,7 +91,7 @@ def log_uniform(
         length = jnp.floor(jnp.exp(exponent))
         return jnp.clip(length, jnp.floor(bounds[0]), bounds[1]).astype(jnp.int32)
 
-    return Schedule(draw_growing, max(high, start_high))
+    return Schedule(draw_growing, min(low, start_low), max(high, start_high))
 
 
 def growing(start: int, end: int, over: int, *, jitter: float = 0.2) -> Schedule:
@@ -124,14 +125,15 @@ def growing(start: int, end: int, over: int, *, jitter: float = 0.2) -> Schedule
             f"growing needs over >= 1 and 0 <= jitter < 1, not {over}, {jitter}"
         )
     maximum = max(start, end)
+    minimum = math.floor((1 - jitter) * min(start, end))
 
     def draw(key, step):
         middle = start + (end - start) * jnp.clip(step / over, 0.0, 1.0)
         factor = jax.random.uniform(key, minval=1 - jitter, maxval=1 + jitter)
         length = jnp.floor(middle * factor + 1e-3)  # 1e-3: a whole number stays whole
-        return jnp.clip(length, 1, maximum).astype(jnp.int32)
+        return jnp.clip(length, max(minimum, 1), maximum).astype(jnp.int32)
 
-    return Schedule(draw, maximum)
+    return Schedule(draw, max(minimum, 1), maximum)
 
 
 def _check(low: int, high: int) -> None:

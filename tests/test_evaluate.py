@@ -56,7 +56,7 @@ def test_curves_are_those_of_a_plain_loop(results):
         for t in range(CONFIG.steps):
             if t % 10 == 0:
                 losses.append(task.loss(state.params, (), k_init, 0.0)[0])
-            state, _ = step(state, jax.random.fold_in(k_steps, t))
+            state, *_ = step(state, jax.random.fold_in(k_steps, t))
         losses.append(task.loss(state.params, (), k_init, 0.0)[0])
         # Quadratic without noise: every evaluation batch has the same loss.
         np.testing.assert_allclose(curves["train"][1], losses, rtol=1e-4, atol=1e-7)

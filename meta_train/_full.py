@@ -1,0 +1,99 @@
+"""Full unrolls: N new particles, trained from beginning to end in one call."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._base import Info
+from ._objective import Objective, check_objective, normalized
+from ._problem import Bilevel
+from ._schedules import Schedule
+from ._unroll import inner_init, measure_end, unroll
+
+
+class FullUnroll(NamedTuple):
+    """What whole episodes gave: value = sum of terms / divisor."""
+
+    terms: jax.Array  # (S, N, M)
+    divisor: jax.Array | int
+    length: jax.Array  # int32: inner steps of every run
+
+
+def make_full_unroll(
+    problem: Bilevel,
+    schedule: Schedule,
+    objective: Objective,
+    *,
+    particles: int,
+    levels: int = 0,
+    second_derivatives: bool = True,
+) -> Callable[[jax.Array, Any, Any, Any], FullUnroll]:
+    """`(key, thetas, data, outer step) -> FullUnroll`; thetas lead with (S, N).
+
+    All particles of a call share one length, so that a run costs the steps it has: the
+    rest of `schedule.maximum` is skipped, not computed in vain.
+
+    Raises:
+      ValueError: no particles, or an impossible objective.
+    """
+    if particles < 1:
+        raise ValueError(f"an estimator needs particles >= 1, not {particles}")
+    check_objective(objective, windows=False)
+    varies = schedule.minimum != schedule.maximum
+    steps = jnp.arange(schedule.maximum)
+
+    def full_unroll(key, thetas, data, outer_step):
+        length = schedule(jax.random.fold_in(key, particles), outer_step)
+
+        def run(theta, key):
+            # As truncated estimators draw, but for the length: all of one there is.
+            k_config, _, k_init, k_steps = jax.random.split(key, 4)
+            tx, task = problem.inner(theta, problem.sample(k_config), data, length)
+            inner, values = unroll(
+                tx,
+                task,
+                inner_init(tx, task, k_init),
+                k_steps,
+                steps,
+                objective,
+                length=length if varies else None,
+                levels=levels,
+                second_derivatives=second_derivatives,
+            )
+            if objective.at_end:
+                end = measure_end(task, inner, k_steps, length - 1, objective)
+                return normalized(objective, task, end[None])
+            return normalized(objective, task, values)
+
+        over_particles = jax.vmap(run)
+        values = jax.vmap(over_particles, in_axes=(0, None))(
+            thetas, jax.random.split(key, particles)
+        )
+        if objective.at_end:
+            return FullUnroll(values, 1, length)
+        counts = steps < length
+        if objective.over == "mean":
+            return FullUnroll(jnp.where(counts, values, 0.0), length, length)
+        if objective.over == "min":
+            value = jnp.min(jnp.where(counts, values, jnp.inf), -1)
+        else:
+            value = values[..., length - 1]
+        return FullUnroll(value[..., None], 1, length)
+
+    return full_unroll
+
+
+def full_info(result: FullUnroll, finite: jax.Array) -> Info:
+    """About one call; `finite` (N,) are the particles that are used."""
+    signs = len(result.terms)
+    values = jnp.sum(result.terms, -1) / result.divisor
+    return Info(
+        meta_loss=jnp.sum(jnp.where(finite, values, 0.0))
+        / jnp.maximum(signs * jnp.sum(finite), 1),
+        inner_steps=signs * finite.size * result.length,
+        episodes=jnp.int32(finite.size),
+        nonfinite=jnp.sum(~finite),
+        particles=jnp.int32(finite.size),
+    )
