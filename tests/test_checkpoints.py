@@ -19,6 +19,11 @@ from l2o.meta_train import Config, Outer, run
 from l2o.meta_train._checkpoints import Checkpoints, attempt, read, restore, steps
 from l2o.meta_train._config import RESUMING
 
+# Of orbax, when a read fails: its coroutines, collected at some later time.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 QUICK = Config(
     optimizer="learnable_sgdm",
     families=("quadratic10",),
