@@ -11,6 +11,8 @@ from ._backprop import backprop as backprop
 from ._backprop import truncated_backprop as truncated_backprop
 from ._base import Info as Info
 from ._base import MetaGradient as MetaGradient
+from ._combine import accumulate as accumulate
+from ._combine import average as average
 from ._config import Config as Config
 from ._config import Evaluation as Evaluation
 from ._es import ESState as ESState
@@ -23,12 +25,18 @@ from ._evaluate import evaluate as evaluate
 from ._forward import ForwardState as ForwardState
 from ._forward import forward_gradient as forward_gradient
 from ._full_es import full_es as full_es
+from ._implicit import implicit as implicit
 from ._inverse_variance import inverse_variance as inverse_variance
 from ._objective import Objective as Objective
 from ._outer import Outer as Outer
 from ._outer import OuterInfo as OuterInfo
 from ._outer import make_outer_step as make_outer_step
 from ._outer import outer_optimizer as outer_optimizer
+from ._population import Population as Population
+from ._population import best_member as best_member
+from ._population import exchange as exchange
+from ._population import make_population as make_population
+from ._population import make_population_step as make_population_step
 from ._problem import Bilevel as Bilevel
 from ._problem import learn_hyperparameters as learn_hyperparameters
 from ._problem import learn_optimizer as learn_optimizer
