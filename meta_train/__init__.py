@@ -15,6 +15,7 @@ from ._combine import accumulate as accumulate
 from ._combine import average as average
 from ._config import Config as Config
 from ._config import Evaluation as Evaluation
+from ._config import Following as Following
 from ._es import ESState as ESState
 from ._es import gpes as gpes
 from ._es import nres as nres
@@ -22,6 +23,7 @@ from ._es import pes as pes
 from ._es import truncated_es as truncated_es
 from ._evaluate import TaskResult as TaskResult
 from ._evaluate import evaluate as evaluate
+from ._follow import follow as follow
 from ._forward import ForwardState as ForwardState
 from ._forward import forward_gradient as forward_gradient
 from ._full_es import full_es as full_es

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
@@ -116,7 +117,7 @@ def read(
       folder: of the checkpoints.
       step: which one.
       like: a state of the same structure, shapes and dtypes. Arrays come back placed
-        as these are, where these are `ShapeDtypeStruct`s as NumPy arrays.
+        and committed as these are, where these are `ShapeDtypeStruct`s as NumPy arrays.
       part: `like` may lack leaves; only those it has are read.
 
     Raises:
@@ -124,7 +125,7 @@ def read(
       Exception: whatever orbax raises where files are damaged or gone.
     """
     path = (folder / str(step)).resolve()
-    expected = _flatten(like)
+    expected = {name: _target(x) for name, x in _flatten(like).items()}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         record = reader.restore(path / _RECORD)
     if record["digest"] != _digest(record) or record["step"] != step:
@@ -270,8 +271,17 @@ def _unflatten(flat: dict[str, Any], like: Any) -> Any:
     restored = []
     for leaf in leaves:
         x = flat[next(names)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        if isinstance(leaf, jax.Array) and isinstance(x, np.ndarray):
+            x = jnp.array(x)
         restored.append(jax.random.wrap_key_data(x) if _is_key(leaf) else x)
     return jax.tree.unflatten(structure, restored)
+
+
+def _target(x: Any) -> Any:
+    # Orbax commits arrays to devices, which makes another program of the outer step.
+    if isinstance(x, jax.Array) and x.committed:
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _is_key(x: Any) -> bool:

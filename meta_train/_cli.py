@@ -15,16 +15,18 @@ import l2o
 from l2o.tasks import FAMILIES
 
 from . import presets
-from ._config import Config, Evaluation, Option
+from ._config import Config, Evaluation, Following, Option
 from ._demo import demo, evaluate_frozen
-from ._run import run
+from ._follow import follow
+from ._run import Result, run
 
 _USAGE = """usage: l2o COMMAND [options]
 
 commands:
   demo        meta-train a preset, freeze it, evaluate it in a fresh process, report
   meta-train  meta-train a learned optimizer, or resume an interrupted run
-  evaluate    train tasks with a frozen optimizer beside Adam with a swept rate
+  evaluate    train tasks with a frozen optimizer beside Adam with a swept rate;
+              with --follow RUN: score the checkpoints of a run in progress
   list        architectures, task families, presets and shipped optimizers
 
 `l2o COMMAND --help` shows a command's options.
@@ -53,11 +55,17 @@ class _MetaTrain:
     preset: _Preset = "demo"
     out: Path
     """Folder for config, metrics, checkpoints and the frozen optimizer."""
+    override: bool = False
+    """Resume under changed options that leave the state as it is, such as outer-lr."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Evaluate:
-    """Train tasks with a frozen optimizer beside Adam with a swept learning rate."""
+    """Train tasks with a frozen optimizer beside Adam with a swept learning rate.
+
+    `l2o evaluate --follow RUN` scores the checkpoints of a run in progress instead;
+    `l2o evaluate --follow RUN --help` shows its options.
+    """
 
     source: tyro.conf.Positional[str]
     """Weights as `l2o.load` takes them: a folder, a published file, a shipped name."""
@@ -69,6 +77,20 @@ class _Evaluate:
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Follow:
+    """Score every new checkpoint of a run on fresh tasks, until the run is complete.
+
+    Appends to RUN/evaluations.jsonl and keeps the best so far in RUN/best. The score,
+    the lower the better, is the mean over tasks, draws and curve points (but the first)
+    of the loss on the split `outer_valid`, bounded as the task's meta-loss is.
+    """
+
+    follow: Path
+    """RUN: the folder that `l2o meta-train --out` writes."""
+    config: tyro.conf.OmitArgPrefixes[Following]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,8 +135,7 @@ def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) 
 def _run_demo(arguments: list[str]) -> int:
     options = _parse("demo", _Demo, arguments)
     out = options.out or Path("runs") / options.preset
-    demo(options.preset, out, Console())
-    return 0
+    return _status(demo(options.preset, out, Console()))
 
 
 def _run_meta_train(arguments: list[str]) -> int:
@@ -130,15 +151,26 @@ def _run_meta_train(arguments: list[str]) -> int:
         ),
     )
     console = Console()
-    result = run(options.config, options.out, console=console)
-    if result.frozen is not None:
+    result = run(
+        options.config, options.out, console=console, override=options.override
+    )
+    if result.completed:
         console.print(
             f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True
         )
-    return 0
+    return _status(result)
+
+
+def _status(result: Result) -> int:
+    """1 for a run that stopped early; one that a signal ended did as it was told."""
+    return 1 if result.frozen is not None and not result.completed else 0
 
 
 def _run_evaluate(arguments: list[str]) -> int:
+    if any(a == "--follow" or a.startswith("--follow=") for a in arguments):
+        following = _parse("evaluate", _Follow, arguments)
+        follow(following.follow, following.config, console=Console())
+        return 0
     preset = _preset(arguments)
     options = _parse(
         "evaluate",

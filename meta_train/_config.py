@@ -180,11 +180,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in self.tasks:
-            _require(
-                name in FAMILIES,
-                f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
-            )
+        _check_curves(self)
         _require(len(self.tasks) > 0, "Evaluation.tasks names no task")
         _require(
             len(self.learning_rates) > 0, "Evaluation.learning_rates is an empty grid"
@@ -192,11 +188,42 @@ class Evaluation:
         _require(
             min(self.learning_rates) > 0, "Evaluation.learning_rates must be positive"
         )
-        for name in ("steps", "seeds", "eval_every", "eval_batches"):
-            value = getattr(self, name)
-            _require(value > 0, f"Evaluation.{name} must be positive, not {value}")
+
+
+@_strict
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Following:
+    """How the checkpoints of a run in progress are scored."""
+
+    tasks: tuple[str, ...] = ()
+    """Task families; by default the run's own, augmented as there. The best checkpoint
+    is chosen by these: do not name tasks that it is to be judged on afterwards."""
+    steps: int = 500
+    """Inner steps of every run."""
+    seeds: int = 8
+    """Tasks drawn from each family, the same ones for every checkpoint."""
+    eval_every: int = 25
+    """Inner steps between two points of a learning curve."""
+    eval_batches: int = 4
+    """Fixed batches of the split `outer_valid` behind every point."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_curves(self)
+
+
+def _check_curves(config: Evaluation | Following) -> None:
+    kind = type(config).__name__
+    for name in config.tasks:
         _require(
-            self.steps % self.eval_every == 0,
-            f"Evaluation.steps ({self.steps}) must be a multiple of eval_every "
-            f"({self.eval_every})",
+            name in FAMILIES,
+            f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
         )
+    for name in ("steps", "seeds", "eval_every", "eval_batches"):
+        value = getattr(config, name)
+        _require(value > 0, f"{kind}.{name} must be positive, not {value}")
+    _require(
+        config.steps % config.eval_every == 0,
+        f"{kind}.steps ({config.steps}) must be a multiple of eval_every "
+        f"({config.eval_every})",
+    )

@@ -20,17 +20,17 @@ from ._config import Evaluation
 from ._evaluate import evaluate, save_results
 from ._metrics import read_metrics
 from ._report import terminal_table, write_report
-from ._run import run
+from ._run import Result, run
 
 
-def demo(preset: str, out: Path, console: Console) -> None:
-    """Meta-trains a preset and evaluates what was exported, unless interrupted."""
+def demo(preset: str, out: Path, console: Console) -> Result:
+    """Meta-trains a preset; evaluates what was exported, if that was completed."""
     start = time.perf_counter()
     chosen = presets.load(preset)
     console.rule("1  meta-train")
     result = run(chosen.meta_train, out, console=console)
-    if result.frozen is None:
-        return
+    if not result.completed:
+        return result
     console.print(f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True)
     console.rule("2  evaluate in a fresh process")
     command = [sys.executable, "-m", "l2o.meta_train", "evaluate", str(result.frozen)]
@@ -38,6 +38,7 @@ def demo(preset: str, out: Path, console: Console) -> None:
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
     console.print(f"the whole job took {seconds:.0f} s", highlight=False)
+    return result
 
 
 def evaluate_frozen(

@@ -114,39 +114,22 @@ def _curves(
 ) -> dict[str, np.ndarray]:
     """split -> (hypers, seeds, points)."""
     points = config.steps // config.eval_every
-    windows = jnp.arange(config.steps).reshape(points, config.eval_every)
 
-    def one(run: tuple[jax.Array, jax.Array], data: Any) -> dict[str, jax.Array]:
+    def one(run: tuple[jax.Array, jax.Array], data: Any) -> dict[Split, jax.Array]:
         hyper, seed = run
-        key = jax.random.key(seed)
-        k_config, k_init, k_steps, k_eval = jax.random.split(key, 4)
-        task = family.task(family.sample(k_config), data)
-        tx = make_tx(hyper)
-        state = inner_init(tx, task, k_init)
-
-        def probe(state: Any, split: Split) -> jax.Array:
-            def loss(key: jax.Array) -> jax.Array:
-                k_batch, k_loss = jax.random.split(key)
-                batch = task.batch(k_batch, split)
-                return task.loss(state.params, state.model_state, k_loss, batch)[0]
-
-            return jnp.mean(
-                jax.lax.map(loss, jax.random.split(k_eval, config.eval_batches))
-            )
-
-        def window(state: Any, steps: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-            state, _ = unroll(tx, task, state, k_steps, steps)
-            return state, {split: probe(state, split) for split in CURVE_SPLITS}
-
-        start = {split: probe(state, split) for split in CURVE_SPLITS}
-        _, rest = jax.lax.scan(window, state, windows)
-        return {
-            split: jnp.concatenate([start[split][None], rest[split]])
-            for split in CURVE_SPLITS
-        }
+        return learning_curve(
+            make_tx(hyper),
+            family,
+            data,
+            jax.random.key(seed),
+            steps=config.steps,
+            eval_every=config.eval_every,
+            eval_batches=config.eval_batches,
+            splits=CURVE_SPLITS,
+        )
 
     @jax.jit
-    def all_runs(hypers: jax.Array, data: Any) -> dict[str, jax.Array]:
+    def all_runs(hypers: jax.Array, data: Any) -> dict[Split, jax.Array]:
         seeds = jnp.arange(config.seeds)
         runs = (jnp.repeat(hypers, len(seeds)), jnp.tile(seeds, len(hypers)))
         # One after the other: small models gain nothing from vmap on a CPU, and the
@@ -156,6 +139,47 @@ def _curves(
         return {split: x.reshape(shape) for split, x in curves.items()}
 
     return {k: np.asarray(v) for k, v in all_runs(hypers, family.data).items()}
+
+
+def learning_curve(
+    tx: optax.GradientTransformationExtraArgs,
+    family: TaskFamily,
+    data: Any,
+    key: jax.Array,
+    *,
+    steps: int,
+    eval_every: int,
+    eval_batches: int,
+    splits: Sequence[Split],
+    normalized: bool = False,
+) -> dict[Split, jax.Array]:
+    """One run on a task that `key` draws: split -> (1 + steps / eval_every,) losses.
+
+    With `normalized`, as the task's meta-loss is.
+    """
+    k_config, k_init, k_steps, k_eval = jax.random.split(key, 4)
+    task = family.task(family.sample(k_config), data)
+    state = inner_init(tx, task, k_init)
+
+    def probe(state: Any, split: Split) -> jax.Array:
+        def loss(key: jax.Array) -> jax.Array:
+            k_batch, k_loss = jax.random.split(key)
+            batch = task.batch(k_batch, split)
+            value = task.loss(state.params, state.model_state, k_loss, batch)[0]
+            return task.normalize(value) if normalized else value
+
+        return jnp.mean(jax.lax.map(loss, jax.random.split(k_eval, eval_batches)))
+
+    def window(state: Any, steps: jax.Array) -> tuple[Any, dict[Split, jax.Array]]:
+        state, _ = unroll(tx, task, state, k_steps, steps)
+        return state, {split: probe(state, split) for split in splits}
+
+    start = {split: probe(state, split) for split in splits}
+    windows = jnp.arange(steps).reshape(-1, eval_every)
+    _, rest = jax.lax.scan(window, state, windows)
+    return {
+        split: jnp.concatenate([start[split][None], rest[split]]) for split in splits
+    }
 
 
 def save_results(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,10 @@ def run(
     out = Path(out)
     console = console or Console()
     optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
-    families = list(families) if families is not None else _families(config)
+    if families is None:
+        families = make_families(
+            config.families, config.reparam_level, config.reparam_range
+        )
     start = None
     # Once there is a checkpoint, the weights started from may be gone.
     if config.start_from is not None and not steps(out / "checkpoints"):
@@ -320,14 +323,16 @@ def _compile(
         return list(pool.map(compile_one, range(len(families))))
 
 
-def _families(config: Config) -> list[TaskFamily]:
-    families = [make_family(name) for name in config.families]
-    if config.reparam_level == "none":
+def make_families(
+    names: Sequence[str],
+    level: Literal["none", "global", "tensor", "parameter"],
+    scale_range: tuple[float, float],
+) -> list[TaskFamily]:
+    """Families by name, augmented."""
+    families = [make_family(name) for name in names]
+    if level == "none":
         return families
-    return [
-        reparametrize(family, config.reparam_level, config.reparam_range)
-        for family in families
-    ]
+    return [reparametrize(family, level, scale_range) for family in families]
 
 
 def _content(
