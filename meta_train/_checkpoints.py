@@ -242,7 +242,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 def _sha256(x: Any) -> str:
     flat = np.ascontiguousarray(x).reshape(-1)
-    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
 def _short(error: Exception) -> str:
@@ -273,7 +273,9 @@ def _unflatten(flat: dict[str, Any], like: Any) -> Any:
         x = flat[next(names)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
         if isinstance(leaf, jax.Array) and isinstance(x, np.ndarray):
             x = jnp.array(x)
-        restored.append(jax.random.wrap_key_data(x) if _is_key(leaf) else x)
+        if _is_key(leaf):
+            x = jax.random.wrap_key_data(jnp.asarray(x))
+        restored.append(x)
     return jax.tree.unflatten(structure, restored)
 
 

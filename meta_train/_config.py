@@ -121,9 +121,9 @@ class Config:
                 f"Config.{name} must be positive, not {value}",
             )
         _require(
-            0 <= self.outer_warmup <= self.outer_steps,
-            f"Config.outer_warmup must be from 0 to outer_steps ({self.outer_steps}), "
-            f"not {self.outer_warmup}",
+            0 <= self.outer_warmup < self.outer_steps,
+            f"Config.outer_warmup must be from 0 to less than outer_steps "
+            f"({self.outer_steps}), not {self.outer_warmup}",
         )
         for name in ("episode_length", "reparam_range"):
             low, high = getattr(self, name)

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import l2o
+from l2o.meta_train import Result
 from l2o.meta_train._cli import main
 
 
@@ -75,6 +77,8 @@ def test_a_preset_fills_the_defaults(capsys):
         ("demo --preset full", ["unknown preset 'full'", "smoke"]),
         ("evaluate nowhere", ["'nowhere' is neither a file or folder nor"]),
         ("evaluate nowhere --seedz 3", ["--seedz", "--learning-rates"]),
+        ("evaluate --follow nowhere", ["nowhere holds no run", "config.json"]),
+        ("evaluate --follow x --seedz 3", ["--seedz", "--eval-every", "--follow"]),
         ("train", ["unknown command 'train'", "meta-train"]),
     ],
 )
@@ -89,6 +93,31 @@ def test_bad_input_fails_at_once_and_says_what_is_known(line, words, capsys):
     for word in words:
         assert word in text
     assert "Traceback" not in text
+
+
+def test_what_changed_is_refused_until_it_is_overridden(tmp_path, capsys):
+    line = ["meta-train", "--preset", "smoke", "--optimizer", "learnable_sgdm"]
+    line += ["--families", "quadratic10", "--out", str(tmp_path / "run")]
+    assert main([*line, "--outer-steps", "6"]) == 0
+    assert main([*line, "--outer-steps", "8"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "  outer_steps: 6 -> 8" in told and "--override" in told[-1]
+    assert main([*line, "--outer-steps", "8", "--override"]) == 0
+    assert "outer_steps: 6 -> 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["meta-train --out x", "demo"])
+def test_a_run_that_stopped_early_is_a_failure(command, monkeypatch):
+    import l2o.meta_train._cli as cli
+    import l2o.meta_train._demo as module
+
+    ended = Result({}, l2o.learnable_sgd(), Path("x/frozen"), False, 3)
+    for where in (cli, module):
+        monkeypatch.setattr(where, "run", lambda *args, **kwargs: ended)
+    assert main(command.split()) == 1
+    # One that a signal ended has done as it was told.
+    ended = ended._replace(frozen=None)
+    assert main(command.split()) == 0
 
 
 def test_an_unwritable_output_is_a_sentence(tmp_path, capsys):
