@@ -122,7 +122,7 @@ class Config:
             )
         _require(
             0 <= self.outer_warmup < self.outer_steps,
-            f"Config.outer_warmup must be from 0 to less than outer_steps "
+            "Config.outer_warmup must be from 0 to less than outer_steps "
             f"({self.outer_steps}), not {self.outer_warmup}",
         )
         for name in ("episode_length", "reparam_range"):

@@ -168,7 +168,7 @@ def test_a_flipped_bit_gives_exact_data_or_falls_back(tmp_path):
     rng = np.random.default_rng(0)
     files = sorted(_files(folder / "2"), key=lambda p: p.stat().st_size)[-8:]
     outcomes = []
-    for flip in range(60):
+    for flip in range(40):
         path = files[flip % len(files)]
         original = path.read_bytes()
         data = bytearray(original)
@@ -392,6 +392,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path):
     assert not (out / "frozen").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_room_resumes_it(tmp_path):
     """A file system of 2 MiB, on which every checkpoint stays."""
     command = [sys.executable, "-m", "l2o.meta_train", *SMALL, "600"]

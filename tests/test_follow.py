@@ -176,6 +176,7 @@ def test_ctrl_c_ends_it_cleanly(copy, capsys, monkeypatch):
     assert "stopped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_followed_and_not_disturbed(tmp_path):
     command = [
         *(sys.executable, "-m", "l2o.meta_train", "meta-train", "--preset", "smoke"),
