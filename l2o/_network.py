@@ -90,13 +90,33 @@ def apply_mlp(
 def _linear(weights: jax.Array, planes: Sequence[jax.Array]) -> list[jax.Array]:
     """`y_j = sum_i w_ij plane_i` for planes of one shape."""
     if weights.shape[1] <= _UNROLLED_WIDTH:
-        # Unstacked once: each w[i, j] would be a pad of its own in the backward pass,
-        # which makes XLA's compilation several times slower.
-        columns = [jnp.unstack(column) for column in jnp.unstack(weights, axis=1)]
-        return [
-            functools.reduce(operator.add, map(operator.mul, column, planes))
-            for column in columns
-        ]
-    stacked = jnp.stack(planes)
-    product = jnp.tensordot(weights.T, stacked, 1, precision=lax.Precision.HIGHEST)
-    return list(product)
+        return list(_unrolled(weights, tuple(planes)))
+    return _stacked(weights, planes)
+
+
+def _stacked(weights: jax.Array, planes: Sequence[jax.Array]) -> list[jax.Array]:
+    product = jnp.tensordot(
+        weights.T, jnp.stack(planes), 1, precision=lax.Precision.HIGHEST
+    )
+    return list(jnp.unstack(product))
+
+
+@jax.custom_jvp
+def _unrolled(
+    weights: jax.Array, planes: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    columns = [jnp.unstack(column) for column in jnp.unstack(weights, axis=1)]
+    return tuple(
+        functools.reduce(operator.add, map(operator.mul, column, planes))
+        for column in columns
+    )
+
+
+@_unrolled.defjvp
+def _unrolled_jvp(primals, tangents):
+    # Derivatives are matrix products over stacked planes: unrolled, each weight's would
+    # be a reduction of its own, which takes XLA minutes to compile.
+    weights, planes = primals
+    d_weights, d_planes = tangents
+    slopes = map(operator.add, _stacked(d_weights, planes), _stacked(weights, d_planes))
+    return _unrolled(weights, planes), tuple(slopes)

@@ -202,12 +202,21 @@ def window_info(before: Runs, after: Runs, window: Window, finite: jax.Array) ->
     used = window.counts & finite[:, None]
     done = jnp.minimum(after.step, after.length) - before.step
     return Info(
-        meta_loss=jnp.sum(measured) / jnp.maximum(signs * jnp.sum(used), 1),
-        inner_steps=signs * jnp.sum(done),
-        episodes=jnp.sum(after.step >= after.length),
-        nonfinite=jnp.sum(~finite),
+        meta_loss=jnp.sum(measured) / jnp.maximum(signs * total(used), 1),
+        inner_steps=signs * total(done),
+        episodes=total(after.step >= after.length),
+        nonfinite=total(~finite),
         particles=jnp.int32(finite.size),
     )
+
+
+def total(counts: jax.Array) -> jax.Array:
+    """The sum, int32; made in float32 (exact to 2^24) to join the gradient's reduction.
+
+    A mesh has to sum the gradient over its devices anyway: what has another type would
+    be a second message.
+    """
+    return jnp.sum(counts, dtype=jnp.float32).astype(jnp.int32)
 
 
 def over_runs(f: Callable, signed: int, shared: int) -> Callable:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ._base import Info
+from ._episodes import total
+from ._mesh import on_particles
 from ._objective import Objective, check_objective, normalized
 from ._problem import Bilevel
 from ._schedules import Schedule
@@ -67,9 +69,10 @@ def make_full_unroll(
                 return normalized(objective, task, end[None])
             return normalized(objective, task, values)
 
+        keys = on_particles(jax.random.split(key, particles))
         over_particles = jax.vmap(run)
         values = jax.vmap(over_particles, in_axes=(0, None))(
-            thetas, jax.random.split(key, particles)
+            on_particles(thetas, 1), keys
         )
         if objective.at_end:
             return FullUnroll(values, 1, length)
@@ -91,9 +94,9 @@ def full_info(result: FullUnroll, finite: jax.Array) -> Info:
     values = jnp.sum(result.terms, -1) / result.divisor
     return Info(
         meta_loss=jnp.sum(jnp.where(finite, values, 0.0))
-        / jnp.maximum(signs * jnp.sum(finite), 1),
+        / jnp.maximum(signs * total(finite), 1),
         inner_steps=signs * finite.size * result.length,
         episodes=jnp.int32(finite.size),
-        nonfinite=jnp.sum(~finite),
+        nonfinite=total(~finite),
         particles=jnp.int32(finite.size),
     )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from l2o.tasks import SPLITS, Split, Task
 
+from ._mesh import on_batch
+
 Over = Literal["mean", "last", "min", "telescoping"]
 
 
@@ -96,7 +98,7 @@ def evaluate_objective(
 
     def one(key):
         k_batch, k_loss = jax.random.split(key)
-        batch = task.batch(k_batch, objective.split)
+        batch = on_batch(task.batch(k_batch, objective.split))
         loss, (_, aux) = task.loss(params, model_state, k_loss, batch)
         return select(objective, loss, aux)
 

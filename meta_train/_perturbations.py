@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._mesh import on_particles
 from ._problem import Bilevel
 
 
@@ -42,7 +43,8 @@ def draw_noise(
             jax.random.split(key, particles), theta
         ),
     )
-    return jax.tree.map(lambda e, t: e * t, noise, problem.trainable(theta))
+    noise = jax.tree.map(lambda e, t: e * t, noise, problem.trainable(theta))
+    return on_particles(noise)
 
 
 def antithetic(theta: Any, noise: Any) -> Any:

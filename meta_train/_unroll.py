@@ -9,6 +9,7 @@ import optax
 
 from l2o.tasks import Split, Task
 
+from ._mesh import on_batch
 from ._objective import Objective, evaluate_objective, select
 from ._remat import checkpointed_scan
 
@@ -52,7 +53,7 @@ def inner_step(
         differentiated (cheaper, biased).
     """
     k_batch, k_loss = jax.random.split(key)
-    batch = task.batch(k_batch, split)
+    batch = on_batch(task.batch(k_batch, split))
 
     def loss_fn(params):
         return task.loss(params, state.model_state, k_loss, batch)

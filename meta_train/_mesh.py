@@ -1,0 +1,186 @@
+"""One program on any mesh of devices: particles along one axis, batches along another.
+
+Estimators are written as if there were one device. On a mesh their state lies sharded
+over its "particles" axis, and the compiler partitions the program: particles share
+nothing but theta and the data until their gradients are summed, so an outer step has
+one round of all-reduces, of the size of theta. Particles are numbered globally; the mesh
+only says where they live, so the result does not depend on it but for rounding.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ._base import PARTICLES
+
+BATCH = "batch"  # the mesh axis over which the batches of inner training are sharded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Where a run's program runs. Changes nothing about its numbers but the rounding."""
+
+    distributed: bool = False
+    """One of several processes; under SLURM, GKE or on TPU pods JAX finds the rest."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no such environment tells."""
+    processes: int | None = None
+    """How many processes there are, where no environment tells."""
+    process: int | None = None
+    """This one's number, from 0."""
+    batch_devices: int = 1
+    """Devices that share each inner batch (data parallelism); the rest of the factor
+    goes over particles."""
+    shard_theta: bool = False
+    """Theta and the outer optimizer's state sharded over the particles axis too."""
+
+    def __post_init__(self) -> None:
+        given = (self.coordinator, self.processes, self.process)
+        if any(x is not None for x in given):
+            if any(x is None for x in given):
+                raise ValueError(
+                    "coordinator, processes and process go together: give all three, "
+                    "or none where SLURM, GKE or a TPU pod tells"
+                )
+            if not self.distributed:
+                raise ValueError("coordinator is for distributed runs: add distributed")
+        if self.batch_devices < 1:
+            raise ValueError(f"batch_devices must be >= 1, not {self.batch_devices}")
+
+
+def initialize(topology: Topology) -> None:
+    """Joins the other processes, if there are any; before anything else of JAX.
+
+    Raises:
+      ValueError: no environment says who the others are.
+      RuntimeError: they could not be reached.
+    """
+    if not topology.distributed or jax.distributed.is_initialized():
+        return
+    # Without it a CPU process sees no other; accelerators bring their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        topology.coordinator,
+        topology.processes,
+        topology.process,
+        # Long enough for a garbage collection, short enough to notice a dead one.
+        heartbeat_timeout_seconds=30,
+    )
+
+
+def make_mesh(topology: Topology, particles: int) -> Mesh | None:
+    """All devices of all processes; None where there is only one.
+
+    Args:
+      topology: `batch_devices` is the size of the "batch" axis.
+      particles: of an estimator; must be a multiple of the "particles" axis.
+
+    Raises:
+      ValueError: sizes that do not divide; the message names ones that do.
+    """
+    count = jax.device_count()
+    if count % topology.batch_devices:
+        raise ValueError(
+            f"{count} devices cannot be split in groups of batch_devices="
+            f"{topology.batch_devices}; choose a divisor"
+        )
+    if count == 1:
+        return None
+    size = count // topology.batch_devices
+    if particles % size:
+        raise ValueError(
+            f"{particles} particles cannot be shared by {size} devices: choose a "
+            f"multiple, such as {-(-particles // size) * size}"
+        )
+    return jax.make_mesh(
+        (size, topology.batch_devices),
+        (PARTICLES, BATCH),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+    )
+
+
+def on_particles(tree: Any, axis: int = 0) -> Any:
+    """Keeps the particles at this axis of all leaves on the mesh's axis of that name."""
+    return _constrained(tree, PARTICLES, axis)
+
+
+def on_batch(tree: Any) -> Any:
+    """Spreads the examples, the leaves' first axis, over the mesh's "batch" axis."""
+    return _constrained(tree, BATCH, 0)
+
+
+def _constrained(tree: Any, name: str, axis: int) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get(name, 1) == 1:
+        return tree
+
+    def constrain(x):
+        if x.ndim <= axis or x.shape[axis] % mesh.shape[name]:
+            return x
+        spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * axis, name)
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(constrain, tree)
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """A prefix tree of specs as shardings."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def outer_shardings(mesh: Mesh, outer: Any, shard_theta: bool) -> Any:
+    """Replicated; or each array sharded along its longest axis that can be."""
+
+    def sharding(x):
+        spec = [None] * x.ndim
+        able = [i for i, n in enumerate(x.shape) if n % mesh.shape[PARTICLES] == 0]
+        if shard_theta and able:
+            spec[max(able, key=lambda i: x.shape[i])] = PARTICLES
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, outer)
+
+
+def place(tree: Any, where: Any) -> Any:
+    """Puts arrays that every process has in full where these shardings say.
+
+    Args:
+      tree: equal in all processes.
+      where: a prefix tree of shardings.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+
+    def put(x, sharding):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(
+            host.shape, sharding, lambda index: host[index]
+        )
+
+    return jax.tree.map(
+        lambda sharding, part: jax.tree.map(lambda x: put(x, sharding), part),
+        where,
+        tree,
+    )
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes what all share."""
+    return jax.process_index() == 0
+
+
+def agree(value: int) -> int:
+    """Process 0's value, in all of them; waits for all."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
