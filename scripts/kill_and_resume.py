@@ -9,7 +9,7 @@ checkpoint, the frozen optimizer and the metrics must be those of a run that not
 disturbed, bit for bit, but for timings. No kill may cost more than the outer steps
 since the last complete checkpoint. Exit status 1 if anything differs.
 
-Takes about four minutes on 2 CPU cores.
+Takes about seven minutes on 2 CPU cores that others use too.
 """
 
 import argparse

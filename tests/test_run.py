@@ -261,9 +261,9 @@ def test_non_finite_meta_losses_are_counted_and_survived():
 def test_a_non_finite_meta_gradient_leaves_theta_alone():
     from l2o.meta_train import Info, MetaGradient, Outer, make_outer_step
 
-    def estimate(key, theta, state, data):
+    def estimate(key, theta, state, data, step):
         zero = jnp.int32(0)
-        info = Info(jnp.float32(0), zero, zero, zero)
+        info = Info(jnp.float32(0), zero, zero, zero, jnp.int32(1))
         return {"a": jnp.where(state == 1, jnp.nan, 1.0)}, state + 1, info
 
     estimator = MetaGradient(lambda key, theta: jnp.int32(0), estimate)
