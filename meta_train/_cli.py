@@ -17,6 +17,8 @@ from l2o.tasks import FAMILIES
 from . import presets
 from ._config import Config, Evaluation, Following, Option
 from ._demo import demo, evaluate_frozen
+from ._diagnose import Diagnosis
+from ._diagnosis_report import diagnose_source
 from ._follow import follow
 from ._run import Result, run
 
@@ -27,6 +29,7 @@ commands:
   meta-train  meta-train a learned optimizer, or resume an interrupted run
   evaluate    train tasks with a frozen optimizer beside Adam with a swept rate;
               with --follow RUN: score the checkpoints of a run in progress
+  diagnose    variance and bias of every meta-gradient estimator; which one to use
   list        architectures, task families, presets and shipped optimizers
 
 `l2o COMMAND --help` shows a command's options.
@@ -93,6 +96,21 @@ class _Follow:
     config: tyro.conf.OmitArgPrefixes[Following]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Diagnose:
+    """Measure every meta-gradient estimator at a theta, and recommend one."""
+
+    source: tyro.conf.Positional[str]
+    """An architecture, for theta as drawn; or weights, as `l2o.load` takes them."""
+    config: tyro.conf.OmitArgPrefixes[Diagnosis] = dataclasses.field(
+        default_factory=Diagnosis
+    )
+    options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Arguments of the factory, such as `learning_rate 1e-3` of celo2."""
+    out: Path = Path("runs/diagnosis")
+    """Folder for diagnosis.json and diagnosis.svg."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -100,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": _run_demo,
         "meta-train": _run_meta_train,
         "evaluate": _run_evaluate,
+        "diagnose": _run_diagnose,
         "list": _run_list,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -187,6 +206,18 @@ def _run_evaluate(arguments: list[str]) -> int:
         options.config,
         options.out,
         run_folder=options.run,
+        console=Console(),
+        options=options.options,
+    )
+    return 0
+
+
+def _run_diagnose(arguments: list[str]) -> int:
+    options = _parse("diagnose", _Diagnose, arguments)
+    diagnose_source(
+        options.source,
+        options.config,
+        options.out,
         console=Console(),
         options=options.options,
     )

@@ -72,8 +72,7 @@ class Diagnosis:
     family: str = "mlp16"
     """Task family of the inner problems."""
     lengths: tuple[int, ...] = (2, 5, 10, 20, 50, 100)
-    """Inner steps of an episode, increasing. At 1 step the training loss does not
-    depend on theta yet."""
+    """Inner steps of an episode, increasing; theta matters from 2 on."""
     truncation: int = 20
     """Inner steps per window of the estimators that truncate."""
     std: float = 0.01
@@ -413,9 +412,9 @@ def squared_mean(x: np.ndarray) -> SquaredMean:
     trace2 = (np.sum(gram**2) - np.sum(np.diag(gram) ** 2)) / pairs
     along = np.sum((centred @ mean) ** 2) / (count - 1)
     null = 2 * trace2 / pairs
-    return SquaredMean(
-        float(value), math.sqrt(null), math.sqrt(null + 4 * along / count)
-    )
+    # The mean that `along` is measured with has an error that adds 2 null to it.
+    error = max(4 * along / count - null, null)
+    return SquaredMean(float(value), math.sqrt(null), math.sqrt(error))
 
 
 def crossover(
