@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
 
 from ._backprop import backprop as backprop
 from ._backprop import truncated_backprop as truncated_backprop
+from ._base import PARTICLES as PARTICLES
 from ._base import Info as Info
 from ._base import MetaGradient as MetaGradient
 from ._combine import accumulate as accumulate
@@ -29,6 +30,11 @@ from ._forward import forward_gradient as forward_gradient
 from ._full_es import full_es as full_es
 from ._implicit import implicit as implicit
 from ._inverse_variance import inverse_variance as inverse_variance
+from ._mesh import Topology as Topology
+from ._mesh import initialize as initialize
+from ._mesh import make_mesh as make_mesh
+from ._mesh import place as place
+from ._mesh import run_shardings as run_shardings
 from ._objective import Objective as Objective
 from ._outer import Outer as Outer
 from ._outer import OuterInfo as OuterInfo

@@ -3,11 +3,12 @@
 Estimators are written as if there were one device. On a mesh their state lies sharded
 over its "particles" axis, and the compiler partitions the program: particles share
 nothing but theta and the data until their gradients are summed, so an outer step has
-one round of all-reduces, of the size of theta. Particles are numbered globally; the mesh
-only says where they live, so the result does not depend on it but for rounding.
+one all-reduce, of the size of theta. Particles are numbered globally; the mesh only
+says where they live, so the result does not depend on it but for rounding.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ BATCH = "batch"  # the mesh axis over which the batches of inner training are sh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Where a run's program runs. Changes nothing about its numbers but the rounding."""
+    """Where a run's program runs; changes its numbers only by rounding."""
 
     distributed: bool = False
     """One of several processes; under SLURM, GKE or on TPU pods JAX finds the rest."""
@@ -72,17 +73,21 @@ def initialize(topology: Topology) -> None:
     )
 
 
-def make_mesh(topology: Topology, particles: int) -> Mesh | None:
+def make_mesh(
+    topology: Topology, particles: int, *, devices: Sequence[Any] | None = None
+) -> Mesh | None:
     """All devices of all processes; None where there is only one.
 
     Args:
       topology: `batch_devices` is the size of the "batch" axis.
       particles: of an estimator; must be a multiple of the "particles" axis.
+      devices: in place of all.
 
     Raises:
       ValueError: sizes that do not divide; the message names ones that do.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if count % topology.batch_devices:
         raise ValueError(
             f"{count} devices cannot be split in groups of batch_devices="
@@ -100,11 +105,12 @@ def make_mesh(topology: Topology, particles: int) -> Mesh | None:
         (size, topology.batch_devices),
         (PARTICLES, BATCH),
         axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
     )
 
 
 def on_particles(tree: Any, axis: int = 0) -> Any:
-    """Keeps the particles at this axis of all leaves on the mesh's axis of that name."""
+    """Keeps the particles, at this axis of all leaves, spread over the mesh."""
     return _constrained(tree, PARTICLES, axis)
 
 
@@ -127,26 +133,33 @@ def _constrained(tree: Any, name: str, axis: int) -> Any:
     return jax.tree.map(constrain, tree)
 
 
-def shardings(mesh: Mesh, specs: Any) -> Any:
-    """A prefix tree of specs as shardings."""
-    return jax.tree.map(
+def run_shardings(
+    mesh: Mesh, outer: Any, specs: Any, topology: Topology
+) -> tuple[Any, Any, Any]:
+    """Where an outer step's arguments lie: (outer, worker, data).
+
+    Args:
+      mesh: from `make_mesh`.
+      outer: theta and what belongs to it: replicated, or with `topology.shard_theta`
+        each array sharded along its longest axis that can be.
+      specs: the estimator's.
+      topology: of the run.
+    """
+
+    def outer_sharding(x):
+        spec: list[str | None] = [None] * x.ndim
+        able = [i for i, n in enumerate(x.shape) if n % mesh.shape[PARTICLES] == 0]
+        if topology.shard_theta and able:
+            spec[max(able, key=lambda i: x.shape[i])] = PARTICLES
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    worker = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,
         is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
-
-
-def outer_shardings(mesh: Mesh, outer: Any, shard_theta: bool) -> Any:
-    """Replicated; or each array sharded along its longest axis that can be."""
-
-    def sharding(x):
-        spec = [None] * x.ndim
-        able = [i for i, n in enumerate(x.shape) if n % mesh.shape[PARTICLES] == 0]
-        if shard_theta and able:
-            spec[max(able, key=lambda i: x.shape[i])] = PARTICLES
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(sharding, outer)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(outer_sharding, outer), worker, replicated
 
 
 def place(tree: Any, where: Any) -> Any:
