@@ -95,7 +95,7 @@ def kill_once(out: Path, steps: int, rng: random.Random, left: int) -> tuple[Kil
 
     # No kill may take more than its share of the steps that are left.
     target = checkpoint + rng.randint(1, max((steps - checkpoint) // (left + 2), 1))
-    delay = rng.uniform(0, 6 if moment == "start" else 0.15)
+    delay = rng.uniform(0, 6 if moment == "start" else 0.5)
     fresh = False  # what the last kill left behind is gone
     since: float | None = None  # when a save was first seen
 
@@ -220,14 +220,15 @@ def main() -> int:
 
     def check_resumed(output: str, made: int) -> int | None:
         began = resumed_at(output)
+        expected = last.checkpoint or None  # without one it starts again
         # One that was killed before it could say so has made no step.
-        if began != last.checkpoint and not (began is None and made == last.made):
-            wrong.append(f"resumed at {began}, not at checkpoint {last.checkpoint}")
+        if began != expected and not (began is None and made == last.made):
+            wrong.append(f"resumed at {began}, not at checkpoint {expected}")
         return began
 
     for number in range(1, options.kills + 1):
         kill, output = kill_once(cut, steps, rng, options.kills - number)
-        began = check_resumed(output, kill.made) if last.checkpoint else None
+        began = check_resumed(output, kill.made)
         lost = kill.made - kill.checkpoint
         # A save lets the run go on meanwhile, at most until the next one is due.
         if lost > EVERY * (2 if kill.saving else 1):
@@ -241,7 +242,7 @@ def main() -> int:
         )
         last = kill
     output = finish(cut, steps)
-    print(f"then undisturbed from outer step {check_resumed(output, steps)}")
+    print(f"then undisturbed from outer step {check_resumed(output, steps) or 0}")
 
     wrong += differences(whole, cut, steps)
     for line in wrong[:20]:

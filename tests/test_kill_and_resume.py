@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "kill_and_resume.py"
 @pytest.mark.slow
 def test_three_kills(tmp_path):
     out = tmp_path / "out"
-    options = ["--kills", "3", "--outer-steps", "1000", "--out", str(out)]
+    options = ["--kills", "3", "--outer-steps", "2000", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options],
         capture_output=True,
@@ -29,13 +29,13 @@ def test_three_kills(tmp_path):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     whole, cut = out / "whole", out / "cut"
-    assert script.differences(whole, cut, 1000) == []
+    assert script.differences(whole, cut, 2000) == []
     metrics = (cut / "metrics.jsonl").read_text()
     (cut / "metrics.jsonl").write_text(metrics.replace('"step": 7,', '"step": 8,', 1))
-    shutil.rmtree(cut / "checkpoints" / "1000")
-    shutil.copytree(whole / "checkpoints" / "900", cut / "checkpoints" / "1000")
+    shutil.rmtree(cut / "checkpoints" / "2000")
+    shutil.copytree(whole / "checkpoints" / "1900", cut / "checkpoints" / "2000")
     (cut / "unreadable").mkdir()
-    told = script.differences(whole, cut, 1000)
+    told = script.differences(whole, cut, 2000)
     for name in ("state 0.step", "counter inner_steps", "metrics of outer step 7"):
         assert f"differs: {name}" in told
     assert f"left behind: {cut / 'unreadable'}" in told
