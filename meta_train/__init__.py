@@ -17,6 +17,13 @@ from ._combine import average as average
 from ._config import Config as Config
 from ._config import Evaluation as Evaluation
 from ._config import Following as Following
+from ._diagnose import Diagnosis as Diagnosis
+from ._diagnose import Findings as Findings
+from ._diagnose import diagnose as diagnose
+from ._diagnosis_report import diagnose_source as diagnose_source
+from ._dynamics import largest_singular_value as largest_singular_value
+from ._dynamics import lyapunov_exponent as lyapunov_exponent
+from ._dynamics import spectral_radius as spectral_radius
 from ._es import ESState as ESState
 from ._es import gpes as gpes
 from ._es import nres as nres
