@@ -229,7 +229,8 @@ def main() -> int:
     for number in range(1, options.kills + 1):
         kill, output = kill_once(cut, steps, rng, options.kills - number)
         began = check_resumed(output, kill.made)
-        lost = kill.made - kill.checkpoint
+        # One that came to no step lost nothing; what is on record is the last kill's.
+        lost = kill.made - kill.checkpoint if kill.made != last.made else 0
         # A save lets the run go on meanwhile, at most until the next one is due.
         if lost > EVERY * (2 if kill.saving else 1):
             wrong.append(f"kill {number} lost {lost} outer steps")
