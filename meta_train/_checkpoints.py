@@ -1,6 +1,7 @@
 """Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256."""
 
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -22,6 +23,8 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
     PreservationPolicy,
 )
+
+from ._mesh import all_agree, by_main
 
 # Orbax reports every phase of every save, and every thread's traceback of a failed one;
 # errors still reach us as exceptions.
@@ -147,7 +150,7 @@ def read(
             ),
         )
     for name, x in flat.items():
-        if leaves[name] is not None and leaves[name] != _sha256(x):
+        if leaves[name] is not None and _whole(x) and leaves[name] != _sha256(x):
             raise ValueError(f"{name} does not match its checksum")
     return _unflatten(flat, like), dict(record["counters"])
 
@@ -191,23 +194,15 @@ def restore(
     Raises:
       ValueError: there are checkpoints, but none can be read; all stay in place.
     """
-    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(path)
+    by_main(lambda: _clear(folder))
     bad: dict[int, str] = {}
     for step in reversed(steps(folder)):
         found = attempt(folder, step, like)
-        if isinstance(found, str):
-            bad[step] = found
+        good = all_agree(not isinstance(found, str))
+        if isinstance(found, str) or not good:
+            bad[step] = found if isinstance(found, str) else "in another process"
             continue
-        for number, reason in bad.items():
-            aside.mkdir(exist_ok=True)
-            taken = len(list(aside.glob(f"{number}*")))
-            target = aside / (f"{number}-{taken}" if taken else str(number))
-            (folder / str(number)).rename(target)
-            report(
-                f"checkpoint {number} cannot be read ({reason}): moved to {target}, "
-                f"using checkpoint {step} instead"
-            )
+        by_main(functools.partial(_move, folder, aside, bad, step, report))
         return step, *found
     if bad:
         reasons = "".join(f"\n  {step}: {reason}" for step, reason in bad.items())
@@ -216,6 +211,30 @@ def restore(
             "put back a copy of one of them, or start in another folder"
         )
     return None
+
+
+def _clear(folder: Path) -> None:
+    """Removes what interrupted saves have left."""
+    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path)
+
+
+def _move(
+    folder: Path,
+    aside: Path,
+    bad: dict[int, str],
+    used: int,
+    report: Callable[[str], None],
+) -> None:
+    for number, reason in bad.items():
+        aside.mkdir(exist_ok=True)
+        taken = len(list(aside.glob(f"{number}*")))
+        target = aside / (f"{number}-{taken}" if taken else str(number))
+        (folder / str(number)).rename(target)
+        report(
+            f"checkpoint {number} cannot be read ({reason}): moved to {target}, "
+            f"using checkpoint {used} instead"
+        )
 
 
 def state_bytes(state: Any) -> int:
@@ -227,12 +246,15 @@ def _record(
     step: int, flat: dict[str, jax.Array], counters: dict[str, float]
 ) -> dict[str, Any]:
     # Of an array spread over processes none holds the whole: it goes unchecked.
-    leaves = {
-        name: _sha256(x) if x.is_fully_addressable or x.is_fully_replicated else None
-        for name, x in flat.items()
-    }
+    leaves = {name: _sha256(x) if _whole(x) else None for name, x in flat.items()}
     record = {"step": step, "counters": counters, "leaves": leaves}
     return {**record, "digest": _digest(record)}
+
+
+def _whole(x: Any) -> bool:
+    """Whether this process has all of it."""
+    is_array = isinstance(x, jax.Array)
+    return not is_array or x.is_fully_addressable or x.is_fully_replicated
 
 
 def _digest(record: dict[str, Any]) -> str:

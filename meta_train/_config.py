@@ -7,7 +7,10 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
-from l2o.tasks import FAMILIES, HELDOUT
+from l2o.tasks import FAMILIES, HELDOUT, Split
+
+from ._objective import Over
+from ._recipe import check_recipe
 
 Option = int | float | bool | str | None
 T = TypeVar("T")
@@ -62,27 +65,65 @@ class Config:
     start_from: str | None = None
     """Weights to go on from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)
-    """Task families; every outer step draws one, all equally often."""
+    """Task families."""
+    families_per_step: Literal["one", "all"] = "one"
+    """Every outer step draws one family, all equally often; or averages over all."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
     """Reparametrisation augmentation: one scale per task, tensor or parameter."""
     reparam_range: tuple[float, float] = (1e-3, 1e3)
     """Range of that scale, log-uniform."""
     episode_length: tuple[int, int] = (100, 500)
     """Inner steps of an episode, log-uniform from low to high."""
+    episode_length_start: tuple[int, int] | None = None
+    """The same at the first outer step, for bounds that grow; None if they do not."""
+    episode_growth: int = 0
+    """Outer steps in which the bounds grow from there, linearly."""
+    estimator: str = "pes"
+    """Of the meta-gradient; `l2o list` shows them."""
+    estimator_options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Its own keyword arguments, such as `sign 1.0` of full_es or `period 200` of
+    gpes."""
     particles: int = 8
-    """Antithetic pairs of inner runs per family."""
+    """Inner runs per family; of evolution strategies, antithetic pairs of them."""
     truncation: int = 50
-    """Inner steps per outer step."""
+    """Inner steps per estimate, of truncated estimators."""
+    windows_per_step: int = 1
+    """Estimates that are averaged in an outer step."""
     std: float = 0.01
     """Standard deviation of the perturbations of theta."""
+    objective_split: Split | None = None
+    """Split on whose fresh batches new parameters are judged; None takes the training
+    loss before each update."""
+    objective_metric: str | None = None
+    """Name of one of the task's metrics; None for its loss."""
+    objective_over: Over = "mean"
+    """Mean over steps, "last", "telescoping" (last, in windows) or "min"."""
+    objective_samples: int = 1
+    """Fresh batches per measurement."""
+    objective_maximum: float | None = None
+    """Measurements are clipped to [0, this], NaN counts as this; None leaves it to the
+    task."""
     outer_steps: int = 1000
     """Updates of theta."""
+    outer_optimizer: str = "adam"
+    """Any optimizer of optax that needs a gradient and a learning rate."""
+    outer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Its other keyword arguments, such as `weight_decay 1e-4` of adamw."""
     outer_lr: float = 3e-3
-    """Peak learning rate of the outer Adam."""
+    """Its peak learning rate."""
     outer_warmup: int = 50
     """Outer steps of linear warm-up; a cosine to a tenth of the peak follows."""
     outer_clip: float = 1.0
     """Largest global norm of a meta-gradient."""
+    frozen: tuple[str, ...] = ()
+    """Parts of theta that stay as they are, beside those the optimizer freezes."""
+    population: int = 1
+    """Outer loops side by side, of which the best is exported; their learning rates
+    are outer-lr times a factor each that is adapted (population-based training)."""
+    population_range: tuple[float, float] = (0.1, 10.0)
+    """First factors, spread evenly in the logarithm."""
+    exchange_every: int = 100
+    """Outer steps after which the worst quarter becomes copies of the best."""
     seed: int = 0
     """Of everything random."""
     checkpoint_every: int = 100
@@ -104,14 +145,15 @@ class Config:
                 f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
             )
         for name in (
-            "particles",
-            "truncation",
             "outer_steps",
+            "windows_per_step",
+            "objective_maximum",
+            "population",
+            "exchange_every",
             "checkpoint_every",
             "keep_checkpoints",
             "keep_every",
             "skip_limit",
-            "std",
             "outer_lr",
             "outer_clip",
         ):
@@ -125,11 +167,18 @@ class Config:
             "Config.outer_warmup must be from 0 to less than outer_steps "
             f"({self.outer_steps}), not {self.outer_warmup}",
         )
-        for name in ("episode_length", "reparam_range"):
-            low, high = getattr(self, name)
+        for name in (
+            "episode_length",
+            "episode_length_start",
+            "reparam_range",
+            "population_range",
+        ):
+            bounds = getattr(self, name)
             _require(
-                0 < low <= high, f"Config.{name} must be 0 < low <= high: {low}, {high}"
+                bounds is None or 0 < bounds[0] <= bounds[1],
+                f"Config.{name} must be 0 < low <= high, not {bounds}",
             )
+        check_recipe(self)
 
 
 # What may differ when a run is resumed. "free": it changes no number of the run.
@@ -140,16 +189,33 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
     "optimizer_options": "fixed",
     "start_from": "fixed",
     "families": "fixed",
+    "families_per_step": "fixed",
     "reparam_level": "fixed",
     "reparam_range": "override",
     "episode_length": "override",
+    "episode_length_start": "override",
+    "episode_growth": "override",
+    "estimator": "fixed",
+    "estimator_options": "fixed",
     "particles": "fixed",
     "truncation": "fixed",
+    "windows_per_step": "override",
     "std": "override",
+    "objective_split": "override",
+    "objective_metric": "override",
+    "objective_over": "fixed",
+    "objective_samples": "override",
+    "objective_maximum": "override",
     "outer_steps": "override",
+    "outer_optimizer": "fixed",
+    "outer_options": "fixed",
     "outer_lr": "override",
     "outer_warmup": "override",
     "outer_clip": "override",
+    "frozen": "fixed",
+    "population": "fixed",
+    "population_range": "fixed",
+    "exchange_every": "override",
     "seed": "fixed",
     "checkpoint_every": "free",
     "keep_checkpoints": "free",

@@ -22,9 +22,11 @@ from l2o.tasks import TaskFamily, make_family
 from ._checkpoints import attempt, steps
 from ._config import Following
 from ._evaluate import learning_curve
+from ._folder import read_config
 from ._metrics import read_records, rewrite_records
 from ._outer import Outer
-from ._run import make_families, read_config
+from ._population import Population
+from ._recipe import make_families, theta_of
 
 _SALT = 0xF0110  # keeps the draws apart from the run's and from `evaluate`'s
 
@@ -151,8 +153,7 @@ def _watch(
 ) -> None:
     """Calls `add` with each checkpoint's step and theta until the last one's."""
     checkpoints = folder / "checkpoints"
-    theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    outer = Outer(**{**dict.fromkeys(Outer._fields, ()), "theta": theta})
+    outer = _outer(optimizer, _config(folder).get("population", 1))
     done = {record["step"] for record in records}
     suspect: set[int] = set()
     while True:
@@ -161,7 +162,7 @@ def _watch(
             found = attempt(checkpoints, step, (outer, []), part=True)
             if not isinstance(found, str):
                 (read, _), _ = found
-                add(step, read.theta)
+                add(step, theta_of(read))
                 done.add(step)
             elif step not in suspect:
                 suspect.add(step)  # the run may be deleting it
@@ -171,6 +172,20 @@ def _watch(
         if last in done and done.issuperset(steps(checkpoints)):
             return
         time.sleep(poll)
+
+
+def _outer(optimizer: l2o.LearnedOptimizer, population: int) -> Outer | Population:
+    """What of a run's state makes theta."""
+    theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    outer = Outer(**{**dict.fromkeys(Outer._fields, ()), "theta": theta})
+    if population == 1:
+        return outer
+
+    def lead(x):
+        return jax.ShapeDtypeStruct((population, *x.shape), x.dtype)
+
+    score = jax.ShapeDtypeStruct((population,), jnp.float32)
+    return Population(jax.tree.map(lead, outer), {}, score, ())  # type: ignore[arg-type]
 
 
 def _program(

@@ -7,9 +7,10 @@ one all-reduce, of the size of theta. Particles are numbered globally; the mesh 
 says where they live, so the result does not depend on it but for rounding.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._base import PARTICLES
 
+T = TypeVar("T")
 BATCH = "batch"  # the mesh axis over which the batches of inner training are sharded
 
 
@@ -70,6 +72,7 @@ def initialize(topology: Topology) -> None:
         topology.process,
         # Long enough for a garbage collection, short enough to notice a dead one.
         heartbeat_timeout_seconds=30,
+        shutdown_timeout_seconds=60,
     )
 
 
@@ -187,13 +190,70 @@ def place(tree: Any, where: Any) -> Any:
     )
 
 
+def gathered(tree: Any) -> Any:
+    """The tree with all arrays in full, in all processes."""
+    leaves = jax.tree.leaves(tree)
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in leaves):
+        return tree
+    with processes_may_be_lost():
+        return jax.tree.map(
+            lambda x: multihost_utils.process_allgather(x, tiled=True), tree
+        )
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes what all share."""
     return jax.process_index() == 0
 
 
-def agree(value: int) -> int:
-    """Process 0's value, in all of them; waits for all."""
+def by_main(action: Callable[[], T]) -> T:
+    """Does something in process 0, where all must come by; its result, None elsewhere.
+
+    Raises:
+      ValueError: in the others, where it failed; process 0 raises what it was.
+    """
     if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+        return action()
+    result, failure = None, None
+    if is_main():
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    failed = not all_agree(failure is None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ValueError("process 0 could not go on; its message tells why")
+    return result  # type: ignore[return-value]
+
+
+def all_agree(condition: bool) -> bool:
+    """Whether it holds in every process; waits for all."""
+    if jax.process_count() == 1:
+        return condition
+    with processes_may_be_lost():
+        return bool(np.all(multihost_utils.process_allgather(np.bool_(condition))))
+
+
+class ProcessLost(RuntimeError):
+    """Another process of a distributed run is gone; what it computed cannot go on.
+
+    Leave the interpreter with `os._exit`: an ordinary end waits for the others.
+    """
+
+
+@contextlib.contextmanager
+def processes_may_be_lost() -> Iterator[None]:
+    """Around what needs the other processes: their loss is a `ProcessLost`."""
+    try:
+        yield
+    except Exception as error:
+        # Backends raise all sorts, with texts of their own.
+        if jax.process_count() == 1 or isinstance(error, ProcessLost | OSError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ProcessLost(
+            f"process {jax.process_index()} has lost the others ({reason[:200]}). "
+            "Start all processes again: the run resumes from its last checkpoint"
+        ) from error

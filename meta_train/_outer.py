@@ -1,6 +1,9 @@
 """The outer step: estimate a meta-gradient, update theta; one compiled program."""
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,13 +34,60 @@ OuterStep = Callable[[Outer, Any, Any], tuple[Outer, Any, OuterInfo]]
 
 
 def outer_optimizer(
-    learning_rate: float, *, warmup: int, steps: int, clip: float
+    learning_rate: float,
+    *,
+    warmup: int,
+    steps: int,
+    clip: float,
+    name: str = "adam",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """Adam behind a global-norm clip; warm-up, then a cosine to a tenth of the peak."""
+    """Any optimizer of optax behind a global-norm clip, with warm-up and a cosine.
+
+    Args:
+      learning_rate: the peak; the cosine ends at a tenth of it.
+      warmup: outer steps from 0 to the peak, linearly.
+      steps: outer steps in all.
+      clip: largest global norm of a meta-gradient.
+      name: of an optax optimizer that takes a learning rate.
+      options: its other keyword arguments.
+
+    Raises:
+      ValueError: an unknown name or option; the message lists the known ones.
+    """
+    make = getattr(optax, name, None) if name in _optimizers() else None
+    if make is None:
+        known = ", ".join(_optimizers())
+        raise ValueError(f"unknown outer optimizer {name!r}; known: {known}")
+    own = [x for x in inspect.signature(make).parameters if x != "learning_rate"]
+    unknown = sorted(set(options) - set(own))
+    if unknown:
+        raise ValueError(
+            f"unknown option {', '.join(unknown)} of {name}; known: {', '.join(own)}"
+        )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup, steps, learning_rate / 10
     )
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+    return optax.chain(optax.clip_by_global_norm(clip), make(schedule, **options))
+
+
+@functools.cache
+def _optimizers() -> list[str]:
+    """Optimizers of optax that need nothing but a gradient and a learning rate."""
+
+    def fits(make):
+        # nadamw is a partial; types and type aliases are callable too.
+        if not inspect.isfunction(make) and not isinstance(make, functools.partial):
+            return False
+        parameters = list(inspect.signature(make).parameters.values())
+        return (
+            bool(parameters)
+            and parameters[0].name == "learning_rate"
+            and all(p.default is not p.empty for p in parameters[1:])
+        )
+
+    public = [name for name in dir(optax) if not name.startswith("_")]
+    return [name for name in public if name != "lbfgs" and fits(getattr(optax, name))]
 
 
 def make_outer_step(

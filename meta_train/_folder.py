@@ -1,0 +1,112 @@
+"""A run's folder: whose it is, under which configuration, and whether it has room."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._checkpoints import state_bytes, steps
+from ._config import RESUMING
+
+
+def read_config(out: Path) -> dict[str, Any] | None:
+    """A run's `config.json`, None without one.
+
+    Raises:
+      ValueError: it is not valid JSON.
+    """
+    path = out / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); use another folder"
+        ) from error
+
+
+def _write_config(out: Path, content: dict[str, Any]) -> None:
+    partial = out / "config.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(out / "config.json")
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ and matter, as (old, new)."""
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new} - {"overrides"})
+        if old.get(name) != new.get(name) and RESUMING.get(name) != "free"
+    }
+
+
+def _shown(changes: dict[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items()]
+
+
+def claim(out: Path, content: dict[str, Any], override: bool) -> dict[str, Any] | None:
+    """Writes `config.json`, or holds it against the one that is there.
+
+    Returns the latter where the folder already held this run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    old = read_config(out)
+    if old is None and any(out.iterdir()):
+        raise ValueError(
+            f"{out} is not empty and holds no run: choose a new folder for the output"
+        )
+    changes = _changes(old, content) if old is not None else {}
+    # One that never came to its first step may be replaced: nothing is lost.
+    if old is None or (changes and not (out / "metrics.jsonl").exists()):
+        _write_config(out, content)
+        return None
+    fixed = [name for name in changes if RESUMING.get(name) != "override"]
+    if not changes or (override and not fixed):
+        return old
+    lines = "".join(f"\n  {line}" for line in _shown(changes))
+    if fixed:
+        remedy = (
+            f"{', '.join(fixed)} cannot change in a run, with --override neither: "
+            "choose another folder, or the old configuration to resume"
+        )
+    else:
+        remedy = (
+            "--override (in Python `override=True`) resumes with the new values; or "
+            "choose another folder, or the old configuration"
+        )
+    raise ValueError(f"{out} holds a run of another configuration:{lines}\n{remedy}")
+
+
+def record_overrides(
+    out: Path,
+    content: dict[str, Any],
+    old: dict[str, Any] | None,
+    step: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Rewrites `config.json` where `claim` let changes pass; all overrides so far."""
+    if old is None:
+        return []
+    overrides = old.get("overrides", [])
+    changes = _changes(old, content)
+    if changes:
+        for line in _shown(changes):
+            say(f"from outer step {step} on, {line}")
+        overrides = [*overrides, {"step": step, "changes": changes}]
+        _write_config(out, {**content, "overrides": overrides})
+    return overrides
+
+
+def check_space(out: Path, state: Any, keep: int) -> None:
+    """Raises `OSError` where the checkpoints to come would not fit."""
+    # Of those that are there already, the last ones make room for as many.
+    count = max(keep + 1 - len(steps(out / "checkpoints")), 1)
+    need = count * state_bytes(state) + 2**20
+    free = shutil.disk_usage(out).free
+    if free < need:
+        raise OSError(
+            f"{out} has {free / 2**20:.1f} MiB free; {count} more checkpoints need "
+            f"{need / 2**20:.1f} MiB: make room or lower keep_checkpoints"
+        )
