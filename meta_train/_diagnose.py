@@ -550,15 +550,9 @@ def recommend(
         f"at T = {length} its variance x inner steps, {best.price:.2g}, is the lowest "
         "of the estimators without significant bias"
     )
-    if rest:
+    if rest and best.price > 0:
         reason += f" ({rest[0].estimator}: {rest[0].price / best.price:.2g} times that)"
     exponent, error = dynamics.exponent
-    if exponent > 2 * error:
-        tells = "differences grow"
-    elif exponent < -2 * error:
-        tells = "differences shrink"
-    else:
-        tells = "differences neither grow nor shrink"
     reason += (
         "; backprop's variance "
         + (
@@ -566,11 +560,11 @@ def recommend(
             if crossing is None
             else f"passes that of full_es at T = {crossing:.0f}"
         )
-        + f", and the leading Lyapunov exponent, {exponent:+.3f} ± {error:.3f} per "
-        f"step, says that {tells}"
+        + f", and the leading Lyapunov exponent is {exponent:+.3f} ± {error:.3f} per "
+        f"step, a factor of e^{exponent * length:.1f} in {length} steps"
     )
     if crossing is not None and exponent > 2 * error:
-        reason += f": backpropagate through no more than {crossing:.0f} steps"
+        reason += f"; backpropagate through no more than {crossing:.0f} steps"
     how = (
         f"with windows of {config.truncation} steps"
         if windowed

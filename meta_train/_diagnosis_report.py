@@ -220,7 +220,8 @@ def _row(x: np.ndarray) -> str:
 def figure(findings: Findings) -> Figure:
     """Variance against T, growth of differences, slices of the meta-loss."""
     page = Figure(figsize=(11, 8.5), layout="constrained")
-    upper, lower = page.subfigures(2, 1, height_ratios=(1.15, 1))
+    halves: Any = page.subfigures(2, 1, height_ratios=(1.15, 1))
+    upper, lower = halves
     left, right = upper.subplots(1, 2, width_ratios=(1.4, 1))
     _draw_variances(left, findings)
     _draw_growth(right, findings)
