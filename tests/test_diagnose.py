@@ -163,7 +163,7 @@ def test_the_orders_of_pes_and_nres():
     problem = _problem(
         lambda theta, x: v @ theta, jnp.zeros(3), lambda key: jnp.float32(0.0)
     )
-    config = Diagnosis(lengths=(2, 8, 32), truncation=1, particles=4096, std=0.1)
+    config = Diagnosis(lengths=(2, 4, 16), truncation=1, particles=4096, std=0.1)
     names = ("backprop", "full_es", "pes", "nres")
     samples = {
         name: sample_gradients(name, problem, jnp.zeros(3), config) for name in names
