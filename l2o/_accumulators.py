@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
+
+from ._tensors import zeros_like
 
 _TINY = 1e-30  # keeps the factored moments positive at a zero gradient
 _FLOOR = 1e-9
@@ -107,16 +108,16 @@ def init_accumulators(
 
     def reduced(param, axis):
         axes = factored_axes(param.shape, factoring)
-        if axes is None:
-            return jnp.zeros(param.shape if axis == 1 else (1,), jnp.float32)
-        shape = list(param.shape)
-        shape[axes[axis]] = 1
-        return jnp.zeros(shape, jnp.float32)
+        if axes is None and axis == 0:
+            return jnp.zeros(1, jnp.float32)
+        zeros = zeros_like(param, jnp.float32)
+        # Summed rather than of that shape: so the other axes stay sharded.
+        return zeros if axes is None else jnp.sum(zeros, axes[axis], keepdims=True)
 
     n_second = range(len(decays.second))
     return Accumulators(
-        tuple(optax.tree.zeros_like(params) for _ in decays.momentum),
-        tuple(optax.tree.zeros_like(params) for _ in decays.rms),
+        tuple(zeros_like(params) for _ in decays.momentum),
+        tuple(zeros_like(params) for _ in decays.rms),
         tuple(jax.tree.map(lambda p: reduced(p, 1), params) for _ in n_second),
         tuple(jax.tree.map(lambda p: reduced(p, 0), params) for _ in n_second),
     )

@@ -25,7 +25,7 @@ from ._celo2_base import (
     make_rule,
 )
 from ._features import FEATURES
-from ._tensors import clip_by_global_norm, map_tensors
+from ._tensors import clip_by_global_norm, map_tensors, zeros_like
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -192,14 +192,13 @@ def celo2(
                 )
 
             accumulators = init_accumulators(params, rule.decays, rule.factoring)
-            zeros = optax.tree.zeros_like(params)
             return Celo2State(
                 jnp.zeros([], jnp.int32),
                 Accumulators(
                     *(tuple(where(False, x) for x in group) for group in accumulators)
                 ),
-                where(True, zeros),
-                where(True, zeros),
+                where(True, zeros_like(params)),
+                where(True, zeros_like(params)),
             )
 
         def update_fn(updates, state, params=None, **extra_args):

@@ -1,5 +1,6 @@
 """`celo2_base`: a normalised per-parameter MLP without horizon."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -280,6 +281,12 @@ def newton_schulz(
     Source: "Muon: An optimizer for hidden layers in neural networks" (Jordan et al.,
     2024).
     """
+    sharding = jax.typeof(x).sharding
+    if any(sharding.spec):
+        # On a mesh of explicit axes JAX asks how each product is to be sharded; XLA may
+        # choose.
+        iterate = functools.partial(newton_schulz, coeffs=coeffs, iters=iters, eps=eps)
+        return jax.sharding.auto_axes(iterate, out_sharding=sharding)(x)
     a, b, c = coeffs
     flip = x.shape[-2] > x.shape[-1]
     if flip:

@@ -24,7 +24,7 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
-from ._tensors import map_tensors
+from ._tensors import map_tensors, zeros_like
 from ._velo import run_features
 
 
@@ -106,8 +106,8 @@ def celo_adam(
         def init_fn(params):
             return CeloAdamState(
                 jnp.zeros([], jnp.int32),
-                optax.tree.zeros_like(params),
-                optax.tree.zeros_like(params),
+                zeros_like(params),
+                zeros_like(params),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
             )

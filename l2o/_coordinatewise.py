@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ._recurrent import LSTMState, Weights, lstm
+from ._tensors import sharded_like
 
 
 class StackState(NamedTuple):
@@ -42,7 +43,12 @@ def init_stack(
     return StackState(
         *(
             tuple(
-                structure.unflatten([x[part, layer] for x in drawn])
+                structure.unflatten(
+                    [
+                        sharded_like(x[part, layer], leaf)
+                        for x, leaf in zip(drawn, leaves, strict=True)
+                    ]
+                )
                 for layer in range(layers)
             )
             for part in range(2)

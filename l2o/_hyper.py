@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from ._base import LearnedOptimizer, recorded, stable_dtypes
+from ._tensors import zeros_like
 
 
 def learnable_sgd(*, learning_rate: float = 0.01) -> LearnedOptimizer:
@@ -131,4 +132,10 @@ def _bound(
     tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     tx = optax.with_extra_args_support(tx)
-    return stable_dtypes(tx.init, tx.update)
+
+    def init_fn(params):
+        return optax.tree.map_params(
+            tx, lambda x, p: zeros_like(p, x.dtype), tx.init(params), params
+        )
+
+    return stable_dtypes(init_fn, tx.update)

@@ -14,7 +14,7 @@ from jax import lax
 from ._base import LearnedOptimizer, recorded, stable_dtypes
 from ._coordinatewise import safe_sqrt
 from ._recurrent import Weights, linear
-from ._tensors import map_tensors
+from ._tensors import map_tensors, sharded_like, zeros_like
 
 _SCALES = 4  # averages of the gradient, each over twice the time of the one before
 _INPUTS = 3 * _SCALES  # scaled averages, products of neighbours, log squares, log rate
@@ -177,13 +177,14 @@ def l2o_scale(
         def init_fn(params):
             leaves = jax.tree.leaves(params)
             structure: Any = jax.tree.structure(params)
-            shapes = [jnp.shape(leaf) for leaf in leaves]
 
             def tree(new):
-                return structure.unflatten([new(i, s) for i, s in enumerate(shapes)])
-
-            def zeros():
-                return tree(lambda _, shape: jnp.zeros(shape, jnp.float32))
+                return structure.unflatten(
+                    [
+                        sharded_like(new(i, jnp.shape(leaf)), leaf)
+                        for i, leaf in enumerate(leaves)
+                    ]
+                )
 
             def start(level, shape=()):
                 # A buffer of its own for every leaf, so that states can be donated.
@@ -192,14 +193,14 @@ def l2o_scale(
 
             return L2OScaleState(
                 coordinate=tree(lambda _, shape: start("coordinate", shape)),
-                tensor=tree(lambda _, shape: start("tensor")),
+                tensor=structure.unflatten([start("tensor") for _ in leaves]),
                 problem=start("problem"),
                 # Decays of zero: the first averages and squares are the gradient's.
-                scale_decay=zeros(),
-                input_decay=zeros(),
+                scale_decay=zeros_like(params, jnp.float32),
+                input_decay=zeros_like(params, jnp.float32),
                 log_lr=tree(functools.partial(_initial_log_lr, seed, min_lr, max_lr)),
-                momentum=tuple(zeros() for _ in range(_SCALES)),
-                square=tuple(zeros() for _ in range(_SCALES)),
+                momentum=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
+                square=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
             )
 
         def update_fn(updates, state, params=None, **extra_args):

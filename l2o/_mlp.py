@@ -12,7 +12,7 @@ from ._accumulators import update_moment
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import TIME_SCALES, inverse_rms, time_embedding
 from ._network import apply_mlp, init_mlp
-from ._tensors import map_tensors
+from ._tensors import map_tensors, zeros_like
 
 _EPS = 1e-5
 
@@ -83,7 +83,7 @@ def mlp(
             return -direction * jnp.exp(magnitude * exp_mult) * step_mult, momentum
 
         def init_fn(params):
-            momentum = tuple(optax.tree.zeros_like(params) for _ in decays)
+            momentum = tuple(zeros_like(params) for _ in decays)
             return MLPState(jnp.zeros([], jnp.int32), momentum)
 
         def update_fn(updates, state, params=None, **extra_args):

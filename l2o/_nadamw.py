@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from ._base import require_num_steps, require_params, stable_dtypes
+from ._tensors import zeros_like
 
 
 class NAdamWState(NamedTuple):
@@ -68,8 +69,8 @@ def nadamw(
     sign = -1 if l2_sign_bug else 1
 
     def init_fn(params):
-        zeros = optax.tree.zeros_like
-        return NAdamWState(jnp.zeros([], jnp.int32), zeros(params), zeros(params))
+        mu, nu = zeros_like(params), zeros_like(params)
+        return NAdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args

@@ -22,7 +22,7 @@ from ._recurrent import (
     rows_of,
     tree_of,
 )
-from ._tensors import with_elements
+from ._tensors import with_elements, zeros_like
 
 _FEATURES = 19
 # Of the learning rate, 1 - b1, 1 - b2 and eps, in the order of the LSTM's outputs.
@@ -113,8 +113,8 @@ def nn_adam(
             tensors = len(with_elements(params))
             return NNAdamState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=optax.tree.zeros_like(params),
-                rms=optax.tree.zeros_like(params),
+                momentum=zeros_like(params),
+                rms=zeros_like(params),
                 hyper=jnp.tile(start, (tensors, 1)),
                 lstm=init_rows(theta["lstm_init"], tensors),
             )

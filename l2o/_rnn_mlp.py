@@ -31,7 +31,7 @@ from ._recurrent import (
     rows_of,
     tree_of,
 )
-from ._tensors import with_elements
+from ._tensors import with_elements, zeros_like
 
 _EPS = 1e-5
 _TRAIN_DECAY, _VALID_DECAY = 0.9, 0.95  # of the statistics of the two losses
@@ -163,8 +163,8 @@ def rnn_mlp(
             )
             return RNNMLPState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=tuple(optax.tree.zeros_like(params) for _ in decays),
-                rms=tuple(optax.tree.zeros_like(params) for _ in decays),
+                momentum=tuple(zeros_like(params) for _ in decays),
+                rms=tuple(zeros_like(params) for _ in decays),
                 lstm=init_rows(theta["lstm_init"], tensors),
                 from_mlp=jnp.tile(theta["initial_from_mlp"], (tensors, 1)),
                 from_lstm=theta["initial_from_lstm"],

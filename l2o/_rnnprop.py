@@ -19,7 +19,7 @@ from ._coordinatewise import (
     safe_sqrt,
 )
 from ._recurrent import init_linear, linear
-from ._tensors import map_tensors
+from ._tensors import map_tensors, zeros_like
 
 _EPS = 1e-8
 # Signed step and deviation of the initial states.
@@ -127,8 +127,8 @@ def rnnprop(
         def init_fn(params):
             return RNNPropState(
                 count=jnp.zeros([], jnp.int32),
-                mean=optax.tree.zeros_like(params, dtype=jnp.float32),
-                square=optax.tree.zeros_like(params, dtype=jnp.float32),
+                mean=zeros_like(params, jnp.float32),
+                square=zeros_like(params, jnp.float32),
                 lstm=init_stack(params, layers, hidden_size, scale=scale, seed=seed),
             )
 

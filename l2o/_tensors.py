@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 
 def map_tensors(
@@ -62,6 +63,29 @@ def map_tensors(
         for k, slot in enumerate(slots)
     )
     return updates, *new_slots
+
+
+def zeros_like(tree: Any, dtype: Any = None) -> Any:
+    """Zeros of the shapes, dtypes (by default) and shardings in `tree`.
+
+    Under jit too, where a constant depends on nothing and the compiler would put all of
+    it on one device.
+    """
+
+    def zeros(x):
+        constant = jnp.zeros_like(x, dtype=dtype)
+        if not isinstance(x, jax.core.Tracer):
+            return constant
+        # Decided by the compiler, when it has already propagated shardings.
+        return jnp.where(True, constant, x.astype(constant.dtype))
+
+    return jax.tree.map(zeros, tree)
+
+
+def sharded_like(x: jax.Array, param: Any) -> jax.Array:
+    """`x`, the first axes of which are those of `param` and are sharded as these."""
+    zeros = zeros_like(param, x.dtype)
+    return x + lax.expand_dims(zeros, range(zeros.ndim, x.ndim))
 
 
 def with_elements(tree: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from ._base import (
     require_value,
     stable_dtypes,
 )
+from ._tensors import zeros_like
 
 _NOMINAL = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
 
@@ -227,7 +228,7 @@ def extend_horizon(
             return tx
 
         def init_fn(params):
-            zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
+            zeros = zeros_like(params, jnp.float32)
             loss = jnp.zeros([], jnp.float32)
             return HorizonState(jnp.zeros([], jnp.int32), zeros, loss, tx.init(params))
 
@@ -318,9 +319,8 @@ def nominal(
         tx = learned.bind(theta["learned"], num_steps=num_steps)
 
         def init_fn(params):
-            zeros = optax.tree.zeros_like
-            momentum = tuple(zeros(params) for _ in decays)
-            return NominalState(tx.init(params), momentum, zeros(params))
+            momentum = tuple(zeros_like(params) for _ in decays)
+            return NominalState(tx.init(params), momentum, zeros_like(params))
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "nominal")
