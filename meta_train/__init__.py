@@ -37,6 +37,7 @@ from ._forward import forward_gradient as forward_gradient
 from ._full_es import full_es as full_es
 from ._implicit import implicit as implicit
 from ._inverse_variance import inverse_variance as inverse_variance
+from ._mesh import ProcessLost as ProcessLost
 from ._mesh import Topology as Topology
 from ._mesh import initialize as initialize
 from ._mesh import make_mesh as make_mesh

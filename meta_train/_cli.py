@@ -1,6 +1,7 @@
 """The `l2o` command."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from ._demo import demo, evaluate_frozen
 from ._diagnose import Diagnosis
 from ._diagnosis_report import diagnose_source
 from ._follow import follow
+from ._mesh import ProcessLost, Topology, is_main
+from ._recipe import ESTIMATORS
 from ._run import Result, run
 
 _USAGE = """usage: l2o COMMAND [options]
@@ -30,7 +33,7 @@ commands:
   evaluate    train tasks with a frozen optimizer beside Adam with a swept rate;
               with --follow RUN: score the checkpoints of a run in progress
   diagnose    variance and bias of every meta-gradient estimator; which one to use
-  list        architectures, task families, presets and shipped optimizers
+  list        architectures, families, estimators, presets, shipped optimizers
 
 `l2o COMMAND --help` shows a command's options.
 """
@@ -60,6 +63,7 @@ class _MetaTrain:
     """Folder for config, metrics, checkpoints and the frozen optimizer."""
     override: bool = False
     """Resume under changed options that leave the state as it is, such as outer-lr."""
+    topology: tyro.conf.OmitArgPrefixes[Topology] = Topology()  # noqa: RUF009  frozen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,10 +174,18 @@ def _run_meta_train(arguments: list[str]) -> int:
         ),
     )
     console = Console()
-    result = run(
-        options.config, options.out, console=console, override=options.override
-    )
-    if result.completed:
+    try:
+        result = run(
+            options.config,
+            options.out,
+            console=console,
+            override=options.override,
+            topology=options.topology,
+        )
+    except ProcessLost as error:
+        print(f"l2o: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # an ordinary end would wait for the lost one
+    if result.completed and is_main():
         console.print(
             f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True
         )
@@ -261,6 +273,7 @@ def _run_list(arguments: list[str]) -> int:
         console.print(table)
     console.print(f"wrappers: {', '.join(sorted(l2o.WRAPPERS))}", highlight=False)
     console.print(f"task families: {', '.join(FAMILIES)}", highlight=False)
+    console.print(f"estimators: {', '.join(ESTIMATORS)}", highlight=False)
     for name in presets.names():
         console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
     return 0

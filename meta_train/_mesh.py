@@ -9,6 +9,9 @@ says where they live, so the result does not depend on it but for rounding.
 
 import contextlib
 import dataclasses
+import functools
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ._base import PARTICLES
 
 T = TypeVar("T")
-BATCH = "batch"  # the mesh axis over which the batches of inner training are sharded
+_HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+BATCH = "batch"  # the mesh axis that shares the batches of inner training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ def initialize(topology: Topology) -> None:
         topology.processes,
         topology.process,
         # Long enough for a garbage collection, short enough to notice a dead one.
-        heartbeat_timeout_seconds=30,
+        heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=60,
     )
 
@@ -243,17 +247,44 @@ class ProcessLost(RuntimeError):
     """
 
 
+_REMEDY = "Start all processes again: the run resumes from its last checkpoint"
+
+
 @contextlib.contextmanager
 def processes_may_be_lost() -> Iterator[None]:
-    """Around what needs the other processes: their loss is a `ProcessLost`."""
+    """Around what needs the other processes: their loss is a `ProcessLost`.
+
+    Where the backend does not notice, JAX ends the process for missing heartbeats, too
+    low for Python to see it: so a long wait is told on standard error.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    waiting = threading.Timer(_HEARTBEAT / 2, _tell)
+    waiting.daemon = True
+    waiting.start()
     try:
         yield
     except Exception as error:
         # Backends raise all sorts, with texts of their own.
-        if jax.process_count() == 1 or isinstance(error, ProcessLost | OSError):
+        if isinstance(error, ProcessLost | OSError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProcessLost(
             f"process {jax.process_index()} has lost the others ({reason[:200]}). "
-            "Start all processes again: the run resumes from its last checkpoint"
+            f"{_REMEDY}"
         ) from error
+    finally:
+        waiting.cancel()
+
+
+@functools.cache
+def _tell() -> None:
+    # Once: outer steps may be as long as that.
+    print(
+        f"l2o: process {jax.process_index()} has been waiting for the others for "
+        f"{_HEARTBEAT // 2} s. If one has died, this one ends {_HEARTBEAT} s after. "
+        f"{_REMEDY}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -294,7 +294,7 @@ def test_what_changes_the_state_is_refused_whatever_is_asked(change, copy):
 
 def _failing_after(monkeypatch, good):
     """Meta-gradients are NaN from an outer step on."""
-    import l2o.meta_train._run as module
+    import l2o.meta_train._recipe as module
 
     make = module.make_outer_step
 

@@ -208,7 +208,7 @@ def test_a_corrupted_config_is_refused(tmp_path):
 def test_an_unwritable_folder_is_reported_before_anything_else(tmp_path, monkeypatch):
     # A file where the folder should be stops even root, whom permissions do not.
     (tmp_path / "file").touch()
-    monkeypatch.setattr(l2o.meta_train._run, "_compile", None)
+    monkeypatch.setattr(l2o.meta_train._loop, "_compile", None)
     with pytest.raises(OSError, match="file"):
         run(QUICK, tmp_path / "file" / "run")
 
@@ -216,7 +216,7 @@ def test_an_unwritable_folder_is_reported_before_anything_else(tmp_path, monkeyp
 def test_a_full_disk_is_reported_before_anything_else(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr(l2o.meta_train._run, "_compile", None)
+    monkeypatch.setattr(l2o.meta_train._loop, "_compile", None)
     with pytest.raises(OSError, match=r"MiB free; 3 more checkpoints need"):
         run(QUICK, tmp_path)
 
@@ -312,7 +312,7 @@ def test_a_run_in_a_thread_needs_no_signals():
         ({"families": ("mnist",)}, ValueError, "known: .*mlp32"),
         ({"families": ()}, ValueError, "names no task family"),
         ({"std": 0.0}, ValueError, "std must be positive"),
-        ({"particles": -1}, ValueError, "particles must be positive"),
+        ({"particles": -1}, ValueError, "particles >= 1"),
         ({"episode_length": (50, 5)}, ValueError, "0 < low <= high"),
         ({"reparam_level": "layer"}, TypeError, "reparam_level must be"),
         ({"outer_warmup": 10**6}, ValueError, "outer_warmup must be from 0"),

@@ -1,0 +1,228 @@
+"""Runs of every estimator, objective, outer optimizer and population, by `Config`."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import l2o
+from l2o.meta_train import Config, Following, follow, outer_optimizer, run
+from l2o.meta_train._recipe import ESTIMATORS, make_recipe
+from l2o.tasks import quadratic
+
+QUICK = Config(
+    optimizer="learnable_sgdm",
+    families=("quadratic10",),
+    reparam_level="none",
+    episode_length=(4, 8),
+    particles=3,
+    truncation=4,
+    outer_steps=4,
+    outer_warmup=0,
+    checkpoint_every=2,
+)
+
+
+def _quick(**changes):
+    return dataclasses.replace(QUICK, **changes)
+
+
+def _records(out):
+    return [
+        json.loads(x) for x in (Path(out) / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_trains_and_resumes(name, tmp_path):
+    options = {"period": 8} if name == "gpes" else {}
+    config = _quick(estimator=name, estimator_options=options, outer_steps=6)
+    whole = run(config, tmp_path / "whole")
+    assert whole.completed
+    assert all(np.isfinite(r["meta_loss"]) for r in _records(tmp_path / "whole"))
+    start = l2o.learnable_sgdm().init_theta(jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(whole.theta), jax.tree.leaves(start)):
+        assert a != b
+
+    class Killed(Exception):
+        pass
+
+    def killed(record):
+        if record["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config, tmp_path / "cut", on_step=killed)
+    resumed = run(config, tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole.theta), jax.tree.leaves(resumed.theta)):
+        assert a == b
+
+
+def test_several_families_and_windows_per_step(tmp_path):
+    config = _quick(families_per_step="all", windows_per_step=2, episode_length=(8, 8))
+    families = [quadratic(2), quadratic(3)]
+    result = run(config, tmp_path, families=families)
+    assert result.completed
+    records = _records(tmp_path)
+    assert {r["family"] for r in records} == {"all"}
+    # 2 families x 2 windows x 3 pairs x 2 runs x 4 steps; the first are shortened.
+    assert records[-1]["inner_steps"] <= 2 * 2 * 3 * 2 * 4
+    assert records[-1]["inner_steps"] > 2 * 3 * 2 * 4
+
+
+def test_the_objective_is_handed_on(tmp_path):
+    # On outer_valid batches after each update the loss of a run that diverges is cut.
+    config = _quick(
+        optimizer_options={"learning_rate": 100.0},
+        objective_split="outer_valid",
+        objective_over="telescoping",
+        objective_samples=2,
+        objective_maximum=3.0,
+    )
+    run(config, tmp_path)
+    assert _records(tmp_path)[0]["meta_loss"] == pytest.approx(3.0)
+
+
+def test_lengths_that_grow(tmp_path):
+    config = _quick(
+        estimator="full_es",
+        episode_length=(16, 16),
+        episode_length_start=(2, 2),
+        episode_growth=4,
+        outer_steps=6,
+    )
+    run(config, tmp_path)
+    per_run = [r["inner_steps"] / 6 for r in _records(tmp_path)]
+    assert per_run == [2, 5, 9, 12, 16, 16]
+
+
+def test_outer_optimizers():
+    parameters = {"w": jnp.array([1.0, -2.0])}
+    for name, options in (("adamw", {"weight_decay": 0.5}), ("lion", {}), ("sgd", {})):
+        tx = outer_optimizer(
+            0.1, warmup=0, steps=10, clip=1e9, name=name, options=options
+        )
+        schedule = optax.warmup_cosine_decay_schedule(0, 0.1, 0, 10, 0.01)
+        plain = getattr(optax, name)(schedule, **options)
+        gradient = {"w": jnp.array([3.0, 1.0])}
+        updates = [
+            t.update(gradient, t.init(parameters), parameters)[0]["w"]
+            for t in (tx, plain)
+        ]
+        np.testing.assert_array_equal(*updates)
+    with pytest.raises(
+        ValueError, match="unknown outer optimizer 'adm'; known: .*adam"
+    ):
+        Config(outer_optimizer="adm")
+    with pytest.raises(ValueError, match="unknown option decay of adamw; known: b1"):
+        Config(outer_optimizer="adamw", outer_options={"decay": 0.1})
+
+
+def test_frozen_parts_stay_even_under_weight_decay(tmp_path):
+    config = _quick(
+        optimizer="learnable_adam",
+        outer_optimizer="adamw",
+        outer_options={"weight_decay": 0.5},
+        outer_lr=0.1,
+    )
+    free = run(config, tmp_path / "free").theta
+    part = sorted(free)[0]
+    held = run(dataclasses.replace(config, frozen=(part,)), tmp_path / "held").theta
+    start = l2o.learnable_adam().init_theta(jax.random.key(0))
+    assert held[part] == start[part] != free[part]
+    assert all(held[name] != start[name] for name in held if name != part)
+    with pytest.raises(ValueError, match="no part 'lr'; its parts are .*log_"):
+        run(_quick(frozen=("lr",)), tmp_path / "wrong")
+
+
+def test_a_population_is_trained_followed_and_resumed(tmp_path):
+    config = _quick(
+        population=4,
+        population_range=(1e-3, 10.0),
+        exchange_every=3,
+        outer_steps=8,
+        outer_lr=0.1,
+    )
+    whole = run(config, tmp_path / "whole")
+    records = _records(tmp_path / "whole")
+    assert all(len(r["member_meta_loss"]) == 4 for r in records)
+    assert records[0]["meta_loss"] == pytest.approx(
+        np.mean(records[0]["member_meta_loss"]), rel=1e-5
+    )
+    assert jax.tree.map(jnp.shape, whole.theta) == jax.tree.map(
+        jnp.shape, l2o.learnable_sgdm().init_theta(jax.random.key(0))
+    )
+
+    class Killed(Exception):
+        pass
+
+    def killed(record):
+        if record["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config, tmp_path / "cut", on_step=killed)
+    resumed = run(config, tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole.theta), jax.tree.leaves(resumed.theta)):
+        assert a == b
+    scores = follow(tmp_path / "whole", Following(steps=10, seeds=2, eval_every=5))
+    assert {r["step"] for r in scores} == {4, 6, 8}
+    _, theta = l2o.load_theta(tmp_path / "whole" / "best")
+    best = min(scores, key=lambda r: r["score"])["step"]
+    if best == 8:
+        assert jax.tree.map(float, theta) == jax.tree.map(float, whole.theta)
+
+
+def test_members_begin_apart_and_learn_at_their_own_rates():
+    config = _quick(population=3, population_range=(0.1, 10.0))
+    networks = l2o.make("mlp", hidden_size=2, hidden_layers=1)
+    population, _ = make_recipe(config, networks, [quadratic(2)]).state
+    weights = jax.tree.leaves(population.outer.theta)
+    assert any(not np.allclose(w[0], w[1]) for w in weights)
+
+    config = dataclasses.replace(config, particles=30)
+    recipe = make_recipe(config, l2o.learnable_sgdm(), [quadratic(2)])
+    population, (worker,) = recipe.state
+    np.testing.assert_allclose(
+        population.hypers["outer_lr_factor"], [0.1, 1, 10], rtol=1e-5
+    )
+    after, _, _ = jax.jit(recipe.parts[0].step)(population, worker, ())
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b), after.outer.theta, population.outer.theta
+    )
+    # Adam's first step has the size of the learning rate in every coordinate.
+    for steps in jax.tree.leaves(moved):
+        np.testing.assert_allclose(steps / steps[0], [1, 10, 100], rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        ({"estimator": "tes"}, "unknown estimator 'tes'; known: pes, nres"),
+        (
+            {"estimator_options": {"carry": "x"}},
+            "carry of the estimator pes; known: clip",
+        ),
+        (
+            {"estimator_options": {"std": 1.0}},
+            "unknown option std of the estimator pes",
+        ),
+        ({"estimator": "gpes"}, "gpes needs estimator_options period"),
+        ({"std": 0.0}, "std must be positive"),
+        ({"truncation": 0}, "truncation >= 1"),
+        ({"objective_over": "min"}, "use an estimator of full unrolls"),
+        ({"objective_samples": 4}, "samples needs a split"),
+        ({"episode_length_start": (5, 3)}, "episode_length_start must be 0 < low"),
+        ({"episode_length_start": (1, 3)}, "needs over >= 1"),
+        ({"population_range": (0.0, 3.0)}, "population_range must be 0 < low"),
+        ({"windows_per_step": 0}, "windows_per_step must be positive"),
+    ],
+)
+def test_bad_configurations_fail_at_once(bad, match):
+    with pytest.raises(ValueError, match=match):
+        _quick(**bad)
