@@ -34,14 +34,16 @@ class Runs(NamedTuple):
     offset: jax.Array  # int32: how much shorter the first episode is
 
 
+LEADS: Any = PartitionSpec(PARTICLES)  # specs of leaves that lead with (N,)
+FOLLOWS: Any = PartitionSpec(None, PARTICLES)  # of leaves that lead with (S, N)
 RUNS_SPECS = Runs(
-    inner=PartitionSpec(None, PARTICLES),
-    previous=PartitionSpec(None, PARTICLES),
-    config=PartitionSpec(PARTICLES),
-    key=PartitionSpec(PARTICLES),
-    step=PartitionSpec(PARTICLES),
-    length=PartitionSpec(PARTICLES),
-    offset=PartitionSpec(PARTICLES),
+    inner=FOLLOWS,
+    previous=FOLLOWS,
+    config=LEADS,
+    key=LEADS,
+    step=LEADS,
+    length=LEADS,
+    offset=LEADS,
 )
 
 

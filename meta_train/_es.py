@@ -4,10 +4,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from ._base import PARTICLES, MetaGradient
+from ._base import MetaGradient
 from ._episodes import (
+    LEADS,
     RUNS_SPECS,
     Runs,
     make_episodes,
@@ -153,7 +153,7 @@ def gpes(
         info = window_info(start, runs, window, finite)
         return gradient, ESState(runs, kept, accumulator), info
 
-    specs = ESState(RUNS_SPECS, PartitionSpec(PARTICLES), PartitionSpec(PARTICLES))
+    specs = ESState(RUNS_SPECS, LEADS, LEADS)
     return MetaGradient(init, estimate, specs)
 
 

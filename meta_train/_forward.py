@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from ._backprop import all_finite
-from ._base import PARTICLES, MetaGradient
+from ._base import MetaGradient
 from ._episodes import (
+    FOLLOWS,
+    LEADS,
     RUNS_SPECS,
     Runs,
     make_episodes,
@@ -116,9 +117,7 @@ def forward_gradient(
         info = window_info(start, runs, window_, finite)
         return gradient, ForwardState(runs, direction, tangent), info
 
-    specs = ForwardState(
-        RUNS_SPECS, PartitionSpec(PARTICLES), PartitionSpec(None, PARTICLES)
-    )
+    specs = ForwardState(RUNS_SPECS, LEADS, FOLLOWS)
     return MetaGradient(init, estimate, specs)
 
 

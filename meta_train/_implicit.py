@@ -84,7 +84,8 @@ def implicit(
         raise ValueError("implicit needs an Objective with a split to evaluate on")
     if solver not in ("cg", "neumann"):
         raise ValueError(f"unknown solver {solver!r}; known: cg, neumann")
-    if solver == "neumann" and (step_size is None or not step_size > 0):
+    rate = 0.0 if step_size is None else step_size
+    if solver == "neumann" and not rate > 0:
         raise ValueError("a Neumann series needs step_size > 0")
     if iterations < 1 or damping < 0:
         raise ValueError(
@@ -107,12 +108,12 @@ def implicit(
         def term(carry, _):
             power, total = carry
             total = optax.tree.add(total, power)
-            power = optax.tree.add_scale(power, -step_size, hessian(power))
+            power = optax.tree.add_scale(power, -rate, hessian(power))
             return (power, total), None
 
         start = (b, optax.tree.zeros_like(b))
         (_, total), _ = jax.lax.scan(term, start, length=iterations)
-        return optax.tree.scale(step_size, total)
+        return optax.tree.scale(rate, total)
 
     def hypergradient(theta, inner, config, key, length, data):
         k_train, k_loss, k_outer = jax.random.split(key, 3)

@@ -95,10 +95,12 @@ def evaluate_objective(
     objective: Objective, task: Task, params: Any, model_state: Any, key: jax.Array
 ) -> jax.Array:
     """Mean over fresh batches of the split, not normalized."""
+    split = objective.split
+    assert split is not None
 
     def one(key):
         k_batch, k_loss = jax.random.split(key)
-        batch = on_batch(task.batch(k_batch, objective.split))
+        batch = on_batch(task.batch(k_batch, split))
         loss, (_, aux) = task.loss(params, model_state, k_loss, batch)
         return select(objective, loss, aux)
 

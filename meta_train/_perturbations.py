@@ -53,7 +53,7 @@ def antithetic(theta: Any, noise: Any) -> Any:
 
 
 def pair_weights(
-    terms: jax.Array, divisor: int, perturbations: Perturbations
+    terms: jax.Array, divisor: jax.Array | int, perturbations: Perturbations
 ) -> tuple[jax.Array, jax.Array]:
     """What each pair's direction weighs in the gradient, and which pairs are finite.
 

@@ -1,4 +1,4 @@
-"""The README's Python snippets run as they stand."""
+"""The Python snippets of the README and the docs run as they stand."""
 
 import re
 import subprocess
@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(
-    r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", README, re.S | re.M
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, code in enumerate(FENCE.findall(page.read_text()))
+    if code.lstrip().startswith(("import", "from"))  # the others are fragments
+]
 
 
-def test_there_are_five_snippets():
-    assert len(SNIPPETS) == README.count("```python") == 5
+def test_the_readme_has_five_snippets():
+    assert len([p for p in SNIPPETS if p.id.startswith("README")]) == 5
 
 
-@pytest.mark.parametrize("code", [pytest.param(c, id=t) for t, c in SNIPPETS])
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code, tmp_path):
     # As a stranger's script: a fresh process, in a folder of its own.
     (tmp_path / "script.py").write_text(code)
@@ -33,6 +37,7 @@ def test_snippet(code, tmp_path):
         assert float(done.stdout.split()[-1]) < 0.1
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
