@@ -7,18 +7,22 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/__pycache__/*')
 # Tests and the type checker see the built wheel, not the checkout.
 WHEEL := $(CURDIR)/$(VENV)/wheel
-TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest
+# A file's tests share what they compile, so a file stays in one process.
+TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-all test-fast lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/l2o demo --preset $(PRESET)
 
 test: $(VENV)/wheel-ready
+	$(TEST) -m "not exhaustive" $(ARGS)
+
+test-all: $(VENV)/wheel-ready
 	$(TEST) $(ARGS)
 
 test-fast: $(VENV)/wheel-ready
-	$(TEST) -m "not slow" $(ARGS)
+	$(TEST) -m "not slow and not exhaustive" $(ARGS)
 
 lint: $(VENV)/wheel-ready
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from helpers import KEY, KEYS, RNG, assert_close, differ, mapped
 
 import l2o
 from l2o import tasks
-from l2o.meta_train import constant, inner_init, pes, unroll
+from l2o.meta_train import constant, inner_init, learn_optimizer, pes, unroll
 
 
 def _at(tree, index):
@@ -258,7 +258,8 @@ def test_pes_carries_an_nnx_models_random_streams():
 
     optimizer = l2o.learnable_sgd()
     family = tasks.from_nnx(Model, _output_loss, SEPARABLE, batch_size=10)
-    estimator = pes(optimizer, family, constant(4), particles=2, truncation=2)
+    problem = learn_optimizer(optimizer, family)
+    estimator = pes(problem, constant(4), particles=2, truncation=2)
     theta = optimizer.init_theta(KEY)
     state = estimator.init(KEY, theta)
     estimate = jax.jit(estimator.estimate)
@@ -266,7 +267,7 @@ def test_pes_carries_an_nnx_models_random_streams():
     for key in KEYS[:3]:
         _, state, info = estimate(key, theta, state, family.data)
         assert info.nonfinite == 0 and info.inner_steps == 2 * 2 * 2
-        model = state.inner.model_state
+        model = state.runs.inner.model_state
         assert model["keys"][...].shape == (2, 2, 3)
         draws.append(np.unique(model["dropout"]["rngs"]["count"][...]).tolist())
     # Every step draws a mask, and the third window begins new episodes.

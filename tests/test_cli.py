@@ -12,6 +12,7 @@ from l2o.meta_train import Result
 from l2o.meta_train._cli import main
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_demo_in_small(tmp_path):
     command = [sys.executable, "-m", "l2o.meta_train", "demo", "--preset", "smoke"]

@@ -346,7 +346,17 @@ def test_bfloat16_is_computed_in_float32(case):
     _assert_close(optax.tree.cast(updates, jnp.float32), expected, rtol=2**-8)
 
 
-@pytest.mark.parametrize("name", l2o.FACTORIES)
+# Their parts are those of others; without jit they take half a minute each.
+_LONG = ("celo", "elo", "l2o_scale", "rnn_mlp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in _LONG else [])
+        for name in l2o.FACTORIES
+    ],
+)
 def test_gradient_of_theta_through_one_and_two_updates_is_finite(name):
     optimizer = FACTORIES[name]
 

@@ -66,8 +66,6 @@ UNBIASED = ("pes", "nres", "gpes", "full_es", "backprop", "forward_gradient")
 KINDS = (
     "pes",
     "full_es",
-    "truncated_es",
-    "backprop",
     "truncated_backprop",
     "forward_gradient",
     "inverse_variance",

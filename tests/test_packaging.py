@@ -38,7 +38,7 @@ def test_the_wheel_has_one_top_level_package():
     names = zipfile.ZipFile(wheels[0]).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"l2o"}
-    for name in ("l2o/py.typed", "l2o/tasks/__init__.py", "l2o/meta_train/_pes.py"):
+    for name in ("l2o/py.typed", "l2o/tasks/__init__.py", "l2o/meta_train/_es.py"):
         assert name in names
     for shipped in l2o.shipped():
         assert f"l2o/checkpoints/{shipped}/model.safetensors" in names

@@ -52,6 +52,7 @@ def test_digits_end_at_the_recorded_loss(script, name, low, high):
     assert np.all(np.isfinite(mean))
 
 
+@pytest.mark.exhaustive
 def test_heldout_tasks_are_trained_stably():
     config = Evaluation(tasks=HELDOUT, steps=100, seeds=1, learning_rates=(1e-2,))
     tx = l2o.load(WEIGHTS / "celo", num_steps=config.steps)
