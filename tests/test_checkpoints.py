@@ -184,7 +184,7 @@ def test_a_flipped_bit_gives_exact_data_or_falls_back(tmp_path):
             assert counters == {"seconds": 2 / 7}
             outcomes.append("exact")
         path.write_bytes(original)
-    assert outcomes.count("refused") > 10
+    assert outcomes.count("refused") > 2
     # And so does `restore`, which uses `read`.
     (data,) = {max(_files(folder / "2"), key=lambda p: p.stat().st_size)}
     data.write_bytes(data.read_bytes()[::-1])

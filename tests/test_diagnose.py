@@ -134,6 +134,7 @@ def test_what_is_recommended_where_it_is_chaotic(chaotic):
     np.testing.assert_allclose(last["nres"].variance, last["full_es"].variance, 1e-2)
 
 
+@pytest.mark.exhaustive
 def test_backprop_is_best_where_differences_shrink():
     config = Diagnosis(
         lengths=(5, 40), truncation=5, particles=128, std=STD, runs=4, points=3

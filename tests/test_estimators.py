@@ -428,6 +428,7 @@ def test_accumulator_is_the_sum_of_perturbations_since_the_last_reset(name, smal
     assert (kept > 5) == (name != "pes")
 
 
+@pytest.mark.exhaustive
 def test_gpes_uses_the_perturbation_it_keeps(small):
     # Both runs of a pair are where an uncut run with the kept noise would be.
     problem, task, theta = small
@@ -941,14 +942,14 @@ def test_influence_balancing():
     gradient, _, _ = jax.jit(exact.estimate)(jax.random.key(0), theta, (), ())
     np.testing.assert_allclose(gradient, slope, rtol=1e-3)
     # With windows of 10 steps the persistent ones are right.
-    for name in ("nres", "forward_gradient", "pes"):
+    for name in ("nres", "forward_gradient"):
         given = {} if name == "forward_gradient" else {"std": 0.1}
         estimator = _make(
             name,
             problem,
             constant(200),
             truncation=10,
-            particles=300 if name != "pes" else 20_000,
+            particles=300,
             objective=Objective("train", over="telescoping"),
             **given,
         )

@@ -122,6 +122,7 @@ def test_the_score_is_the_mean_of_the_curve_and_compiled_once(tmp_path):
     np.testing.assert_allclose(records[-1]["score"], np.mean(points), rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_diverges_counts_as_the_bound_or_as_infinite(tmp_path):
     def bounded(loss):
         return jnp.clip(jnp.where(jnp.isnan(loss), 3.0, loss), 0.0, 3.0)
@@ -199,6 +200,7 @@ def test_a_run_in_progress_is_followed_and_not_disturbed(tmp_path):
     assert not (out / "unreadable").exists()
 
 
+@pytest.mark.exhaustive
 def test_other_tasks_and_the_command_line(copy, capsys):
     line = f"evaluate --follow {copy} --tasks quadratic10 mlp16 --steps 10"
     options = "--seeds 1 --eval-every 10 --eval-batches 1"

@@ -18,6 +18,34 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TRACES = sorted((ROOT / "tests" / "traces").rglob("*.npz"))
+# Other options and seeds of architectures that the rest shows too.
+MORE = (
+    "adafac_mlp_lopt_noconcat_separate",
+    "adafac_ties_native",
+    "adafac_ties_stable",
+    "celo2_default",
+    "celo2_slashb_biascorr",
+    "celo2base_aggmag_exp",
+    "celo_p2_nested_inits3",
+    "celo_phase1_random",
+    "celo_velo_s",
+    "elo_celo2_embedding_group",
+    "elo_nan_grads_clip",
+    "google_velo_ablate_b",
+    "google_velo_validdim_on",
+    "mulo_multi_width_wd",
+    "rnn_mlp_lopt_decays_rate",
+    "velo_ties_stable",
+    "velo_wd",
+)
+CASES = [
+    pytest.param(
+        path,
+        marks=[pytest.mark.exhaustive] if path.stem in MORE else [],
+        id=path.stem,
+    )
+    for path in TRACES
+]
 SCRIPT = ROOT / "scripts" / "check_traces.py"
 # Random gradients of one sign are damped by Adam's second moment more than these move.
 LEAST_MOVEMENT = 5
@@ -31,7 +59,7 @@ def check_traces():
     return module
 
 
-@pytest.fixture(scope="module", params=TRACES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=CASES)
 def replay(request, check_traces):
     return check_traces.replay(request.param)
 

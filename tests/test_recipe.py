@@ -38,7 +38,16 @@ def _records(out):
     ]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+FEW = ("pes", "full_es", "truncated_backprop", "forward_gradient")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.exhaustive])
+        for name in ESTIMATORS
+    ],
+)
 def test_every_estimator_trains_and_resumes(name, tmp_path):
     options = {"period": 8} if name == "gpes" else {}
     config = _quick(estimator=name, estimator_options=options, outer_steps=6)

@@ -345,6 +345,7 @@ def test_a_run_gives_the_signal_handlers_back(handler):
     assert (during[0] == handler) == (handler == signal.SIG_IGN)
 
 
+@pytest.mark.exhaustive
 def test_celo_is_trained_in_two_phases(tmp_path):
     options = {"lstm_hidden_size": 3, "hidden_size": 2, "hidden_layers": 1}
     first = dataclasses.replace(
