@@ -40,8 +40,8 @@ class Topology:
     process: int | None = None
     """This one's number, from 0."""
     batch_devices: int = 1
-    """Devices that share each inner batch (data parallelism); the rest of the factor
-    goes over particles."""
+    """Devices that share each inner batch (data parallelism); particles are spread over
+    groups of so many."""
     shard_theta: bool = False
     """Theta and the outer optimizer's state sharded over the particles axis too."""
 

@@ -82,7 +82,9 @@ def make_population_step(
         # A mean at first, an exponential one later: no step counts double.
         share = jnp.maximum(1 / (population.updates + 1), 1 - _SMOOTHING)
         loss = jnp.where(info.skipped, jnp.inf, info.estimate.meta_loss)
-        score = population.score + share * (loss - population.score)
+        # Right after an exchange the score is still the old one, which tells the best.
+        old = jnp.where(population.updates == 0, loss, population.score)
+        score = old + share * (loss - old)
         score = jnp.where(jnp.isnan(score), jnp.inf, score)
         updates = population.updates + 1
         return Population(outer, population.hypers, score, updates), worker, info
@@ -107,7 +109,8 @@ def exchange(
 
     Each of the worst `share` takes theta, outer optimizer state, inner runs and hyper-
     parameters of one of the best `share`, drawn at random, and multiplies or divides
-    each hyper-parameter by `factor`. Keys stay its own. Scores start afresh.
+    each hyper-parameter by `factor`. Keys stay its own. Scores are those of the sources
+    until the next step, with which they start afresh.
 
     Args:
       key: of this exchange.
@@ -145,6 +148,6 @@ def exchange(
         hypers[name] = jnp.where(replaced, moved, values)
     outer = copied(population.outer)._replace(key=population.outer.key)
     fresh = Population(
-        outer, hypers, jnp.zeros_like(population.score), jnp.zeros(size, jnp.int32)
+        outer, hypers, population.score[source], jnp.zeros(size, jnp.int32)
     )
     return fresh, copied(worker)

@@ -15,11 +15,10 @@ VALIDATION = Objective(split="inner_valid", metric="error")
 
 
 def _data():
-    k_x, k_w, k_noise, k_valid = jax.random.split(jax.random.key(0), 4)
+    k_x, k_w, k_noise = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(k_x, (2, N, DIM)) * jnp.array([1.0, 0.7, 0.5, 0.3])
     w = jax.random.normal(k_w, (DIM,))
     y = x @ w + jax.random.normal(k_noise, (2, N))
-    del k_valid
     return {
         "train": {"x": x[0], "y": y[0]},
         "inner_valid": {"x": x[1], "y": y[1]},
@@ -210,7 +209,7 @@ def test_outer_training_finds_the_best_decay(ridge, name):
     worker = estimator.init(jax.random.key(1), theta)
     for _ in range(150):
         outer, worker, _ = step(outer, worker, problem.data)
-    before, after = _closed_form(np.asarray(theta))[0], None
+    before = _closed_form(np.asarray(theta))[0]
     after = _closed_form(np.asarray(outer.theta))[0]
     # Where the best found by a search of this convex-ish problem is.
     best = min(

@@ -147,9 +147,18 @@ def test_exchange_copies_the_best_over_the_worst():
         rates = after.hypers["learning_rate"]
         np.testing.assert_allclose(rates[jnp.array([0, 1, 3])], [1e-4, 1e-3, 1e-1])
         ups.add(round(float(rates[2] / 1e-3), 3))
-        assert after.updates.tolist() == [0] * 4 and not after.score.any()
+        # So that a run that ends here exports its best, not its first.
+        assert after.updates.tolist() == [0] * 4
+        assert int(mt.best_member(after)) in (1, 2)
+        np.testing.assert_allclose(after.score, [0.3, 0.1, 0.1, 0.2])
     assert ups == {1.25, 0.8}
     assert int(mt.best_member(population)) == 1
+    # The next step's scores owe nothing to the old ones, infinite or not.
+    _, fresh, worker, step = _population([1e-4, 1e-3, 1e-2, 1e-1])
+    stale = fresh._replace(score=jnp.array([jnp.inf, -9.0, 5.0, jnp.inf]))
+    scores = [step(p, worker, ())[0].score for p in (fresh, stale)]
+    np.testing.assert_array_equal(*scores)
+    assert np.isfinite(scores[0]).all()
     one = jax.tree.map(lambda x: x[:1], population)
     alone, _ = mt.exchange(jax.random.key(0), one, ())
     assert alone.outer.theta.tolist() == [0]
