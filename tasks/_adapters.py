@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ._base import Task, TaskFamily
-from ._data import Dataset, sample_batch
+from .data import Dataset, sample_batch
 
 # (model output, batch) -> scalar loss
 OutputLoss = Callable[[Any, dict[str, jax.Array]], jax.Array]

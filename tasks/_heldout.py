@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from ._adapters import from_linen
 from ._base import TaskFamily, clipped
-from ._data import digits, patches, python_docs
-from ._image_mlp import cross_entropy
+from ._losses import cross_entropy
+from .data import digits, patches, python_docs
 
 _VOCABULARY = 128
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 from ._base import TaskFamily
-from ._data import digits, patches
-from ._image_mlp import image_mlp
-from ._quadratic import quadratic
+from .data import digits, patches
+from .families import image_mlp, quadratic
 
 
 def _heldout(name: str) -> Callable[[], TaskFamily]:

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from ._base import Task, TaskFamily
+from .._base import Task, TaskFamily
 
 Level = Literal["global", "tensor", "parameter"]
 _SALT = 0x5CA1E  # keeps the scale's draw apart from the family's own

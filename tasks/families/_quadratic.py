@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ._base import TaskFamily, stateless
+from .._base import TaskFamily, stateless
 
 
 def quadratic(

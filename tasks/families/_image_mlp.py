@@ -6,14 +6,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ._base import TaskFamily, clipped, stateless
-from ._data import Dataset, sample_batch
+from .._base import TaskFamily, clipped, stateless
+from .._losses import cross_entropy
+from ..data import Dataset, load_all, sample_batch
 
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.silu)
 
 
 def image_mlp(
-    datasets: Sequence[Dataset],
+    datasets: Sequence[str | Dataset],
     hidden: Sequence[int] = (32,),
     *,
     batch_size: int = 64,
@@ -46,6 +47,7 @@ def image_mlp(
     Source: the sampled MLPs of VeLO (Metz et al., 2022) and the 8x8 "fast" tasks of
     google/learned_optimization.
     """
+    datasets = load_all(datasets)
     kinds = {
         (data.train["x"].shape[1:], int(data.train["y"].max()) + 1) for data in datasets
     }
@@ -96,12 +98,6 @@ def image_mlp(
 
     name = name or "mlp" + "x".join(map(str, hidden))
     return TaskFamily(sample, task, tuple(datasets), name)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean softmax cross-entropy: logits (..., C), integer labels (...)."""
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-    return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.sum(one_hot * logits, -1))
 
 
 def _pick(index: jax.Array, choices: Sequence[jax.Array]) -> jax.Array:

@@ -1,0 +1,251 @@
+"""A task family as data: which factory, with what, under which augmentations."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ._base import TaskFamily
+
+# Where each is found; imported on use, because most need flax or haiku.
+KINDS: dict[str, str] = {
+    "image_mlp": "families._image_mlp",
+    "quadratic": "families._quadratic",
+}
+AUGMENTATIONS: dict[str, str] = {
+    "reparametrize": "augment._reparam",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """A wrapper of `l2o.tasks.augment` by name, with its arguments but the family.
+
+    Raises:
+      ValueError: unknown name or argument; the message lists the known ones.
+
+    Example:
+      >>> from l2o.tasks import Augmentation, quadratic
+      >>> rescaled = Augmentation("reparametrize", {"level": "tensor"})
+      >>> rescaled(quadratic(3)).name
+      'quadratic3/reparam-tensor'
+    """
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", _checked(AUGMENTATIONS, self, "family"))
+
+    def __call__(self, family: TaskFamily) -> TaskFamily:
+        """The augmented family."""
+        return _factory(AUGMENTATIONS, "augmentation", self.name)(
+            family, **self.options
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """A task family as data, which JSON can hold.
+
+    A spec has static shapes: `family()` of it is one compiled program. What may vary
+    from task to task without a new program (weights' scale, activation, dataset, a
+    problem's matrices) the family itself samples.
+
+    Attributes:
+      kind: the factory, a key of `KINDS`.
+      options: its keyword arguments; what is missing has its default.
+      augmentations: applied in this order.
+      label: name of the family; by default the one that its factory gives it.
+
+    Raises:
+      ValueError: unknown kind or option; the message lists the known ones.
+
+    Example:
+      >>> from l2o.tasks import TaskSpec
+      >>> spec = TaskSpec("image_mlp", {"datasets": ("digits",), "hidden": (16,)})
+      >>> TaskSpec.from_json(spec.to_json()) == spec
+      True
+      >>> spec.family().name
+      'mlp16'
+    """
+
+    kind: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    augmentations: tuple[Augmentation, ...] = ()
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", _checked(KINDS, self))
+
+    @property
+    def name(self) -> str:
+        """The kind."""
+        return self.kind
+
+    def family(self) -> TaskFamily:
+        """The task family; its data are loaded now."""
+        family = _factory(KINDS, "kind of task", self.kind)(**self.options)
+        for augmentation in self.augmentations:
+            family = augmentation(family)
+        return family._replace(name=self.label) if self.label else family
+
+    def augmented(self, *augmentations: Augmentation) -> "TaskSpec":
+        """The same with more augmentations, applied last."""
+        return dataclasses.replace(
+            self, augmentations=(*self.augmentations, *augmentations)
+        )
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets it needs; of its inner task, too, if it has one."""
+        found: list[str] = []
+        given = {**_defaults(KINDS, "kind of task", self.kind), **self.options}
+        for key, value in given.items():
+            if key == "dataset" and value is not None:
+                found.append(value)
+            elif key == "datasets":
+                found += value
+            elif isinstance(value, Mapping) and "kind" in value:
+                found += TaskSpec.from_dict(value).datasets
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists, strings and numbers."""
+        return _plain(
+            {
+                "kind": self.kind,
+                "options": self.options,
+                "augmentations": [
+                    {"name": a.name, "options": a.options} for a in self.augmentations
+                ],
+                "label": self.label,
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "TaskSpec":
+        """The spec that `to_dict` gave.
+
+        Raises:
+          ValueError: unknown keys.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(content.keys() - known)
+        if unknown or "kind" not in content:
+            raise ValueError(
+                f"a task spec has the keys {', '.join(sorted(known))}, of which 'kind' "
+                f"is needed; not {', '.join(sorted(content))}"
+            )
+        content = _tuples(content)
+        augmentations = tuple(
+            Augmentation(**step) for step in content.get("augmentations", ())
+        )
+        return cls(**{**content, "augmentations": augmentations})
+
+    def to_json(self) -> str:
+        """As `to_dict`; equal specs give equal texts."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TaskSpec":
+        """The spec that `to_json` gave."""
+        return cls.from_dict(json.loads(text))
+
+    def digest(self) -> str:
+        """First 16 digits of the SHA-256 of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def make(kind: str, **options: Any) -> TaskFamily:
+    """The task family of that kind.
+
+    Args:
+      kind: a key of `KINDS`.
+      **options: keyword arguments of its factory.
+
+    Raises:
+      ValueError: unknown kind or option; the message lists the known ones.
+
+    Example:
+      >>> from l2o.tasks import make
+      >>> make("quadratic", dim=3).name
+      'quadratic3'
+    """
+    return TaskSpec(kind, options).family()
+
+
+def factory(kind: str) -> Callable[..., TaskFamily]:
+    """What makes the families of a kind."""
+    return _factory(KINDS, "kind of task", kind)
+
+
+@functools.cache
+def _imported(module: str, name: str) -> Callable[..., TaskFamily]:
+    try:
+        return getattr(importlib.import_module(f"l2o.tasks.{module}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("l2o"):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs {error.name}: pip install 'l2o[train]'"
+        ) from error
+
+
+def _factory(table: Mapping[str, str], what: str, name: str) -> Callable:
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
+    return _imported(table[name], name)
+
+
+def _defaults(table: Mapping[str, str], what: str, name: str) -> dict[str, Any]:
+    parameters = inspect.signature(_factory(table, what, name)).parameters
+    return {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
+def _checked(
+    table: Mapping[str, str], given: Augmentation | TaskSpec, *implied: str
+) -> dict[str, Any]:
+    """The options, with tuples for lists."""
+    what = "augmentation" if isinstance(given, Augmentation) else "kind of task"
+    parameters = inspect.signature(_factory(table, what, given.name)).parameters
+    known = [name for name in parameters if name not in implied]
+    unknown = sorted(set(given.options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{given.name} has no option {', '.join(unknown)}; known: "
+            f"{', '.join(known)}"
+        )
+    missing = [
+        name
+        for name in known
+        if parameters[name].default is inspect.Parameter.empty
+        and name not in given.options
+    ]
+    if missing:
+        raise ValueError(f"{given.name} needs the option {', '.join(missing)}")
+    return {name: _tuples(value) for name, value in given.options.items()}
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return [_plain(value) for value in x]
+    return x
+
+
+def _tuples(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _tuples(value) for key, value in x.items()}
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return tuple(_tuples(value) for value in x)
+    return x

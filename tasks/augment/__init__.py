@@ -1,0 +1,3 @@
+"""Augmentations: wrappers over any family that make another one."""
+
+from ._reparam import reparametrize as reparametrize
