@@ -22,6 +22,7 @@ from ._spec import make as make
 from .augment import reparametrize as reparametrize
 from .data import DATASETS as DATASETS
 from .data import Dataset as Dataset
+from .data import Stream as Stream
 from .data import View as View
 from .data import digits as digits
 from .data import from_arrays as from_arrays
@@ -29,6 +30,8 @@ from .data import load as load
 from .data import patches as patches
 from .data import python_docs as python_docs
 from .data import sample_batch as sample_batch
+from .data import stream as stream
 from .data import text_fingerprint as text_fingerprint
+from .data import with_stream as with_stream
 from .families import image_mlp as image_mlp
 from .families import quadratic as quadratic

@@ -1,10 +1,13 @@
 """Inner problems: what a learned optimizer is trained on."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from .data import Stream
 
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
@@ -46,12 +49,14 @@ class TaskFamily(NamedTuple):
       data: pytree of arrays on the device, the same for every config. It is an argument
         of the compiled program; a dataset that `task` closes over would be compiled in.
       name: for reports.
+      stream: renews `data` as a run goes on, see `with_stream`; None if they stay.
     """
 
     sample: Callable[[jax.Array], Any]
     task: Callable[[Any, Any], Task]
     data: Any = ()
     name: str = ""
+    stream: "Stream | None" = None
 
 
 def stateless(

@@ -4,12 +4,19 @@ from collections.abc import Callable, Sequence
 
 from ._base import Dataset
 from ._images import digits, patches
-from ._text import python_docs
+from ._text import python_code, python_docs
+from ._tfds import is_prepared
+from ._tfds_images import TFDS_IMAGES, image_loader
+from ._tfds_text import TFDS_TEXTS, lm1b, wikipedia
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "patches": patches,
     "python_docs": python_docs,
+    "python_code": python_code,
+    **{name: image_loader(name) for name in TFDS_IMAGES},
+    "lm1b": lm1b,
+    "wikipedia": wikipedia,
 }
 
 
@@ -33,6 +40,17 @@ def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     return DATASETS[name](**geometry)
+
+
+def is_available(name: str) -> bool:
+    """Whether `load` would find the data: they are offline, or TFDS has prepared them.
+
+    Args:
+      name: a key of `DATASETS`.
+    """
+    if name in TFDS_TEXTS:
+        return is_prepared(name)
+    return name not in TFDS_IMAGES or is_prepared(TFDS_IMAGES[name][0])
 
 
 def load_all(
