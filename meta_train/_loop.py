@@ -18,7 +18,8 @@ from rich.console import Console
 
 from ._checkpoints import Checkpoints
 from ._config import Config
-from ._mesh import ProcessLost, Topology, processes_may_be_lost, run_shardings
+from ._feed import Feed
+from ._mesh import ProcessLost, Topology, place, processes_may_be_lost, run_shardings
 from ._metrics import Metrics, ProgressBar
 from ._outer import OuterInfo
 from ._population import exchange
@@ -69,6 +70,7 @@ def loop(
     """
     outer, workers = state
     bar = ProgressBar(config.outer_steps, step, console)
+    feeds = _feeds(parts, outer, devices, counters)
     pending: deque[tuple[int, int, OuterInfo]] = deque()
     clock = time.perf_counter()
 
@@ -109,6 +111,8 @@ def loop(
 
     def close() -> None:
         bar.close()
+        for feed in feeds:
+            feed.close()
         if metrics is not None:
             metrics.close()
         # Last, because it waits for a save.
@@ -129,7 +133,9 @@ def loop(
             draw = np.random.default_rng((config.seed, step))
             i = int(draw.integers(len(parts)))
             with processes_may_be_lost():
-                outer, workers[i], info = programs[i](outer, workers[i], parts[i].data)
+                outer, workers[i], info = programs[i](
+                    outer, workers[i], feeds[i].take()
+                )
             step += 1
             pending.append((step, i, info))
             read(_IN_FLIGHT)
@@ -194,6 +200,21 @@ def _compile(
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(compile_one, range(len(parts))))
+
+
+def _feeds(
+    parts: Sequence[Part], outer: Any, devices: Devices, counters: dict[str, float]
+) -> list[Feed]:
+    """The data of every part; those counted by `counters` go on from there."""
+
+    def putter(part: Part) -> Callable[[Any], Any]:
+        where = devices.shardings(outer, part.specs)
+        return jax.device_put if where is None else lambda x: place(x, where[2])
+
+    return [
+        Feed(part.data, part.stream, putter(part), counters, f"chunks/{i}")
+        for i, part in enumerate(parts)
+    ]
 
 
 def _exchange(

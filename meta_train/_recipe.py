@@ -11,12 +11,13 @@ import optax
 from jax.sharding import PartitionSpec
 
 import l2o
-from l2o.tasks import TaskFamily, clipped, make_family, reparametrize
+from l2o.tasks import Stream, TaskFamily, clipped, make_family, reparametrize
 
 from ._backprop import backprop, truncated_backprop
 from ._base import MetaGradient
 from ._combine import accumulate, average
 from ._es import gpes, nres, pes, truncated_es
+from ._feed import side_by_side
 from ._forward import forward_gradient
 from ._full_es import full_es
 from ._inverse_variance import inverse_variance
@@ -48,6 +49,7 @@ class Part(NamedTuple):
     step: Callable  # (outer, worker, data) -> (outer, worker, OuterInfo)
     data: Any
     specs: Any  # of the worker, see MetaGradient
+    stream: Stream | None = None  # of the data, where they are renewed
 
 
 class Recipe(NamedTuple):
@@ -127,9 +129,11 @@ def make_recipe(
     ]
     names = [family.name for family in families]
     datas = [family.data for family in families]
+    streams = [family.stream for family in families]
     if config.families_per_step == "all" and len(families) > 1:
         estimators = [average(estimators)]
         names, datas = ["all"], [tuple(datas)]
+        streams = [side_by_side(families)]
     if config.windows_per_step > 1:
         estimators = [accumulate(e, config.windows_per_step) for e in estimators]
 
@@ -142,8 +146,10 @@ def make_recipe(
     outer_tx = _but_frozen(_outer_tx(config), optimizer, theta, config.frozen)
     if config.population == 1:
         parts = [
-            Part(name, make_outer_step(e, outer_tx), data, e.specs)
-            for name, e, data in zip(names, estimators, datas, strict=True)
+            Part(name, make_outer_step(e, outer_tx), data, e.specs, stream)
+            for name, e, data, stream in zip(
+                names, estimators, datas, streams, strict=True
+            )
         ]
         outer: Any = Outer(theta, outer_tx.init(theta), jnp.int32(0), k_run)
         workers = [
@@ -172,8 +178,8 @@ def make_recipe(
         return make_population_step(step)
 
     parts = [
-        Part(name, member_step(e), data, _after_members(e.specs))
-        for name, e, data in zip(names, estimators, datas, strict=True)
+        Part(name, member_step(e), data, _after_members(e.specs), stream)
+        for name, e, data, stream in zip(names, estimators, datas, streams, strict=True)
     ]
     workers = [
         jax.vmap(e.init)(
