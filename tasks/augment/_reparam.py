@@ -6,7 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from .._base import Task, TaskFamily
+from .._base import TaskFamily
+from ._wrap import wrap
 
 Level = Literal["global", "tensor", "parameter"]
 _SALT = 0x5CA1E  # keeps the scale's draw apart from the family's own
@@ -53,23 +54,21 @@ def reparametrize(
         )
         return jnp.exp(exponent)
 
-    def sample(key):
-        config = family.sample(key)
-        k_scale = jax.random.fold_in(key, _SALT)
+    def draws(key):
         if level == "global":
-            return {"base": config, "scale": draw(k_scale, ())}
-        task = family.task(config, family.data)
-        params, _ = jax.eval_shape(task.init, key)
+            return {"scale": draw(key, ())}
+        params = jax.eval_shape(initial, key)
         leaves, structure = jax.tree.flatten(params)
         scales = [
             draw(k, x.shape if level == "parameter" else ())
-            for k, x in zip(jax.random.split(k_scale, len(leaves)), leaves, strict=True)
+            for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
         ]
-        return {"base": config, "scale": jax.tree.unflatten(structure, scales)}
+        return {"scale": jax.tree.unflatten(structure, scales)}
 
-    def task(config, data):
-        base = family.task(config["base"], data)
+    def initial(key):
+        return family.task(family.sample(key), family.data).init(key)[0]
 
+    def change(task, config):
         def rescale(params, power):
             scale = config["scale"]
             if level == "global":
@@ -77,12 +76,12 @@ def reparametrize(
             return jax.tree.map(lambda x, s: x * s**power, params, scale)
 
         def init(key):
-            params, model_state = base.init(key)
+            params, model_state = task.init(key)
             return rescale(params, -1), model_state
 
         def loss(params, model_state, key, batch):
-            return base.loss(rescale(params, 1), model_state, key, batch)
+            return task.loss(rescale(params, 1), model_state, key, batch)
 
-        return Task(init, base.batch, loss, base.normalize)
+        return task._replace(init=init, loss=loss)
 
-    return TaskFamily(sample, task, family.data, f"{family.name}/reparam-{level}")
+    return wrap(family, f"reparam-{level}", change, draws, _SALT)
