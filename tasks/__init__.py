@@ -19,7 +19,17 @@ from ._spec import KINDS as KINDS
 from ._spec import Augmentation as Augmentation
 from ._spec import TaskSpec as TaskSpec
 from ._spec import make as make
+from .augment import delayed_gradient as delayed_gradient
+from .augment import es_gradient as es_gradient
+from .augment import gradient_noise as gradient_noise
+from .augment import label_noise as label_noise
+from .augment import normalized_gradient as normalized_gradient
+from .augment import random_directions as random_directions
+from .augment import reduced_batch as reduced_batch
+from .augment import reduced_precision as reduced_precision
 from .augment import reparametrize as reparametrize
+from .augment import truncated_data as truncated_data
+from .augment import velo_augmentations as velo_augmentations
 from .data import DATASETS as DATASETS
 from .data import Dataset as Dataset
 from .data import Stream as Stream

@@ -17,7 +17,16 @@ KINDS: dict[str, str] = {
     "quadratic": "families._quadratic",
 }
 AUGMENTATIONS: dict[str, str] = {
+    "delayed_gradient": "augment._delay",
+    "es_gradient": "augment._es",
+    "gradient_noise": "augment._noise",
+    "label_noise": "augment._data",
+    "normalized_gradient": "augment._normalize",
+    "random_directions": "augment._directions",
+    "reduced_batch": "augment._batch",
+    "reduced_precision": "augment._precision",
     "reparametrize": "augment._reparam",
+    "truncated_data": "augment._data",
 }
 
 
