@@ -41,11 +41,8 @@ def reduced_batch(family: TaskFamily, fraction: Strength) -> TaskFamily:
     """
     check_share("fraction", fraction)
 
-    def example(key, data):
-        return family.task(family.sample(key), data).batch(key, "train")
-
     # Here, because inside a compiled program the message would come much later.
-    _size(jax.eval_shape(example, jax.random.key(0), family.data), family.name)
+    _check(family, fraction)
 
     def draws(key):
         if not isinstance(fraction, Sequence):
@@ -57,8 +54,7 @@ def reduced_batch(family: TaskFamily, fraction: Strength) -> TaskFamily:
             whole = task.batch(key, split)
             size = _size(whole, family.name)
             if not isinstance(fraction, Sequence):
-                kept = max(1, int(fraction * size))
-                return jax.tree.map(lambda x: x[:kept], whole)
+                return _first(whole, _kept(fraction, size))
             divisors = jnp.array([n for n in range(1, size + 1) if size % n == 0])
             allowed = jnp.maximum(1, jnp.floor(config["fraction"] * size))
             n = jnp.max(jnp.where(divisors <= allowed, divisors, 1))
@@ -68,6 +64,37 @@ def reduced_batch(family: TaskFamily, fraction: Strength) -> TaskFamily:
         return task._replace(batch=batch)
 
     return wrap(family, "reduced-batch", change, draws, _SALT)
+
+
+def _kept(fraction: float, size: int) -> int:
+    return max(1, int(fraction * size))
+
+
+def _first(batch: Any, count: int) -> Any:
+    return jax.tree.map(lambda x: x[:count], batch)
+
+
+def _check(family: TaskFamily, fraction: Strength) -> None:
+    """Raises `ValueError` where batches are not examples, or must be of one size."""
+
+    def loss(key, data):
+        task = family.task(family.sample(key), data)
+        params, model_state = task.init(key)
+        batch = task.batch(key, "train")
+        size = _size(batch, family.name)
+        if isinstance(fraction, Sequence):
+            return ()
+        kept = _kept(fraction, size)
+        try:
+            return task.loss(params, model_state, key, _first(batch, kept))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the loss of {family.name!r} takes batches of {size} examples and not "
+                f"of {kept}: give a pair (low, high) as fraction, which keeps the "
+                "size, or leave reduced_batch out for this family"
+            ) from error
+
+    jax.eval_shape(loss, jax.random.key(0), family.data)
 
 
 def _size(batch: Any, name: str) -> int:
