@@ -49,6 +49,8 @@ class TaskFamily(NamedTuple):
       data: pytree of arrays on the device, the same for every config. It is an argument
         of the compiled program; a dataset that `task` closes over would be compiled in.
       name: for reports.
+      optimum: `(config, data) -> the smallest loss there is` (of the expected loss,
+        where batches differ); None where it is not known.
       stream: renews `data` as a run goes on, see `with_stream`; None if they stay.
     """
 
@@ -56,13 +58,14 @@ class TaskFamily(NamedTuple):
     task: Callable[[Any, Any], Task]
     data: Any = ()
     name: str = ""
+    optimum: Callable[[Any, Any], jax.Array] | None = None
     stream: "Stream | None" = None
 
 
 def stateless(
     init: Callable[[jax.Array], Any],
     batch: Callable[[jax.Array, Split], Any],
-    loss: Callable[[Any, jax.Array, Any], jax.Array],
+    loss: Callable[[Any, jax.Array, Any], Any],
     normalize: Callable[[jax.Array], jax.Array] = _identity,
 ) -> Task:
     """A `Task` from functions that carry no model state.
@@ -70,7 +73,7 @@ def stateless(
     Args:
       init: `key -> params`.
       batch: `(key, split) -> batch`.
-      loss: `(params, key, batch) -> loss`.
+      loss: `(params, key, batch) -> loss`, or `(loss, aux)`.
       normalize: as in `Task`.
 
     Example:
@@ -84,7 +87,9 @@ def stateless(
     """
 
     def loss_fn(params, model_state, key, data):
-        return loss(params, key, data), (model_state, {})
+        value = loss(params, key, data)
+        value, aux = value if isinstance(value, tuple) else (value, {})
+        return value, (model_state, aux)
 
     return Task(lambda key: (init(key), ()), batch, loss_fn, normalize)
 
@@ -98,5 +103,26 @@ def clipped(maximum: float) -> Callable[[jax.Array], jax.Array]:
 
     def normalize(loss):
         return jnp.clip(jnp.where(jnp.isnan(loss), maximum, loss), 0.0, maximum)
+
+    return normalize
+
+
+def log_scaled(baseline: float) -> Callable[[jax.Array], jax.Array]:
+    r"""A `Task.normalize` for losses that fall by orders of magnitude.
+
+    .. math:: (10 + \mathrm{clip}(\log(\ell / \mathrm{baseline}), -10, 1)) / 5
+
+    2 at the baseline, about what guessing one of ten classes costs; 0 where the loss is
+    `exp(-10)` of it; NaN and what is not positive count as the worst and the best.
+
+    Args:
+      baseline: the loss of a guess, such as the variance of what is predicted.
+
+    Source: the log-loss normalisers of VeLO's autoencoders (Metz et al., 2022).
+    """
+
+    def normalize(loss):
+        ratio = jnp.log(jnp.maximum(loss / baseline, 1e-30))
+        return (10 + jnp.clip(jnp.where(jnp.isnan(loss), 1.0, ratio), -10, 1)) / 5
 
     return normalize

@@ -1,42 +1,24 @@
-"""Task families by name, for configurations and the command line."""
-
-from collections.abc import Callable
+"""Tasks by name, for configurations and the command line."""
 
 from ._base import TaskFamily
-from .data import digits, patches
-from .families import image_mlp, quadratic
+from ._heldout import HELDOUT as _HELDOUT
+from ._spec import TaskSpec
 
 
-def _heldout(name: str) -> Callable[[], TaskFamily]:
-    def make() -> TaskFamily:
-        try:
-            from . import _heldout
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"the task {name!r} needs flax: pip install 'l2o[train]'"
-            ) from error
-        return getattr(_heldout, name)()
-
-    return make
+def _mlp(*hidden: int) -> TaskSpec:
+    return TaskSpec("image_mlp", {"datasets": ("digits", "patches"), "hidden": hidden})
 
 
-def _mlp(*hidden: int) -> Callable[[], TaskFamily]:
-    return lambda: image_mlp([digits(), patches()], hidden)
-
-
-FAMILIES: dict[str, Callable[[], TaskFamily]] = {
-    "quadratic10": quadratic,
+FAMILIES: dict[str, TaskSpec] = {
+    "quadratic10": TaskSpec("quadratic"),
     "mlp16": _mlp(16),
     "mlp32": _mlp(32),
     "mlp64": _mlp(64),
     "mlp32x32": _mlp(32, 32),
-    "deep_mlp": _heldout("deep_mlp"),
-    "conv": _heldout("conv"),
-    "autoencoder": _heldout("autoencoder"),
-    "transformer_lm": _heldout("transformer_lm"),
+    **_HELDOUT,
 }
 
-HELDOUT = ("deep_mlp", "conv", "autoencoder", "transformer_lm")
+HELDOUT = tuple(_HELDOUT)
 
 
 def make_family(name: str) -> TaskFamily:
@@ -51,4 +33,4 @@ def make_family(name: str) -> TaskFamily:
     """
     if name not in FAMILIES:
         raise ValueError(f"unknown task family {name!r}; known: {', '.join(FAMILIES)}")
-    return FAMILIES[name]()
+    return FAMILIES[name].family()

@@ -14,7 +14,27 @@ from ._base import TaskFamily
 # Where each is found; imported on use, because most need flax or haiku.
 KINDS: dict[str, str] = {
     "image_mlp": "families._image_mlp",
+    "supervised": "families._supervised",
+    "autoencoder": "families._autoencoder",
+    "vae": "families._autoencoder",
+    "language_model": "families._language",
+    "copy_task": "families._copy",
+    "coordinate_network": "families._inr",
+    "pinn_heat": "families._pinn",
+    "cartpole": "families._cartpole",
+    "train_learned_optimizer": "families._learned_optimizer",
     "quadratic": "families._quadratic",
+    "least_squares": "families._least_squares",
+    "noisy_quadratic": "families._noisy_quadratic",
+    "noisy_mean": "families._noisy_quadratic",
+    "log_quadratic": "families._noisy_quadratic",
+    "lasso": "families._lasso",
+    "logistic_regression": "families._logistic",
+    "landscape": "families._landscapes",
+    "l2o_scale": "families._l2o_scale",
+    "open_l2o": "families._open_l2o",
+    "matmul_algorithm": "families._matmul",
+    "sparse_coding": "families._sparse_coding",
 }
 AUGMENTATIONS: dict[str, str] = {
     "delayed_gradient": "augment._delay",
@@ -48,13 +68,14 @@ class Augmentation:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", _checked(AUGMENTATIONS, self, "family"))
+        wrapper = _factory(AUGMENTATIONS, self.name)
+        _check_options(wrapper, self.name, self.options, "family")
+        options = {name: _tuples(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
 
     def __call__(self, family: TaskFamily) -> TaskFamily:
         """The augmented family."""
-        return _factory(AUGMENTATIONS, "augmentation", self.name)(
-            family, **self.options
-        )
+        return _factory(AUGMENTATIONS, self.name)(family, **self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +93,8 @@ class TaskSpec:
       label: name of the family; by default the one that its factory gives it.
 
     Raises:
-      ValueError: unknown kind or option; the message lists the known ones.
+      ValueError: unknown kind; by `check` and `family`, unknown options, too. The
+        message lists the known ones.
 
     Example:
       >>> from l2o.tasks import TaskSpec
@@ -89,16 +111,22 @@ class TaskSpec:
     label: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", _checked(KINDS, self))
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"unknown kind of task {self.kind!r}; known: {', '.join(KINDS)}"
+            )
+        options = {name: _tuples(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
 
-    @property
-    def name(self) -> str:
-        """The kind."""
-        return self.kind
+    def check(self) -> "TaskSpec":
+        """Itself, if its factory takes its options; that is imported now."""
+        _check_options(_factory(KINDS, self.kind), self.kind, self.options)
+        return self
 
     def family(self) -> TaskFamily:
         """The task family; its data are loaded now."""
-        family = _factory(KINDS, "kind of task", self.kind)(**self.options)
+        self.check()
+        family = _factory(KINDS, self.kind)(**self.options)
         for augmentation in self.augmentations:
             family = augmentation(family)
         return family._replace(name=self.label) if self.label else family
@@ -113,7 +141,7 @@ class TaskSpec:
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets it needs; of its inner task, too, if it has one."""
         found: list[str] = []
-        given = {**_defaults(KINDS, "kind of task", self.kind), **self.options}
+        given = {**_defaults(self.kind), **self.options}
         for key, value in given.items():
             if key == "dataset" and value is not None:
                 found.append(value)
@@ -154,7 +182,7 @@ class TaskSpec:
         augmentations = tuple(
             Augmentation(**step) for step in content.get("augmentations", ())
         )
-        return cls(**{**content, "augmentations": augmentations})
+        return cls(**{**content, "augmentations": augmentations}).check()
 
     def to_json(self) -> str:
         """As `to_dict`; equal specs give equal texts."""
@@ -190,7 +218,7 @@ def make(kind: str, **options: Any) -> TaskFamily:
 
 def factory(kind: str) -> Callable[..., TaskFamily]:
     """What makes the families of a kind."""
-    return _factory(KINDS, "kind of task", kind)
+    return _factory(KINDS, kind)
 
 
 @functools.cache
@@ -205,14 +233,15 @@ def _imported(module: str, name: str) -> Callable[..., TaskFamily]:
         ) from error
 
 
-def _factory(table: Mapping[str, str], what: str, name: str) -> Callable:
+def _factory(table: Mapping[str, str], name: str) -> Callable[..., TaskFamily]:
     if name not in table:
+        what = "augmentation" if table is AUGMENTATIONS else "kind of task"
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
     return _imported(table[name], name)
 
 
-def _defaults(table: Mapping[str, str], what: str, name: str) -> dict[str, Any]:
-    parameters = inspect.signature(_factory(table, what, name)).parameters
+def _defaults(kind: str) -> dict[str, Any]:
+    parameters = inspect.signature(_factory(KINDS, kind)).parameters
     return {
         key: parameter.default
         for key, parameter in parameters.items()
@@ -220,28 +249,24 @@ def _defaults(table: Mapping[str, str], what: str, name: str) -> dict[str, Any]:
     }
 
 
-def _checked(
-    table: Mapping[str, str], given: Augmentation | TaskSpec, *implied: str
-) -> dict[str, Any]:
-    """The options, with tuples for lists."""
-    what = "augmentation" if isinstance(given, Augmentation) else "kind of task"
-    parameters = inspect.signature(_factory(table, what, given.name)).parameters
-    known = [name for name in parameters if name not in implied]
-    unknown = sorted(set(given.options) - set(known))
+def _check_options(
+    factory: Callable, name: str, options: Mapping[str, Any], *implied: str
+) -> None:
+    parameters = inspect.signature(factory).parameters
+    known = [option for option in parameters if option not in implied]
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
-            f"{given.name} has no option {', '.join(unknown)}; known: "
-            f"{', '.join(known)}"
+            f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}"
         )
     missing = [
-        name
-        for name in known
-        if parameters[name].default is inspect.Parameter.empty
-        and name not in given.options
+        option
+        for option in known
+        if parameters[option].default is inspect.Parameter.empty
+        and option not in options
     ]
     if missing:
-        raise ValueError(f"{given.name} needs the option {', '.join(missing)}")
-    return {name: _tuples(value) for name, value in given.options.items()}
+        raise ValueError(f"{name} needs the option {', '.join(missing)}")
 
 
 def _plain(x: Any) -> Any:

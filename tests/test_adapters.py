@@ -161,7 +161,7 @@ def _trained(framework):
     family = ADAPTED[framework].noisy
 
     def run(key, data):
-        task, tx = family.task((), data), optax.adam(0.03)
+        task, tx = family.task({}, data), optax.adam(0.03)
         start = inner_init(tx, task, key)
         return start, *unroll(tx, task, start, key, jnp.arange(30))
 

@@ -25,7 +25,7 @@ class _HeldOut:
 
         @jax.jit
         def run(data):
-            task, tx = self.family.task((), data), optax.adam(0.01)
+            task, tx = self.family.task({}, data), optax.adam(0.01)
             start = inner_init(tx, task, KEY)
             _, losses = unroll(tx, task, start, KEY, jnp.arange(20))
             return losses, task.normalize(jnp.inf)
@@ -62,7 +62,7 @@ def test_heldout_meta_loss_is_bounded_as_documented(heldout):
 
 def test_autoencoder_squashes_its_output():
     family = tasks.make_family("autoencoder")
-    task = family.task((), family.data)
+    task = family.task({}, family.data)
     params = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(task.init, KEY)[0]
     )

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from ._base import Dataset
-from ._images import digits, patches
+from ._images import digits, elevation, glyphs, patches, shapes, textures
+from ._signals import graphs, signals
+from ._tables import breast_cancer, diabetes, iris, wine
 from ._text import python_code, python_docs
 from ._tfds import is_prepared
 from ._tfds_images import TFDS_IMAGES, image_loader
@@ -12,6 +14,16 @@ from ._tfds_text import TFDS_TEXTS, lm1b, wikipedia
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "patches": patches,
+    "shapes": shapes,
+    "textures": textures,
+    "glyphs": glyphs,
+    "elevation": elevation,
+    "breast_cancer": breast_cancer,
+    "wine": wine,
+    "iris": iris,
+    "diabetes": diabetes,
+    "signals": signals,
+    "graphs": graphs,
     "python_docs": python_docs,
     "python_code": python_code,
     **{name: image_loader(name) for name in TFDS_IMAGES},

@@ -7,31 +7,36 @@ import jax
 import jax.numpy as jnp
 
 from .._base import TaskFamily, clipped, stateless
-from .._losses import cross_entropy
+from .._choices import ACTIVATIONS, pick
+from .._losses import accuracy, cross_entropy
 from ..data import Dataset, load_all, sample_batch
 
-ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.silu)
+_ACTIVATIONS = tuple(ACTIVATIONS[name] for name in ("relu", "tanh", "silu"))
 
 
 def image_mlp(
     datasets: Sequence[str | Dataset],
     hidden: Sequence[int] = (32,),
     *,
+    image_size: int = 8,
     batch_size: int = 64,
     init_scale: tuple[float, float] = (0.5, 2.0),
     name: str = "",
 ) -> TaskFamily:
     """MLPs on image classification; all that leaves shapes alone is sampled.
 
-    A config draws one of the datasets, one of `ACTIVATIONS` (relu, tanh, silu), and a
-    factor on the initial weights, log-uniform in `init_scale`, over normal weights of
-    standard deviation `1/sqrt(fan_in)` truncated at two deviations. The loss is
-    cross-entropy; as a meta-loss it is clipped to `[0, 1.5 log C]`.
+    A config draws one of the datasets, one of relu, tanh and silu, and a factor on the
+    initial weights, log-uniform in `init_scale`, over normal weights of standard
+    deviation `1/sqrt(fan_in)` truncated at two deviations. The loss is cross-entropy;
+    as a meta-loss it is clipped to `[0, 1.5 log C]`. For other activations,
+    initialisers, normalisation, dropout and losses there is `supervised`.
 
     Args:
-      datasets: with x (n, height, width, channels) of one image shape and y (n,) in
-        `range(C)` for one number of classes C; splits may differ in size.
+      datasets: names of images; or datasets with x (n, height, width, channels) of one
+        image shape and y (n,) in `range(C)` for one number of classes C. Splits may
+        differ in size.
       hidden: widths of the hidden layers.
+      image_size: of the datasets that are given by name.
       batch_size: examples per inner step.
       init_scale: range of the factor.
       name: for reports; `mlp32x32` for two layers of 32 by default.
@@ -47,7 +52,7 @@ def image_mlp(
     Source: the sampled MLPs of VeLO (Metz et al., 2022) and the 8x8 "fast" tasks of
     google/learned_optimization.
     """
-    datasets = load_all(datasets)
+    datasets = load_all(datasets, size=image_size)
     kinds = {
         (data.train["x"].shape[1:], int(data.train["y"].max()) + 1) for data in datasets
     }
@@ -64,7 +69,7 @@ def image_mlp(
         k_data, k_activation, k_scale = jax.random.split(key, 3)
         return {
             "dataset": jax.random.randint(k_data, (), 0, len(datasets)),
-            "activation": jax.random.randint(k_activation, (), 0, len(ACTIVATIONS)),
+            "activation": jax.random.randint(k_activation, (), 0, len(_ACTIVATIONS)),
             "init_scale": jnp.exp(
                 jax.random.uniform(k_scale, minval=log_low, maxval=log_high)
             ),
@@ -83,25 +88,19 @@ def image_mlp(
 
         def batch(key, split):
             batches = [sample_batch(d, split, key, batch_size) for d in data]
-            return jax.tree.map(lambda *x: _pick(config["dataset"], x), *batches)
+            return jax.tree.map(lambda *x: pick(config["dataset"], x), *batches)
 
         def loss(params, key, examples):
             del key
-            h = examples["x"].reshape(batch_size, -1)
+            h = examples["x"].reshape(len(examples["x"]), -1)
             for layer in params[:-1]:
                 h = h @ layer["w"] + layer["b"]
-                h = _pick(config["activation"], [f(h) for f in ACTIVATIONS])
+                h = pick(config["activation"], [f(h) for f in _ACTIVATIONS])
             logits = h @ params[-1]["w"] + params[-1]["b"]
-            return cross_entropy(logits, examples["y"])
+            metrics = {"accuracy": accuracy(logits, examples["y"])}
+            return cross_entropy(logits, examples["y"]), metrics
 
         return stateless(init, batch, loss, clipped(1.5 * math.log(classes)))
 
     name = name or "mlp" + "x".join(map(str, hidden))
     return TaskFamily(sample, task, tuple(datasets), name)
-
-
-def _pick(index: jax.Array, choices: Sequence[jax.Array]) -> jax.Array:
-    # All choices are computed under vmap anyway; select_n fuses, a gather would not.
-    if len(choices) == 1:
-        return choices[0]
-    return jax.lax.select_n(jnp.broadcast_to(index, choices[0].shape), *choices)
