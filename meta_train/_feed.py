@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from l2o.tasks import Stream, TaskFamily
 
@@ -26,14 +25,16 @@ class Feed:
         Args:
           data: on the devices; what they stay without a stream.
           stream: renews them.
-          put: from NumPy arrays to where the data are.
+          put: from arrays of the host to where the data are.
           counters: of the run, for its checkpoints.
           name: of the counter of chunks; without a stream there is none.
         """
         self._data, self._put = data, put
         self._counters, self._name = counters, name
         self._chunks: Iterator[Any] | None = None
+        self._stream = stream  # keeps alive what `_kept` has the ids of
         if stream is not None:
+            self._kept = {id(x) for x in jax.tree.leaves(stream.window)}
             counters.setdefault(name, 0.0)
             self._chunks = stream.chunks(int(counters[name]))
 
@@ -48,7 +49,7 @@ class Feed:
         chunk = next(self._chunks)
         self._counters[self._name] += 1
         return jax.tree.map(
-            lambda old, new: self._put(new) if isinstance(new, np.ndarray) else old,
+            lambda old, new: old if id(new) in self._kept else self._put(new),
             self._data,
             chunk,
         )

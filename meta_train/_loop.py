@@ -132,10 +132,10 @@ def loop(
             # A function of seed and step alone, so that a resumed run draws the same.
             draw = np.random.default_rng((config.seed, step))
             i = int(draw.integers(len(parts)))
+            data = feeds[i].take()
             with processes_may_be_lost():
-                outer, workers[i], info = programs[i](
-                    outer, workers[i], feeds[i].take()
-                )
+                outer, workers[i], info = programs[i](outer, workers[i], data)
+            del data  # or one more window than is in flight would stay
             step += 1
             pending.append((step, i, info))
             read(_IN_FLIGHT)

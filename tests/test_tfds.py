@@ -136,6 +136,11 @@ def test_by_name_images_are_grey_and_of_the_size_asked_for(prepared):
     np.testing.assert_allclose(grey.train["x"], mean, rtol=1e-6)
     assert tasks.load("imagenet16").test["x"].shape == (10, 16, 16, 1)
 
+    three = tasks.load("mnist", grey=False).train["x"]  # to be mixed with cifar10's
+    assert three.shape == (160, 28, 28, 3)
+    for channel in range(3):
+        np.testing.assert_array_equal(three[..., channel], native.train["x"][..., 0])
+
 
 def test_images_of_many_shapes_need_a_size(root):
     food = data.tfds_images("food101", size=16, data_dir=root)

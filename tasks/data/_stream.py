@@ -20,8 +20,8 @@ class Stream(NamedTuple):
       window: chunk 0, on the device. Evaluations and diagnoses see no other.
       chunks: `cursor -> iterator` over chunks cursor, cursor + 1, and so on without
         end. Each is a function of its number alone, so that the cursor is all that a
-        checkpoint needs, and has the structure, shapes and dtypes of `window`. What is
-        renewed are NumPy arrays; what stays are the arrays of `window`.
+        checkpoint needs, and has the structure, shapes and dtypes of `window`. What
+        stays are the very arrays of `window`; what is renewed may be NumPy arrays.
     """
 
     window: Any

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._base import Dataset
-from ._images import resize
+from ._images import channels, resize
 from ._stream import Stream, stream
 from ._tfds import (
     Source,
@@ -40,7 +40,7 @@ TFDS_IMAGES: dict[str, tuple[str, int]] = {
 def tfds_images(
     name: str,
     size: int | None = None,
-    grey: bool = False,
+    grey: bool | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
 ) -> Dataset:
@@ -56,7 +56,8 @@ def tfds_images(
     Args:
       name: as TFDS knows it; needs features `image` and `label`, or supervised keys.
       size: height and width; None leaves images of one shape as they are.
-      grey: the mean of the channels in place of them.
+      grey: True takes the mean of the channels, False makes three equal ones of one,
+        None leaves them as they are.
       data_dir: as in `tfds_arrays`.
 
     Raises:
@@ -79,7 +80,7 @@ def tfds_stream(
     name: str,
     examples: int,
     size: int | None = None,
-    grey: bool = False,
+    grey: bool | None = None,
     *,
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
@@ -130,14 +131,16 @@ def image_loader(name: str) -> Callable[..., Dataset]:
 
 
 @functools.cache
-def _cached(name: str, folder: Path, size: int | None, grey: bool) -> Dataset:
+def _cached(
+    name: str, folder: Path, size: int | None, grey: bool | None
+) -> Dataset:
     source = opened(name, folder)
     convert = _converter(source, size, grey)
     shape = source.info.features[_keys(source)[0]].shape
     sides = shape[:2] if size is None else (size, size)
-    channels = 1 if grey else shape[2]
-    if None not in (*sides, channels):
-        check_size(name, count(source), 4 * sides[0] * sides[1] * channels)
+    depth = shape[2] if grey is None else 1 if grey else 3
+    if None not in (*sides, depth):
+        check_size(name, count(source), 4 * sides[0] * sides[1] * depth)
     return loaded(source, image_splits(source), convert)
 
 
@@ -149,7 +152,7 @@ def _keys(source: Source) -> tuple[str, str]:
 
 
 def _converter(
-    source: Source, size: int | None, grey: bool
+    source: Source, size: int | None, grey: bool | None
 ) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
     """From examples to x and y."""
     image, label = _keys(source)
@@ -168,8 +171,8 @@ def _converter(
     return convert
 
 
-def _resized(x: np.ndarray, size: int | None, grey: bool) -> np.ndarray:
+def _resized(x: np.ndarray, size: int | None, grey: bool | None) -> np.ndarray:
     scaled = x.astype(np.float32) / 255
-    if grey:
-        scaled = scaled.mean(-1, keepdims=True)
+    if grey is not None:
+        scaled = channels(scaled, grey)
     return scaled if size is None else resize(scaled, size)
