@@ -274,6 +274,8 @@ def test_what_is_absent_is_not_downloaded_but_told_how_to_prepare(
         tasks.load("mnist")
     with pytest.raises(FileNotFoundError, match="tfds build imagenet_resized/32x32 "):
         tasks.load("imagenet32")
+    with pytest.raises(FileNotFoundError, match="tfds build wikipedia/20230601.en "):
+        tasks.load("wikipedia")
     with pytest.raises(FileNotFoundError, match="tfds build lm1b "):
         tasks.load("lm1b", length=8)
     assert not data.is_available("mnist") and not data.is_available("wikipedia")
