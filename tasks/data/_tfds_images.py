@@ -131,9 +131,7 @@ def image_loader(name: str) -> Callable[..., Dataset]:
 
 
 @functools.cache
-def _cached(
-    name: str, folder: Path, size: int | None, grey: bool | None
-) -> Dataset:
+def _cached(name: str, folder: Path, size: int | None, grey: bool | None) -> Dataset:
     source = opened(name, folder)
     convert = _converter(source, size, grey)
     shape = source.info.features[_keys(source)[0]].shape
