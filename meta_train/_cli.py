@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import l2o
-from l2o.tasks import FAMILIES
+from l2o.tasks import suites
 
 from . import presets
 from ._config import Config, Evaluation, Following, Option
@@ -24,6 +24,7 @@ from ._follow import follow
 from ._mesh import ProcessLost, Topology, is_main
 from ._recipe import ESTIMATORS
 from ._run import Result, run
+from ._tasks_report import list_tasks, show_task
 
 _USAGE = """usage: l2o COMMAND [options]
 
@@ -33,7 +34,8 @@ commands:
   evaluate    train tasks with a frozen optimizer beside Adam with a swept rate;
               with --follow RUN: score the checkpoints of a run in progress
   diagnose    variance and bias of every meta-gradient estimator; which one to use
-  list        architectures, families, estimators, presets, shipped optimizers
+  tasks       suites and their tasks, with data and cost; --show draws one's curves
+  list        architectures, estimators, presets, shipped optimizers
 
 `l2o COMMAND --help` shows a command's options.
 """
@@ -115,6 +117,22 @@ class _Diagnose:
     """Folder for diagnosis.json and diagnosis.svg."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tasks:
+    """Suites and their tasks: parameters, data, cost of an inner step."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Suites, tasks or JSON files; all suites by default."""
+    measure: bool = False
+    """Time an inner step of every task whose data are there, and remember it."""
+    show: str | None = None
+    """Draw this task's learning curves under Adam instead."""
+    steps: int = 500
+    """Inner steps of the curves."""
+    out: Path | None = None
+    """File for the picture, SVG or PNG; TASK.svg by default."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -123,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "meta-train": _run_meta_train,
         "evaluate": _run_evaluate,
         "diagnose": _run_diagnose,
+        "tasks": _run_tasks,
         "list": _run_list,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -236,6 +255,16 @@ def _run_diagnose(arguments: list[str]) -> int:
     return 0
 
 
+def _run_tasks(arguments: list[str]) -> int:
+    options = _parse("tasks", _Tasks, arguments)
+    console = Console()
+    if options.show is not None:
+        show_task(options.show, options.out, options.steps, console=console)
+    else:
+        list_tasks(options.names, console=console, measure=options.measure)
+    return 0
+
+
 def _run_list(arguments: list[str]) -> int:
     if arguments:
         print("usage: l2o list")
@@ -272,7 +301,10 @@ def _run_list(arguments: list[str]) -> int:
                 )
         console.print(table)
     console.print(f"wrappers: {', '.join(sorted(l2o.WRAPPERS))}", highlight=False)
-    console.print(f"task families: {', '.join(FAMILIES)}", highlight=False)
+    console.print(
+        f"task suites: {', '.join(suites())}; `l2o tasks` shows their tasks",
+        highlight=False,
+    )
     console.print(f"estimators: {', '.join(ESTIMATORS)}", highlight=False)
     for name in presets.names():
         console.print(f"preset {name}: {presets.summary(name)}", highlight=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
-from l2o.tasks import FAMILIES, HELDOUT, Split
+from l2o.tasks import Split, resolve, suites
 
 from ._objective import Over
 from ._recipe import check_recipe
@@ -48,6 +48,13 @@ def _check_types(config: Any) -> None:
             ) from None
 
 
+def _resolved(field: str, names: tuple[str, ...]) -> None:
+    try:
+        resolve(names)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -65,7 +72,8 @@ class Config:
     start_from: str | None = None
     """Weights to go on from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)
-    """Task families."""
+    """Task families: names of tasks or suites, `l2o tasks` shows them, or JSON files of
+    specs."""
     families_per_step: Literal["one", "all"] = "one"
     """Every outer step draws one family, all equally often; or averages over all."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
@@ -139,10 +147,14 @@ class Config:
         _check_types(self)
         make(self.optimizer, **self.optimizer_options)
         _require(len(self.families) > 0, "Config.families names no task family")
+        _resolved("Config.families", self.families)
         for name in self.families:
             _require(
-                name in FAMILIES,
-                f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
+                self.reparam_level == "none"
+                or name not in suites()
+                or not suites()[name].augmented,
+                f"Config.families: {name} brings its own augmentations: set "
+                "reparam_level to 'none'",
             )
         for name in (
             "outer_steps",
@@ -229,8 +241,8 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
 class Evaluation:
     """An evaluation beside Adam with a swept learning rate."""
 
-    tasks: tuple[str, ...] = HELDOUT
-    """Task families; one task of each, drawn with the seed."""
+    tasks: tuple[str, ...] = ("demo/heldout",)
+    """Task families or suites; one task of each family, drawn with the seed."""
     steps: int = 1000
     """Inner steps of every run."""
     seeds: int = 5
@@ -280,11 +292,7 @@ class Following:
 
 def _check_curves(config: Evaluation | Following) -> None:
     kind = type(config).__name__
-    for name in config.tasks:
-        _require(
-            name in FAMILIES,
-            f"unknown task family {name!r}; known: {', '.join(FAMILIES)}",
-        )
+    _resolved(f"{kind}.tasks", config.tasks)
     for name in ("steps", "seeds", "eval_every", "eval_batches"):
         value = getattr(config, name)
         _require(value > 0, f"{kind}.{name} must be positive, not {value}")

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from l2o.tasks import FAMILIES
+from l2o.tasks import resolve
 
 from ._backprop import backprop, truncated_backprop
 from ._base import MetaGradient
-from ._config import _check_types, _require, _strict
+from ._config import _check_types, _require, _resolved, _strict
 from ._dynamics import growth, largest_singular_value, spectral_radius
 from ._episodes import spread
 from ._es import nres, pes, truncated_es
@@ -88,9 +88,10 @@ class Diagnosis:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _resolved("Diagnosis.family", (self.family,))
         _require(
-            self.family in FAMILIES,
-            f"unknown task family {self.family!r}; known: {', '.join(FAMILIES)}",
+            len(resolve(self.family)) == 1,
+            f"Diagnosis.family must be one task, not all of {self.family!r}",
         )
         _require(
             len(self.lengths) > 0

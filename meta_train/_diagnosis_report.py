@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import l2o
-from l2o.tasks import make_family
+from l2o.tasks import resolve
 
 from ._diagnose import ESTIMATORS, Cell, Diagnosis, Findings, diagnose
 from ._problem import learn_optimizer
@@ -73,7 +73,8 @@ def diagnose_source(
     Source: "Gradients are not all you need" (Metz et al., 2021).
     """
     optimizer, theta = _resolve(source, config.seed, options or {})
-    problem = learn_optimizer(optimizer, make_family(config.family))
+    (spec,) = resolve(config.family).values()
+    problem = learn_optimizer(optimizer, spec.family())
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with Progress(console=console, disable=not console.is_terminal) as bar:

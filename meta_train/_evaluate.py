@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2o.tasks import Split, TaskFamily, make_family
+from l2o.tasks import Split, TaskFamily, resolve
 
 from ._config import Evaluation
 from ._speedup import best_learning_rate
@@ -66,7 +66,7 @@ def evaluate(
     """
     learned = optax.with_extra_args_support(tx)
     if families is None:
-        families = [make_family(name) for name in config.tasks]
+        families = [spec.family() for spec in resolve(config.tasks).values()]
     rates = jnp.asarray(config.learning_rates)
 
     def adam(rate: jax.Array) -> optax.GradientTransformationExtraArgs:

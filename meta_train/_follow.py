@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
-from l2o.tasks import TaskFamily, make_family
+from l2o.tasks import TaskFamily, resolve
 
 from ._checkpoints import attempt, steps
 from ._config import Following
@@ -261,7 +261,7 @@ def _families(
     folder: Path, content: dict[str, Any], tasks: Sequence[str]
 ) -> list[TaskFamily]:
     if tasks:
-        return [make_family(name) for name in tasks]
+        return [spec.family() for spec in resolve(tasks).values()]
     families = make_families(
         content["families"], content["reparam_level"], content["reparam_range"]
     )

@@ -11,7 +11,14 @@ import optax
 from jax.sharding import PartitionSpec
 
 import l2o
-from l2o.tasks import Stream, TaskFamily, clipped, make_family, reparametrize
+from l2o.tasks import (
+    Stream,
+    TaskFamily,
+    clipped,
+    make_family,
+    reparametrize,
+    resolve,
+)
 
 from ._backprop import backprop, truncated_backprop
 from ._base import MetaGradient
@@ -65,7 +72,7 @@ def make_families(
     scale_range: tuple[float, float],
 ) -> list[TaskFamily]:
     """Families by name, augmented."""
-    families = [make_family(name) for name in names]
+    families = [spec.family() for spec in resolve(names).values()]
     if level == "none":
         return families
     return [reparametrize(family, level, scale_range) for family in families]

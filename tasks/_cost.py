@@ -149,7 +149,7 @@ def within(
     )
 
     def accept(spec: TaskSpec) -> bool:
-        if _parameters(spec.family()) > most:
+        if parameter_count(spec.family()) > most:
             return False
         if flops is bytes is seconds is None:
             return True
@@ -163,7 +163,15 @@ def within(
     return accept
 
 
-def _parameters(family: TaskFamily) -> int:
+def parameter_count(family: TaskFamily) -> int:
+    """Of the model of a task; compiles nothing.
+
+    Example:
+      >>> from l2o.tasks import parameter_count, quadratic
+      >>> parameter_count(quadratic(3))
+      3
+    """
+
     def params(key: jax.Array, data: Any) -> Any:
         return family.task(family.sample(key), data).init(key)[0]
 

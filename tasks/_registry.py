@@ -1,36 +1,105 @@
-"""Tasks by name, for configurations and the command line."""
+"""Tasks by name: those of the suites, whole suites, and one's own in a JSON file."""
+
+import difflib
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from ._base import TaskFamily
-from ._heldout import HELDOUT as _HELDOUT
 from ._spec import TaskSpec
+from .suites import Suite, suites
 
 
-def _mlp(*hidden: int) -> TaskSpec:
-    return TaskSpec("image_mlp", {"datasets": ("digits", "patches"), "hidden": hidden})
+@functools.cache
+def named_tasks() -> dict[str, TaskSpec]:
+    """The specs of all suites by their names, which are unique."""
+    return {name: s for suite in suites().values() for name, s in suite.tasks.items()}
 
 
-FAMILIES: dict[str, TaskSpec] = {
-    "quadratic10": TaskSpec("quadratic"),
-    "mlp16": _mlp(16),
-    "mlp32": _mlp(32),
-    "mlp64": _mlp(64),
-    "mlp32x32": _mlp(32, 32),
-    **_HELDOUT,
-}
+def load_suite(name: str) -> Suite:
+    """The suite of that name.
 
-HELDOUT = tuple(_HELDOUT)
+    Raises:
+      ValueError: unknown name; the message lists the known ones.
+
+    Example:
+      >>> from l2o.tasks import load_suite
+      >>> len(load_suite("train/fast").tasks)
+      4
+    """
+    known = suites()
+    if name not in known:
+        raise ValueError(f"unknown suite {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
+    """The specs that names stand for, by the names of the tasks; loads no data.
+
+    Args:
+      names: of tasks, of suites (all their tasks), or paths of JSON files: a list of
+        specs with labels, see `TaskSpec.to_dict`.
+
+    Raises:
+      ValueError: an unknown name, one that is there twice, or a file that holds
+        something else.
+
+    Example:
+      >>> from l2o.tasks import resolve
+      >>> list(resolve("demo/heldout"))
+      ['deep_mlp', 'conv', 'autoencoder', 'transformer_lm']
+    """
+    found: dict[str, TaskSpec] = {}
+    for name in [names] if isinstance(names, str) else names:
+        if name.endswith(".json"):
+            more = _read(Path(name))
+        elif name in suites():
+            more = dict(suites()[name].tasks)
+        elif name in named_tasks():
+            more = {name: named_tasks()[name]}
+        else:
+            raise ValueError(_unknown(name))
+        twice = sorted(found.keys() & more)
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: named twice")
+        found |= more
+    return found
 
 
 def make_family(name: str) -> TaskFamily:
     """The task family of that name.
 
     Raises:
-      ValueError: unknown name; the message lists the known ones.
+      ValueError: unknown name; the message suggests a known one.
 
     Example:
       >>> from l2o.tasks import make_family
       >>> family = make_family("mlp32")
     """
-    if name not in FAMILIES:
-        raise ValueError(f"unknown task family {name!r}; known: {', '.join(FAMILIES)}")
-    return FAMILIES[name].family()
+    if name not in named_tasks():
+        raise ValueError(_unknown(name))
+    return named_tasks()[name].family()
+
+
+def _unknown(name: str) -> str:
+    known = [*named_tasks(), *suites()]
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    meant = f" did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"unknown task {name!r};{meant} `l2o tasks` lists the known ones"
+
+
+def _read(path: Path) -> dict[str, TaskSpec]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, list) or not all(isinstance(x, dict) for x in content):
+        raise ValueError(f"{path} holds no list of task specs")
+    specs = [TaskSpec.from_dict(each) for each in content]
+    unnamed = [spec for spec in specs if not spec.label]
+    if unnamed:
+        raise ValueError(f"{path}: every task needs a label")
+    return {spec.label: spec for spec in specs}

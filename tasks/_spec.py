@@ -143,7 +143,7 @@ class TaskSpec:
         found: list[str] = []
         given = {**_defaults(self.kind), **self.options}
         for key, value in given.items():
-            if key == "dataset" and value is not None:
+            if key in ("dataset", "image") and isinstance(value, str):
                 found.append(value)
             elif key == "datasets":
                 found += value
@@ -165,11 +165,15 @@ class TaskSpec:
         )
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "TaskSpec":
+    def from_dict(cls, content: Mapping[str, Any], *, check: bool = True) -> "TaskSpec":
         """The spec that `to_dict` gave.
 
+        Args:
+          content: a mapping.
+          check: as the method of that name does, now.
+
         Raises:
-          ValueError: unknown keys.
+          ValueError: unknown keys or options.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(content.keys() - known)
@@ -182,7 +186,8 @@ class TaskSpec:
         augmentations = tuple(
             Augmentation(**step) for step in content.get("augmentations", ())
         )
-        return cls(**{**content, "augmentations": augmentations}).check()
+        spec = cls(**{**content, "augmentations": augmentations})
+        return spec.check() if check else spec
 
     def to_json(self) -> str:
         """As `to_dict`; equal specs give equal texts."""

@@ -422,6 +422,20 @@ def test_specs_survive_json(run, name):
     assert len(set(names)) >= len(names) - 5  # gradient and batch are not in them
 
 
+def test_backpropagation_through_adam_has_finite_gradients(run):
+    tx = lambda rate: optax.with_extra_args_support(optax.adam(rate))
+
+    @jax.jit
+    @jax.grad
+    def slope(rate, config, data):
+        task = run.families["sparse_coding"].task(config, data)
+        state = inner_init(tx(rate), task, KEY)
+        return unroll(tx(rate), task, state, KEY, jnp.arange(3))[1][-1]
+
+    # At a gradient of 0, such as without codes, it would be NaN.
+    assert slope(0.01, run.out["sparse_coding"]["config"], ()) < 0
+
+
 def test_adam_descends_on_every_problem(run):
     tx = optax.with_extra_args_support(optax.adam(0.03))
 
@@ -900,7 +914,7 @@ def test_landscapes_start_where_they_did():
     assert 0 <= y.min() < 0.1 and 14.9 < y.max() <= 15
 
 
-def test_matmul_and_sparse_coding_start_from_unit_columns_and_no_codes(run, runs):
+def test_matmul_and_sparse_coding_start_from_unit_columns_and_small_codes(run, runs):
     start = runs["matmul"]["start"]
     assert start["a"].shape == (16, 4, 7)
     for x in start.values():
@@ -909,12 +923,13 @@ def test_matmul_and_sparse_coding_start_from_unit_columns_and_no_codes(run, runs
     data = np.asarray(run.families["patches"].data)
     np.testing.assert_allclose(data.mean(1), 0, atol=1e-5)
     np.testing.assert_allclose(data.std(), 1, rtol=1e-5)
-    assert not np.any(runs["patches"]["start"]["codes"])
+    codes = np.ravel(runs["patches"]["start"]["codes"])
+    assert scipy.stats.kstest(codes / 0.01, "norm").pvalue > 1e-4
     # Two unit atoms of eight span each synthetic signal: variance 2 in all.
     signals = np.asarray(runs["sparse_coding"]["config"]["signals"])
     assert abs(np.mean(np.sum(signals**2, -1)) - 2) < 1
     square = np.sum(np.asarray(signals) ** 2, (1, 2)) / 8
-    np.testing.assert_allclose(runs["sparse_coding"]["start_loss"], square, rtol=1e-5)
+    np.testing.assert_allclose(runs["sparse_coding"]["start_loss"], square, rtol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ..data import Dataset, load_all
 from ..models import make_model
 from ._supervised import number_of_classes
 
-_BYTES = 128
+_BYTES = (128, 256)  # of ASCII, of any text
 
 
 def language_model(
@@ -41,7 +41,7 @@ def language_model(
         one.
       options: of the model, such as `{"core": "gru", "size": 64}`.
       length: tokens of a window.
-      vocabulary: word pieces; None for bytes (128 of them).
+      vocabulary: word pieces; None for bytes, 128 of them where the text is ASCII.
       batch_size: windows per inner step.
       activation, initializer, init_scale: see `Choices`.
       name: for reports; model-text by default.
@@ -59,7 +59,8 @@ def language_model(
     if vocabulary is not None:
         geometry["vocabulary"] = vocabulary
     loaded = load_all(datasets, **geometry)
-    outputs = vocabulary or max(_BYTES, *(number_of_classes(d) or 0 for d in loaded))
+    most = max(number_of_classes(d) or 0 for d in loaded)
+    outputs = vocabulary or next((n for n in _BYTES if most <= n), most)
 
     def output_loss(logits, batch):
         return masked_cross_entropy(logits, batch["y"], batch["x"] != 0)

@@ -39,6 +39,9 @@ def least_squares(
     Example:
       >>> from l2o.tasks import make
       >>> family = make("least_squares", rows=30, dim=5, batch_size=8)
+
+    Source: the textbook's; see Bottou, Curtis & Nocedal, "Optimization methods for
+    large-scale machine learning" (2018).
     """
     if rows < dim:
         raise ValueError(f"least_squares needs rows >= dim, not {rows} < {dim}")

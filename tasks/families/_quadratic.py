@@ -49,6 +49,9 @@ def quadratic(
       >>> family = quadratic(3)
       >>> task = family.task(family.sample(jax.random.key(0)), family.data)
       >>> params, _ = task.init(jax.random.key(1))
+
+    Source: spectra as in the noisy quadratic model of Zhang et al., "Which algorithmic
+    choices matter at which batch sizes?" (2019).
     """
     if spectrum not in get_args(Spectrum):
         raise ValueError(

@@ -27,9 +27,9 @@ def sparse_coding(
               + \rho \|C\|_1\right], \quad \hat D_k = D_k / \|D_k\|
 
     Every task has its own signals X, (B, p), and fits them with both: D, (atoms, p),
-    from N(0, 1) and C, (B, atoms), from 0. Photographs' patches lose their means and
-    get unit variance over the dataset. Without a dataset, X has `nonzeros` of N(0, 1)
-    atoms of a random dictionary with unit rows.
+    from N(0, 1) and C, (B, atoms), from N(0, 0.01^2). Photographs' patches lose their
+    means and get unit variance over the dataset. Without a dataset, X has `nonzeros` of
+    N(0, 1) atoms of a random dictionary with unit rows.
 
     Args:
       atoms: rows of D.
@@ -40,7 +40,7 @@ def sparse_coding(
       pixels: p of synthetic signals.
       nonzeros: atoms in a synthetic signal.
 
-    The meta-loss is `log_scaled` by the loss at the start, `||X||^2 / (2 B)`. The
+    The meta-loss is `log_scaled` by the loss without codes, `||X||^2 / (2 B)`. The
     problem is not convex, and its minimum not known.
 
     Raises:
@@ -80,9 +80,12 @@ def sparse_coding(
             signals = jnp.asarray(data)[config["index"]]
 
         def init(key):
+            k_codes, k_dictionary = jax.random.split(key)
+            # Not 0: without codes the dictionary's gradient is, and its root's slope
+            # infinite when Adam is differentiated.
             return {
-                "codes": jnp.zeros((batch_size, atoms)),
-                "dictionary": jax.random.normal(key, (atoms, pixels)),
+                "codes": 0.01 * jax.random.normal(k_codes, (batch_size, atoms)),
+                "dictionary": jax.random.normal(k_dictionary, (atoms, pixels)),
             }
 
         def loss(params, key, batch):

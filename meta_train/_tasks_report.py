@@ -1,0 +1,173 @@
+"""What a person sees of the tasks: tables of the suites, learning curves of one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Column, Table
+
+from l2o.tasks import (
+    Cost,
+    TaskSpec,
+    parameter_count,
+    remembered_cost,
+    resolve,
+    spec_cost,
+    suites,
+)
+from l2o.tasks.data import is_available
+
+from ._evaluate import CURVE_SPLITS, learning_curve
+
+_RATES = (1e-3, 1e-2, 1e-1)
+_SEEDS, _POINTS, _BATCHES = 3, 50, 4
+_COLOURS = ("#0072B2", "#E69F00", "#009E73")
+
+
+def list_tasks(
+    names: Sequence[str] = (), *, console: Console, measure: bool = False
+) -> None:
+    """Prints one table per suite, or one of the tasks that are named.
+
+    What an inner step costs stands there once `spec_cost` has found it on this kind of
+    machine; with `measure` it is found now, for all whose data are there.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    groups: list[tuple[str, dict[str, TaskSpec]]] = []
+    if names:
+        groups.append(("", resolve(names)))
+    else:
+        for suite in suites().values():
+            title = (
+                f"{suite.name}, version {suite.version}: {suite.about}; "
+                f"{suite.steps} steps, {suite.metric} on {suite.split}"
+            )
+            groups.append((title, dict(suite.tasks)))
+    for title, specs in groups:
+        table = Table(
+            Column("task", no_wrap=True),
+            Column("kind", no_wrap=True),
+            "data",
+            Column("parameters", justify="right"),
+            Column("Mflop", justify="right"),
+            Column("ms/step", justify="right"),
+            title=title,
+            title_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+        )
+        for name, spec in specs.items():
+            table.add_row(name, *_row(spec, measure))
+        console.print(table)
+
+
+def _row(spec: TaskSpec, measure: bool) -> tuple[str, ...]:
+    absent = [name for name in spec.datasets if not is_available(name)]
+    cost: Cost | None = None
+    if measure and not absent:
+        cost = spec_cost(spec, measure=True)
+    elif not absent:
+        cost = remembered_cost(spec)
+    data = ", ".join(dict.fromkeys(spec.datasets)) or "-"
+    if absent:
+        data += " (absent)"
+    kind = str(spec.options.get("model", spec.kind))
+    if absent:
+        return kind, data, "", "", ""
+    if cost is None:
+        return kind, data, f"{parameter_count(spec.family()):,}", "", ""
+    seconds = "" if cost.seconds is None else f"{1e3 * cost.seconds:.2g}"
+    return kind, data, f"{cost.parameters:,}", f"{cost.flops / 1e6:.3g}", seconds
+
+
+def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> Path:
+    """Draws learning curves of a task under Adam; prints what it is.
+
+    Args:
+      name: of a task, or a JSON file with one.
+      out: file, SVG or PNG by its suffix; `NAME.svg` by default.
+      steps: inner steps, rounded up to a multiple of 50.
+
+    Raises:
+      ValueError: an unknown name, or one of several tasks.
+    """
+    specs = resolve(name)
+    if len(specs) != 1:
+        raise ValueError(f"{name!r} stands for {len(specs)} tasks; --show draws one")
+    if steps < 1:
+        raise ValueError(f"steps must be positive, not {steps}")
+    ((label, spec),) = specs.items()
+    family = spec.family()
+    every = -(-steps // _POINTS)
+
+    @jax.jit
+    def curves(data):
+        def one(rate, seed):
+            return learning_curve(
+                optax.with_extra_args_support(optax.adam(rate)),
+                family,
+                data,
+                jax.random.key(seed),
+                steps=every * _POINTS,
+                eval_every=every,
+                eval_batches=_BATCHES,
+                splits=CURVE_SPLITS,
+            )
+
+        seeds = jnp.arange(_SEEDS)
+        runs = jnp.repeat(jnp.asarray(_RATES), _SEEDS), jnp.tile(seeds, len(_RATES))
+        return jax.lax.map(lambda run: one(*run), runs)
+
+    found = {
+        split: np.asarray(x).reshape(len(_RATES), _SEEDS, -1)
+        for split, x in curves(family.data).items()
+    }
+    out = out or Path(f"{label}.svg")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "l2o"}):
+        _figure(label, every, found).savefig(out)
+    console.print(spec.to_json(), highlight=False, soft_wrap=True)
+    table = Table("Adam's rate", *(f"{s} loss" for s in found), box=None)
+    for i, rate in enumerate(_RATES):
+        ends = (f"{np.mean(x[i, :, 0]):.3g} -> {_end(x[i])}" for x in found.values())
+        table.add_row(f"{rate:g}", *ends)
+    console.print(table)
+    console.print(f"mean (range) over {_SEEDS} seeds; {out}", highlight=False)
+    return out
+
+
+def _end(curves: np.ndarray) -> str:
+    end = curves[:, -1]
+    return f"{np.mean(end):.3g} ({end.min():.2g}–{end.max():.2g})"
+
+
+def _figure(label: str, every: int, found: dict) -> Figure:
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    steps = every * np.arange(_POINTS + 1)
+    for axes, (split, x) in zip(
+        figure.subplots(1, 2, sharey=True), found.items(), strict=True
+    ):
+        for i, rate in enumerate(_RATES):
+            axes.plot(steps, x[i].mean(0), color=_COLOURS[i], label=f"Adam, {rate:g}")
+            axes.fill_between(
+                steps, x[i].min(0), x[i].max(0), color=_COLOURS[i], alpha=0.2, lw=0
+            )
+        axes.set(title=f"{label}: {split}", xlabel="inner step")
+        axes.spines[["top", "right"]].set_visible(False)
+        # A loss that falls below a hundredth of where it began is read in decades.
+        if np.nanmin(x) > 0 and np.nanmin(x) < 0.01 * np.nanmax(x[..., 0]):
+            axes.set_yscale("log")
+        else:
+            low, high = np.nanmin(x), np.nanmax(x[..., 0])
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+    figure.axes[0].set_ylabel("loss")
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    return figure

@@ -1,0 +1,25 @@
+"""Suites: named, versioned lists of tasks, each with a seed, a budget and a metric."""
+
+import functools
+
+from ._base import Suite as Suite
+from ._convex import CONVEX
+from ._demo import DEMO_HELDOUT, DEMO_TRAIN
+from ._heldout import HELDOUT_SMALL
+from ._train import TRAIN_FAST, train_broad
+from ._velodrome import VELODROME
+
+
+@functools.cache
+def suites() -> dict[str, Suite]:
+    """All suites by name."""
+    every = (
+        DEMO_TRAIN,
+        DEMO_HELDOUT,
+        TRAIN_FAST,
+        train_broad(),
+        HELDOUT_SMALL,
+        VELODROME,
+        CONVEX,
+    )
+    return {suite.name: suite for suite in every}

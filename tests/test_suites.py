@@ -1,0 +1,349 @@
+"""Suites, names, sampled specs and their costs."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import KEY, KEYS
+
+from l2o import tasks
+from l2o.tasks import (
+    DATASETS,
+    DISTRIBUTIONS,
+    SPLITS,
+    TaskSpec,
+    load_suite,
+    named_tasks,
+    resolve,
+    sample_spec,
+    suites,
+)
+from l2o.tasks._distributions import log_int
+
+SUITES = suites()
+
+
+def _models(suite):
+    found = set()
+    for spec in SUITES[suite].tasks.values():
+        found.add((spec.kind, spec.options.get("model", "")))
+    return found
+
+
+def _datasets(suite):
+    return {d for spec in SUITES[suite].tasks.values() for d in spec.datasets}
+
+
+def test_suites_are_the_ones_that_are_documented():
+    sizes = {name: len(suite.tasks) for name, suite in SUITES.items()}
+    assert sizes == {
+        "demo/train": 5,
+        "demo/heldout": 4,
+        "train/fast": 4,
+        "train/broad": 30,
+        "heldout/small": 18,
+        "heldout/velodrome": 119,
+        "convex": 22,
+    }
+    assert all(s.version == 1 and s.split in SPLITS for s in SUITES.values())
+    assert all(s.steps > 0 and s.about for s in SUITES.values())
+
+
+def test_names_of_tasks_are_unique_and_their_labels():
+    names = [name for suite in SUITES.values() for name in suite.tasks]
+    assert len(names) == len(set(names)) == len(named_tasks())
+    for name, spec in named_tasks().items():
+        assert spec.label == name and name not in SUITES
+
+
+def test_specs_are_accepted_by_their_factories_and_survive_json():
+    for name, spec in named_tasks().items():
+        assert TaskSpec.from_json(spec.to_json()) == spec, name
+    assert len({spec.digest() for spec in named_tasks().values()}) == len(named_tasks())
+
+
+# A suite that changes is another version: whoever changes one on purpose raises it and
+# records the new digest here.
+DIGESTS = {}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_suites_do_not_change(name):
+    suite = SUITES[name]
+    assert _digest(suite) == DIGESTS[name]
+
+
+def _digest(suite):
+    import hashlib
+
+    content = {name: spec.to_dict() for name, spec in sorted(suite.tasks.items())}
+    content = [suite.version, suite.seed, suite.steps, suite.metric, content]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def test_heldout_shares_no_model_and_no_data_with_the_fast_recipe():
+    assert not _models("heldout/small") & _models("train/fast")
+    assert not _datasets("heldout/small") & _datasets("train/fast")
+
+
+def test_heldout_shares_no_data_with_any_training_suite():
+    seen = _datasets("train/fast") | _datasets("train/broad")
+    assert not _datasets("heldout/small") & seen
+    assert seen & set(DATASETS) == seen - {"china", "flower"}
+
+
+def test_broad_has_two_of_every_distribution_that_fits_the_budget():
+    drawn = [name.removeprefix("broad-")[:-2] for name in SUITES["train/broad"].tasks]
+    kinds = {kind.replace("_", "-") for kind in DISTRIBUTIONS} - {"transformer-lm"}
+    assert sorted(drawn) == sorted([*kinds, *kinds])
+    used = {
+        a.name for s in SUITES["train/broad"].tasks.values() for a in s.augmentations
+    }
+    assert used >= {"reparametrize", "reduced_precision", "reduced_batch"}
+
+
+def test_resolve_expands_suites_tasks_and_files(tmp_path):
+    assert next(iter(resolve(["mlp16", "train/fast"]))) == "mlp16"
+    assert len(resolve(["mlp16", "train/fast"])) == 5
+    own = TaskSpec("quadratic", {"dim": 3}, label="mine")
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps([own.to_dict()]))
+    assert resolve(str(file)) == {"mine": own}
+    with pytest.raises(ValueError, match="mlp16: named twice"):
+        resolve(["mlp16", "demo/train"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"kind": "quadratic"}', "holds no list"),
+        ('[{"kind": "quadratic"}]', "every task needs a label"),
+        ('[{"kind": "quadratik", "label": "a"}]', "unknown kind of task 'quadratik'"),
+        ('[{"kind": "quadratic", "options": {"dmi": 1}}]', "no option dmi"),
+        ('[{"kinds": "quadratic"}]', "'kind' is needed; not kinds"),
+    ],
+)
+def test_resolve_says_what_is_wrong_with_a_file(tmp_path, content, message):
+    file = tmp_path / "own.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        resolve(str(file))
+
+
+def test_unknown_names_are_met_with_a_suggestion(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown task 'mpl32';.*mean 'mlp32'"):
+        tasks.make_family("mpl32")
+    with pytest.raises(ValueError, match=r"unknown task 'train/fats'.*'train/fast'"):
+        resolve("train/fats")
+    with pytest.raises(ValueError, match="unknown suite 'fast'; known: demo/train"):
+        load_suite("fast")
+    with pytest.raises(ValueError, match="cannot be read"):
+        resolve(str(tmp_path / "none.json"))
+
+
+def _shapes(family, split):
+    def one(key, data):
+        task = family.task(family.sample(key), data)
+        params, state = task.init(key)
+        batch = task.batch(key, split)
+        loss, (new_state, aux) = task.loss(params, state, key, batch)
+        return params, (state, new_state), batch, loss, task.normalize(loss), aux
+
+    return jax.eval_shape(one, KEY, family.data)
+
+
+def check_contract(family):
+    """What every family keeps, by shapes alone."""
+    batches = []
+    for split in SPLITS:
+        params, (state, new), batch, loss, normalized, aux = _shapes(family, split)
+        assert all(
+            jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(params)
+        )
+        assert loss.shape == normalized.shape == ()
+        assert loss.dtype == normalized.dtype == jnp.float32
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), new
+        )
+        assert all(x.shape == () for x in aux.values())
+        batches.append(batch)
+    structures = {jax.tree.structure(batch) for batch in batches}
+    assert len(structures) == 1
+    return batches
+
+
+_CHECKED = [
+    *SUITES["demo/train"].tasks,
+    *SUITES["demo/heldout"].tasks,
+    *SUITES["heldout/small"].tasks,
+    *SUITES["train/broad"].tasks,
+    *SUITES["convex"].tasks,
+]
+
+
+@pytest.mark.parametrize("name", _CHECKED)
+def test_named_task_keeps_the_contract(name):
+    family = tasks.make_family(name)
+    assert family.name == name
+    batches = check_contract(family)
+    if name not in ("l2o-pa-logistic-breast-cancer",):  # a batch is all there is
+        assert all(batch == batches[0] for batch in batches)
+
+
+@pytest.mark.parametrize("name", [n for n in _CHECKED if "broad" not in n])
+def test_named_task_compiles_no_dataset_in(name):
+    family = tasks.reparametrize(tasks.make_family(name), "global")
+
+    def one(key, data):
+        task = family.task(family.sample(key), data)
+        return task.loss(*task.init(key), key, task.batch(key, "train"))
+
+    constants = jax.make_jaxpr(one)(KEY, family.data).consts
+    assert sum(np.size(x) for x in constants) < 3000
+
+
+_CLASSES = {"cifar100": 100, "food101": 101}
+_VELODROME = SUITES["heldout/velodrome"].tasks
+_FEW = (
+    "ImageMLP_Cifar10_128x128_Dropout05_Relu_MSE",
+    "ImageMLPAE_Cifar10_256x256x256_bs1024",
+    "Conv_Cifar10_32x64x64_batchnorm",
+    "Resnet_MultiRuntime_10",
+    "VIT_Cifar100_skinnydeep",
+    "MLPMixer_Cifar100_tiny16",
+    "TransformerLM_LM1B_MultiRuntime_11",
+    "RNNLM_wikipediaenbytes_Patch32_GRU256_Embed128",
+    "ESWrapped_1pair_ImageMLP_Cifar10BW8_Relu32",
+    "LOpt_ES4_LOpt_MLPLOpt_Cifar10_16_10",
+)
+
+
+@pytest.fixture
+def standins(monkeypatch):
+    """Data of the right shapes in place of what has to be prepared."""
+
+    def images(name):
+        classes = _CLASSES.get(name, 1000 if "imagenet" in name else 10)
+        native = {"m": 28, "c": 32, "f": 64}[name[0]] if "net" not in name else 64
+
+        def load(size=native, grey=True):
+            x = np.broadcast_to(np.float32(0.5), (1024, size, size, 1 if grey else 3))
+            y = np.arange(1024, dtype=np.int32) % classes
+            return tasks.Dataset(*({"x": x, "y": y} for _ in SPLITS))
+
+        return load
+
+    def texts(length=32, vocabulary=None):
+        x = np.broadcast_to(np.int32((vocabulary or 256) - 1), (1024, length))
+        return tasks.Dataset(*({"x": x, "y": x} for _ in SPLITS))
+
+    for name in {d for spec in _VELODROME.values() for d in spec.datasets}:
+        loader = texts if name in ("lm1b", "wikipedia") else images(name)
+        monkeypatch.setitem(DATASETS, name, loader)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in _FEW else pytest.mark.exhaustive)
+        for name in _VELODROME
+    ],
+)
+def test_known_task_keeps_the_contract(name, standins):
+    family = tasks.make_family(name)
+    params, (state, _), batch, loss, normalized, _ = _shapes(family, "train")
+    assert loss.shape == normalized.shape == () and loss.dtype == jnp.float32
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    assert parameters == _PARAMETERS.get(name, parameters)
+    assert bool(jax.tree.leaves(state)) == (
+        "esnet" in name or "batchnorm" in name.lower()
+    )
+
+
+# By hand, from the sizes that are published.
+_PARAMETERS = {
+    "ImageMLP_Cifar10_128x128_Dropout05_Relu_MSE": 3072 * 128 + 128 * 130 + 1290,
+    "ESWrapped_1pair_ImageMLP_Cifar10BW8_Relu32": 64 * 32 + 32 + 330,
+    # Convolutions 3-32-64-64 have 56 320 parameters; of norms, only scale and shift.
+    "Conv_Cifar10_32x64x64_batchnorm": 896 + 18_496 + 36_928 + 2 * 160 + 650,
+    "RNNLM_wikipediaenbytes_Patch32_GRU256_Embed128": (
+        256 * 128 + 3 * 256 * (128 + 256 + 1) + 256 + 257 * 256
+    ),
+}
+
+
+def test_log_int_never_draws_its_upper_end():
+    rng = np.random.default_rng(0)
+    drawn = np.array([log_int(rng, 2, 8) for _ in range(4000)])
+    assert set(drawn) == set(range(2, 8))
+    # Log-uniform: as many below 4 as above.
+    assert abs(np.mean(drawn < 4) - 0.5) < 4 * 0.5 / math.sqrt(4000)
+
+
+def test_sampled_specs_are_decided_by_their_key_and_within_their_ranges():
+    kinds = ["image_mlp", "image_autoencoder", "table", "coordinates"]
+    drawn = [sample_spec(key, kinds, augment=True) for key in KEYS[:60]]
+    assert drawn == [sample_spec(key, kinds, augment=True) for key in KEYS[:60]]
+    assert len({spec.digest() for spec in drawn}) > 50
+    mlps = [s for s in drawn if s.options.get("model") == "mlp" and "data" in s.options]
+    assert len(mlps) > 5
+    for spec in mlps:
+        hidden = spec.options["options"]["hidden"]
+        assert len(hidden) <= 4 and all(8 <= width < 128 for width in hidden)
+        assert 4 <= spec.options["data"]["size"] < 32
+        assert 4 <= spec.options["batch_size"] < 512
+    assert any(spec.augmentations for spec in drawn)
+    for spec in drawn:
+        assert TaskSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_budget_is_respected_or_said_to_be_too_small():
+    accept = tasks.within(parameters=600)
+    for key in KEYS[:5]:
+        spec = sample_spec(key, ["table"], accept=accept)
+        assert tasks.parameter_count(spec.family()) <= 600
+    with pytest.raises(ValueError, match=r"none of 512 draws of table was accepted"):
+        sample_spec(KEY, ["table"], accept=lambda spec: False)
+    with pytest.raises(ValueError, match="unknown distribution 'mlps'; known: image_"):
+        sample_spec(KEY, ["mlps"])
+
+
+def test_cost_is_counted_timed_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2O_CACHE", str(tmp_path))
+    small, large = (
+        TaskSpec("image_mlp", {"datasets": ("digits",), "hidden": (width,)})
+        for width in (8, 16)
+    )
+    assert tasks.remembered_cost(small) is None
+    cost = tasks.spec_cost(small)
+    assert cost.parameters == 64 * 8 + 8 + 8 * 10 + 10 and cost.seconds is None
+    # Forward and back: six operations per weight and example, but for the first layer,
+    # whose inputs need no gradient.
+    assert 4 * 64 * cost.parameters < cost.flops < 8 * 64 * cost.parameters
+    assert tasks.spec_cost(large).flops > 1.5 * cost.flops
+    assert tasks.remembered_cost(small) == cost
+    timed = tasks.spec_cost(small, measure=True)
+    assert timed.seconds > 0 and timed[:3] == cost[:3]
+    # What is remembered is used, and what is damaged found again.
+    monkeypatch.setattr(tasks._cost, "step_cost", None)
+    assert tasks.spec_cost(small, measure=True) == timed
+    monkeypatch.undo()
+    monkeypatch.setenv("L2O_CACHE", str(tmp_path))
+    for file in (tmp_path / "costs").iterdir():
+        file.write_text("{")
+    assert tasks.spec_cost(small) == cost
+
+
+def test_a_budget_in_operations_refuses_what_costs_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2O_CACHE", str(tmp_path))
+    spec = TaskSpec("quadratic", {"dim": 1000})
+    assert tasks.within(flops=1e7)(spec)
+    assert tasks.within(flops=1e7, bytes=1e7)(spec)
+    assert not tasks.within(flops=1e3)(spec)
+    assert not tasks.within(bytes=1e3)(spec)
+    assert not tasks.within(parameters=999)(spec)
+    assert not tasks.within(seconds=0.0)(TaskSpec("quadratic", {"dim": 3}))
