@@ -128,7 +128,7 @@ def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> P
 
     found = {
         split: np.asarray(x).reshape(len(_RATES), _SEEDS, -1)
-        for split, x in curves(family.data).items()
+        for split, x in sorted(curves(family.data).items(), reverse=True)
     }
     out = out or Path(f"{label}.svg")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,12 +149,11 @@ def _end(curves: np.ndarray) -> str:
     return f"{np.mean(end):.3g} ({end.min():.2g}–{end.max():.2g})"
 
 
-def _figure(label: str, every: int, found: dict) -> Figure:
+def _figure(label: str, every: int, found: dict[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     steps = every * np.arange(_POINTS + 1)
-    for axes, (split, x) in zip(
-        figure.subplots(1, 2, sharey=True), found.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(found), sharey=True)
+    for axes, (split, x) in zip(panels, found.items(), strict=True):
         for i, rate in enumerate(_RATES):
             axes.plot(steps, x[i].mean(0), color=_COLOURS[i], label=f"Adam, {rate:g}")
             axes.fill_between(
@@ -162,12 +161,15 @@ def _figure(label: str, every: int, found: dict) -> Figure:
             )
         axes.set(title=f"{label}: {split}", xlabel="inner step")
         axes.spines[["top", "right"]].set_visible(False)
-        # A loss that falls below a hundredth of where it began is read in decades.
-        if np.nanmin(x) > 0 and np.nanmin(x) < 0.01 * np.nanmax(x[..., 0]):
-            axes.set_yscale("log")
-        else:
-            low, high = np.nanmin(x), np.nanmax(x[..., 0])
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
-    figure.axes[0].set_ylabel("loss")
-    figure.axes[0].legend(frameon=False, fontsize="small")
+    low = min(float(np.nanmin(x)) for x in found.values())
+    start = max(float(np.nanmax(x[..., 0])) for x in found.values())
+    # A loss that falls to a tenth of where it began is read in decades. What rises far
+    # above that has diverged, and would hide the others.
+    if 0 < low < 0.1 * start:
+        panels[0].set_yscale("log")
+        panels[0].set_ylim(low / 2, 10 * start)
+    else:
+        panels[0].set_ylim(low - 0.1 * (start - low), start + 0.5 * (start - low))
+    panels[0].set_ylabel("loss")
+    panels[0].legend(frameon=False, fontsize="small")
     return figure

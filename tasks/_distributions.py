@@ -232,7 +232,10 @@ def small_transformer_lm(rng: Generator) -> TaskSpec:
 
 
 def learned_optimizer(rng: Generator) -> TaskSpec:
-    """Meta-training: hyper-parameters or an MLP, 1 to 99 steps, 1 to 7 runs."""
+    """Meta-training: hyper-parameters or an MLP, 10 to 99 steps, 2 to 7 runs.
+
+    VeLO's begin at one step and one run, whose losses say next to nothing about theta.
+    """
     optimizer = _one(rng, ("learnable_adam", "learnable_sgdm", "learnable_sgd", "mlp"))
     options: dict[str, Any] = {}
     if optimizer == "mlp":
@@ -254,8 +257,8 @@ def learned_optimizer(rng: Generator) -> TaskSpec:
             "optimizer": optimizer,
             "options": options,
             "inner": inner.to_dict(),
-            "steps": log_int(rng, 1, 100),
-            "runs": log_int(rng, 1, 8),
+            "steps": log_int(rng, 10, 100),
+            "runs": log_int(rng, 2, 8),
         },
     )
 

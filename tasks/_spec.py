@@ -208,7 +208,8 @@ def make(kind: str, **options: Any) -> TaskFamily:
 
     Args:
       kind: a key of `KINDS`.
-      **options: keyword arguments of its factory.
+      **options: keyword arguments of its factory; datasets of one's own may be among
+        them, which a `TaskSpec` cannot hold.
 
     Raises:
       ValueError: unknown kind or option; the message lists the known ones.
@@ -218,7 +219,9 @@ def make(kind: str, **options: Any) -> TaskFamily:
       >>> make("quadratic", dim=3).name
       'quadratic3'
     """
-    return TaskSpec(kind, options).family()
+    made = _factory(KINDS, kind)
+    _check_options(made, kind, options)
+    return made(**options)
 
 
 def factory(kind: str) -> Callable[..., TaskFamily]:

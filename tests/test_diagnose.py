@@ -327,7 +327,10 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("small_fc --family mnist", ["unknown task family 'mnist'", "mlp16"]),
+        (
+            "small_fc --family mnist",
+            ["Diagnosis.family: unknown task 'mnist'", "l2o tasks"],
+        ),
         ("nowhere", ["'nowhere'", "architecture", "small_fc", "velo"]),
         ("small_fc --options depth 3", ["depth", "hidden_size"]),
         ("small_fc --lengths 5 2", ["increasing", "(5, 2)"]),

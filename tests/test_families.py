@@ -329,6 +329,7 @@ _OFFLINE = [
     for suite in suites().values()
     if suite.name != "heldout/velodrome"
     for name in suite.tasks
+    if not name.endswith("-prox")
 ]
 
 

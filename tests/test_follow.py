@@ -230,5 +230,5 @@ def test_what_cannot_be_followed_says_why(tmp_path, copy):
         follow(copy, SHORT)
     with pytest.raises(ValueError, match="must be a multiple of eval_every"):
         Following(steps=30)
-    with pytest.raises(ValueError, match="unknown task family 'nope'"):
+    with pytest.raises(ValueError, match="Following.tasks: unknown task 'nope'"):
         Following(tasks=("nope",))

@@ -189,10 +189,11 @@ def elevation(size: int = 8, grey: bool = True) -> Dataset:
     int32. 70 / 10 / 10 / 10 percent.
     """
     try:
-        from matplotlib import cbook
+        import matplotlib
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING.format("elevation", "matplotlib")) from error
-    with cbook.get_sample_data("jacksboro_fault_dem.npz") as found:
+    samples = Path(matplotlib.get_data_path()) / "sample_data"
+    with np.load(samples / "jacksboro_fault_dem.npz") as found:
         heights = found["elevation"].astype(np.float32)
     x, row = cut(heights[..., None], size)
     low, high = x.min((1, 2, 3), keepdims=True), x.max((1, 2, 3), keepdims=True)
@@ -218,10 +219,10 @@ def photograph(name: str = "china", size: int = 64) -> np.ndarray:
         from PIL import Image
 
         if name == "hopper":
-            from matplotlib import cbook
+            import matplotlib
 
-            with cbook.get_sample_data("grace_hopper.jpg") as file:
-                image = Image.open(file).convert("RGB")
+            samples = Path(matplotlib.get_data_path()) / "sample_data"
+            image = Image.open(samples / "grace_hopper.jpg").convert("RGB")
         else:
             from sklearn.datasets import load_sample_image
 

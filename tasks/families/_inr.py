@@ -111,7 +111,7 @@ def coordinate_network(
     """
     if model not in _MODELS:
         raise ValueError(f"unknown model {model!r}; known: {', '.join(_MODELS)}")
-    given = {} if frequency is None else {"frequency": frequency}
+    given: dict[str, Any] = {} if frequency is None else {"frequency": frequency}
     module = _MODELS[model](3, tuple(hidden), **given)
     functions = linen_functions(module)
     photo = photograph(image, image_size)

@@ -14,6 +14,8 @@ def _scale(name: str, **options: Any) -> TaskSpec:
     return TaskSpec("l2o_scale", {"name": name, **options})
 
 
+_TOY = {"rows": 20, "dim": 40, "nonzeros": 5}
+
 CONVEX = Suite(
     "convex",
     1,
@@ -34,15 +36,18 @@ CONVEX = Suite(
             "l2o-scale-quadratic100": _scale("quadratic", dim=100),
             "l2o-scale-lasso20": _scale("lasso"),
             "l2o-scale-rastrigin20": _scale("rastrigin"),
-            "l2o-pa-lasso": TaskSpec("lasso", {"gradient": "smooth"}),
-            "l2o-pa-lasso-toy": TaskSpec(
-                "lasso",
-                {"rows": 20, "dim": 40, "nonzeros": 5, "gradient": "smooth"},
-            ),
-            "l2o-pa-logistic": TaskSpec("logistic_regression", {"gradient": "smooth"}),
+            "l2o-pa-lasso": TaskSpec("lasso"),
+            "l2o-pa-lasso-toy": TaskSpec("lasso", _TOY),
+            "l2o-pa-logistic": TaskSpec("logistic_regression"),
             "l2o-pa-logistic-breast-cancer": TaskSpec(
-                "logistic_regression",
-                {"dataset": "breast_cancer", "gradient": "smooth"},
+                "logistic_regression", {"dataset": "breast_cancer"}
+            ),
+            # What proximal methods want: the gradient leaves out what they have a prox
+            # for. To others these look like problems without it.
+            "l2o-pa-lasso-prox": TaskSpec("lasso", {"gradient": "smooth"}),
+            "l2o-pa-lasso-toy-prox": TaskSpec("lasso", {**_TOY, "gradient": "smooth"}),
+            "l2o-pa-logistic-prox": TaskSpec(
+                "logistic_regression", {"gradient": "smooth"}
             ),
             "least-squares": TaskSpec("least_squares"),
             "ill-conditioned": TaskSpec("least_squares", {"log10_condition": 3.0}),
