@@ -262,7 +262,7 @@ def standins(monkeypatch):
 )
 def test_known_task_keeps_the_contract(name, standins):
     family = tasks.make_family(name)
-    params, (state, _), batch, loss, normalized, _ = _shapes(family, "train")
+    params, (state, _), _, loss, normalized, _ = _shapes(family, "train")
     assert loss.shape == normalized.shape == () and loss.dtype == jnp.float32
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert parameters == _PARAMETERS.get(name, parameters)
