@@ -7,7 +7,9 @@ import pytest
 from helpers import KEY, KEYS, assert_uniform_integers, differ, mapped
 
 from l2o import tasks
-from l2o.tasks import SPLITS
+from l2o.tasks import DATASETS, SPLITS
+from l2o.tasks.data import photograph
+from l2o.tasks.data._images import resize
 
 
 def _whole(dataset, name):
@@ -158,3 +160,115 @@ def test_sample_batch_refuses_a_batch_larger_than_the_split():
     with pytest.raises(ValueError, match=r"batch of 7 .*'inner_valid' with 6 examples"):
         tasks.sample_batch(TINY, "inner_valid", KEY, 7)
     assert len(tasks.sample_batch(TINY, "inner_valid", KEY, 6)["y"]) == 6
+
+
+OFFLINE = {
+    # name: examples, shape of x, classes (None for numbers)
+    "digits": (1797, (8, 8, 1), 10),
+    "patches": (8480, (8, 8, 1), 10),
+    "shapes": (6000, (8, 8, 1), 10),
+    "textures": (6000, (8, 8, 1), 10),
+    "glyphs": (5000, (16, 16, 1), 10),
+    "elevation": (2150, (8, 8, 1), 5),
+    "breast_cancer": (569, (30,), 2),
+    "wine": (178, (13,), 3),
+    "iris": (150, (4,), 3),
+    "diabetes": (442, (10,), None),
+    "signals": (5000, (40, 1), 10),
+    "graphs": (1000, (16, 20), 2),
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_dataset_is_what_its_docstring_says(name):
+    count, shape, classes = OFFLINE[name]
+    data = tasks.load(name)
+    x, y = _whole(data, "x"), _whole(data, "y")
+    assert x.shape == (count, *shape) and x.dtype == np.float32
+    assert np.all(np.isfinite(x))
+    if len(shape) == 3:
+        assert x.min() >= 0 and x.max() <= 1 and x.std() > 0.1
+    if classes is None:
+        assert y.dtype == np.float32
+        train = np.asarray(data.train["y"])
+        assert abs(train.mean()) < 1e-5 and abs(train.std() - 1) < 1e-4
+    else:
+        assert y.dtype == np.int32
+        for split in data:  # every class is in every split
+            assert set(np.unique(split["y"])) == set(range(classes))
+    if len(shape) == 1:
+        train = np.asarray(data.train["x"])
+        np.testing.assert_allclose(train.mean(0), 0, atol=1e-4)
+        np.testing.assert_allclose(train.std(0), 1, atol=1e-3)
+    # The first loader that is called is the one that counts: drawn ones always draw
+    # the same.
+    DATASETS[name].cache_clear()
+    np.testing.assert_array_equal(_whole(tasks.load(name), "x"), x)
+
+
+@pytest.mark.parametrize("name", ["digits", "patches", "shapes", "glyphs", "elevation"])
+def test_images_come_in_any_size_and_in_colour(name):
+    grey, colour = tasks.load(name, size=12), tasks.load(name, size=12, grey=False)
+    assert grey.train["x"].shape[1:] == (12, 12, 1)
+    assert colour.train["x"].shape[1:] == (12, 12, 3)
+    np.testing.assert_array_equal(grey.train["y"], colour.train["y"])
+    if name in ("digits", "patches", "glyphs", "elevation"):
+        mean = np.asarray(colour.train["x"]).mean(-1, keepdims=True)
+        np.testing.assert_allclose(grey.train["x"], mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shapes", "textures", "glyphs", "signals"])
+def test_drawn_classes_can_be_told_apart(name):
+    from sklearn.ensemble import RandomForestClassifier
+
+    data = tasks.load(name)
+    forest = RandomForestClassifier(40, random_state=0)
+    x = np.asarray(data.train["x"]).reshape(len(data.train["y"]), -1)
+    forest.fit(x, data.train["y"])
+    x = np.asarray(data.test["x"]).reshape(len(data.test["y"]), -1)
+    accuracy = forest.score(x, data.test["y"])
+    assert 0.25 < accuracy < 0.999
+
+
+def test_graph_adjacency_is_normalised_and_symmetric():
+    x = _whole(tasks.load("graphs"), "x")
+    adjacency = x[:, :, :16]
+    np.testing.assert_allclose(adjacency, adjacency.swapaxes(1, 2), atol=1e-6)
+    # D^(-1/2) A D^(-1/2) has the eigenvalue 1, and none above.
+    top = np.linalg.eigvalsh(adjacency[:20].astype(np.float64))[:, -1]
+    np.testing.assert_allclose(top, 1, atol=1e-5)
+    y = _whole(tasks.load("graphs"), "y")
+    same = y[:, :, None] == y[:, None]
+    edges = (adjacency > 0) & ~np.eye(16, dtype=bool)
+    assert abs(edges[same & ~np.eye(16, dtype=bool)].mean() - 0.5) < 0.01
+    assert abs(edges[~same].mean() - 0.1) < 0.01
+    # The marks say which community is which.
+    for mark in (0, 1):
+        assert np.all(y[x[:, :, 17 + mark] == 1] == mark)
+
+
+def test_resize_is_bilinear_between_pixel_centres():
+    from PIL import Image
+
+    x = np.random.default_rng(0).uniform(size=(2, 9, 7, 1)).astype(np.float32)
+    ours = resize(x, 13)
+    for image, mine in zip(x[..., 0], ours[..., 0]):
+        # Enlarging, Pillow's antialiasing does nothing.
+        pillow = Image.fromarray(image).resize((13, 13), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(mine, pillow, atol=1e-6)
+    np.testing.assert_array_equal(resize(x[:, :7], 7), x[:, :7])
+
+
+def test_photographs_are_square_and_named():
+    for name in ("china", "flower", "hopper"):
+        image = photograph(name, 24)
+        assert image.shape == (24, 24, 3) and image.dtype == np.float32
+        assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.1
+    with pytest.raises(ValueError, match="unknown photograph 'x'; known: 'china'"):
+        photograph("x")
+
+
+def test_load_names_the_known_datasets_and_passes_datasets_through():
+    with pytest.raises(ValueError, match="unknown dataset 'minst'; known: digits"):
+        tasks.load("minst")
+    assert tasks.load(TINY) is TINY

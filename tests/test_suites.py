@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,14 @@ def test_resolve_says_what_is_wrong_with_a_file(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         resolve(str(file))
+
+
+def test_tasks_can_be_named_without_flax():
+    code = (
+        "import sys, l2o.tasks as t; t.resolve('train/broad'); t.quadratic(3);"
+        "assert not {'flax', 'haiku', 'sklearn', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_names_are_met_with_a_suggestion(tmp_path):
