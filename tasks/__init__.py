@@ -18,6 +18,7 @@ from ._cost import step_cost as step_cost
 from ._cost import within as within
 from ._distributions import DISTRIBUTIONS as DISTRIBUTIONS
 from ._distributions import sample_spec as sample_spec
+from ._distributions import velo_mixture as velo_mixture
 from ._losses import accuracy as accuracy
 from ._losses import cross_entropy as cross_entropy
 from ._registry import load_suite as load_suite

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ._choices import VELO_ACTIVATIONS, VELO_INITIALIZERS
+from ._cost import within
 from ._spec import TaskSpec
 from .augment import velo_augmentations
 from .data import load
@@ -395,6 +396,46 @@ def sample_spec(
     raise ValueError(
         f"none of {_TRIES} draws of {kind} was accepted: choose a larger budget"
     )
+
+
+# Step times on VeLO's accelerators, in seconds, and their weights.
+_PHASES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: ((2e-5, 1e-4, 4e-4, 1e-3), (0.65, 0.3, 0.1, 0.05)),
+    2: ((1e-4, 4e-4, 1e-3, 3e-3), (0.4, 0.2, 0.2, 0.2)),
+}
+_LIGHT = ("image_mlp", "image_conv", "image_autoencoder", "image_vae", "image_vit")
+_HEAVY = ("rnn_lm", "transformer_lm", "image_resnet", "learned_optimizer")
+
+
+def velo_mixture(key: jax.Array, phase: int = 1, *, slower: float = 1.0) -> TaskSpec:
+    """A spec from VeLO's mixture: a step time first, then a family that keeps to it.
+
+    A bucket of step times is drawn with the phase's weights; then, uniformly, one of
+    five light families or, in buckets above 1e-4 s, of nine; then VeLO's augmentations.
+    What takes longer on this machine, timed by `spec_cost`, is drawn again.
+
+    Args:
+      key: equal keys give equal specs where timings are remembered, or clear-cut.
+      phase: of VeLO's training, 1 or 2; the second has longer steps.
+      slower: this machine's step times divided by those of VeLO's accelerators; a
+        hundred or so for a laptop.
+
+    Raises:
+      ValueError: another phase, or nothing was fast enough.
+
+    Source: VeLO (Metz et al., 2022); google/learned_optimization,
+    research/general_lopt/tasks/parametric.py, where the bucket of 1e-4 s is compared in
+    float32 and so counts as below it.
+    """
+    if phase not in _PHASES:
+        raise ValueError(f"VeLO has the phases 1 and 2, not {phase}")
+    buckets, weights = _PHASES[phase]
+    k_bucket, k_spec = jax.random.split(key)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(k_bucket)))
+    seconds = rng.choice(buckets, p=np.divide(weights, sum(weights)))
+    kinds = _LIGHT + _HEAVY if seconds > 1e-4 else _LIGHT
+    accept = within(seconds=slower * float(seconds))
+    return sample_spec(k_spec, kinds, augment=True, accept=accept)
 
 
 def _hidden(rng: Generator, low: int = 8) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from l2o.tasks import (
     DISTRIBUTIONS,
     SPLITS,
     TaskSpec,
+    _distributions,
     load_suite,
     named_tasks,
     resolve,
@@ -327,6 +328,27 @@ def test_a_budget_is_respected_or_said_to_be_too_small():
         sample_spec(KEY, ["table"], accept=lambda spec: False)
     with pytest.raises(ValueError, match="unknown distribution 'mlps'; known: image_"):
         sample_spec(KEY, ["mlps"])
+
+
+def test_velo_mixture_draws_a_step_time_and_keeps_to_it(monkeypatch):
+    drawn = []
+
+    def sample_spec(key, kinds, *, augment, accept):
+        drawn.append((accept, kinds))
+
+    monkeypatch.setattr(_distributions, "within", lambda seconds: seconds)
+    monkeypatch.setattr(_distributions, "sample_spec", sample_spec)
+    for key in KEYS[:300]:
+        tasks.velo_mixture(key, slower=10.0)
+    budgets = [seconds for seconds, _ in drawn]
+    shares = np.array([budgets.count(10 * s) for s in (2e-5, 1e-4, 4e-4, 1e-3)]) / 300
+    weights = np.array([0.65, 0.3, 0.1, 0.05]) / 1.1
+    assert np.all(abs(shares - weights) < 4 * np.sqrt(weights * (1 - weights) / 300))
+    for seconds, kinds in drawn:
+        assert len(kinds) == (9 if seconds > 1.1e-3 else 5)
+        assert set(kinds) <= set(DISTRIBUTIONS)
+    with pytest.raises(ValueError, match="phases 1 and 2, not 3"):
+        tasks.velo_mixture(KEY, 3)
 
 
 def test_cost_is_counted_timed_and_remembered(tmp_path, monkeypatch):
