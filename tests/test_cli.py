@@ -44,11 +44,45 @@ def test_list_names_everything(capsys):
         *l2o.FACTORIES,
         "small_fc_digits",
         "amoudgl/celo2-base",
-        "mlp32x32",
-        "transformer_lm",
+        "train/broad",
+        "heldout/small",
         "preset smoke",
     ):
         assert name in out
+
+
+def test_tasks_lists_suites_with_data_and_parameters(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("L2O_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    names = ["quadratic10", "mlp32-digits", "ImageMLP_Mnist_128x128x128_Relu"]
+    assert main(["tasks", *names]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["mlp32-digits"].split() == ["mlp32-digits", "mlp", "digits", "2,410"]
+    assert "mnist (absent)" in lines["ImageMLP_Mnist_128x128x128_Relu"]
+    assert main(["tasks", "quadratic10", "--measure"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:4] == ["quadratic10", "quadratic", "-", "10"] and len(row) == 6
+    # What was measured is remembered.
+    assert main(["tasks", "quadratic10"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == row
+    assert main(["tasks", "demo/train"]) == 0
+    assert "mlp32x32" in capsys.readouterr().out
+
+
+def test_tasks_shows_one_with_its_learning_curves(capsys, tmp_path):
+    out = tmp_path / "curves" / "quadratic.svg"
+    line = ["tasks", "--show", "quadratic10", "--steps", "40", "--out", str(out)]
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    assert '"kind": "quadratic"' in told and str(out) in told.replace("\n", "")
+    assert "Adam, 0.01" in out.read_text() or out.read_text().count("<path") > 6
+    assert main(["tasks", "--show", "demo/train"]) == 2
+    assert "stands for 5 tasks" in capsys.readouterr().err
+    assert main(["tasks", "--show", "quadratic11"]) == 2
+    assert "did you mean 'quadratic10'" in capsys.readouterr().err
+    assert main(["tasks", "--show", "quadratic10", "--steps", "0"]) == 2
+    assert "steps must be positive" in capsys.readouterr().err
 
 
 def test_help(capsys):
@@ -73,7 +107,10 @@ def test_a_preset_fills_the_defaults(capsys):
         ("meta-train --outer-stepz 3 --out x", ["--outer-stepz", "--episode-length"]),
         ("meta-train --outer-steps many --out x", ["--outer-steps", "many"]),
         ("meta-train --outer-steps 3", ["--out"]),
-        ("meta-train --out x --families mnist", ["mnist", "mlp32x32"]),
+        (
+            "meta-train --out x --families mnist",
+            ["Config.families: unknown task 'mnist'", "l2o tasks"],
+        ),
         ("meta-train --out x --std 0", ["std must be positive"]),
         ("demo --preset full", ["unknown preset 'full'", "smoke"]),
         ("evaluate nowhere", ["'nowhere' is neither a file or folder nor"]),

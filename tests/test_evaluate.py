@@ -208,7 +208,7 @@ def test_the_page_escapes_what_it_is_given(results, tmp_path):
 @pytest.mark.parametrize(
     "bad, match",
     [
-        ({"tasks": ("mnist",)}, "known: .*deep_mlp"),
+        ({"tasks": ("mnist",)}, "Evaluation.tasks: unknown task 'mnist'"),
         ({"learning_rates": ()}, "empty grid"),
         ({"learning_rates": (0.1, -1.0)}, "must be positive"),
         ({"steps": 15}, "multiple of eval_every"),

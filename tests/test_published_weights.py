@@ -15,7 +15,7 @@ import pytest
 
 import l2o
 from l2o.meta_train import Evaluation, evaluate
-from l2o.tasks import HELDOUT, digits
+from l2o.tasks import digits
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT.parent / "shared" / "reference" / "weights"
@@ -54,7 +54,7 @@ def test_digits_end_at_the_recorded_loss(script, name, low, high):
 
 @pytest.mark.exhaustive
 def test_heldout_tasks_are_trained_stably():
-    config = Evaluation(tasks=HELDOUT, steps=100, seeds=1, learning_rates=(1e-2,))
+    config = Evaluation(steps=100, seeds=1, learning_rates=(1e-2,))
     tx = l2o.load(WEIGHTS / "celo", num_steps=config.steps)
     for result in evaluate(tx, config):
         (curve,) = result.learned["train"]
