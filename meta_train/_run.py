@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
-from l2o.tasks import TaskFamily
+from l2o.tasks import TaskFamily, TaskSpec, resolve
 
 from ._checkpoints import Checkpoints, restore, steps
 from ._config import Config
@@ -95,6 +95,7 @@ def run(
         console = Console(quiet=True)
     devices = Devices(make_mesh(topology, config.particles), topology)
     optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
+    specs = {} if families is not None else resolve(config.families)
     if families is None:
         families = make_families(
             config.families, config.reparam_level, config.reparam_range
@@ -104,7 +105,7 @@ def run(
     if config.start_from is not None and not steps(out / "checkpoints"):
         _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
     recipe = make_recipe(config, optimizer, families, start)
-    content = _content(config, optimizer, families)
+    content = _content(config, optimizer, families, specs)
     old = by_main(lambda: claim(out, content, override))
     parts, state = _placed(recipe, devices)
 
@@ -150,6 +151,7 @@ def run(
         card = {
             "config": dataclasses.asdict(config),
             "task_families": [family.name for family in families],
+            "task_specs": [spec.to_dict() for spec in specs.values()],
             "outer_steps": step,
             "inner_steps": int(counters["inner_steps"]),
             "seconds": round(counters["seconds"], 1),
@@ -201,7 +203,10 @@ def _export(
 
 
 def _content(
-    config: Config, optimizer: l2o.LearnedOptimizer, families: Sequence[TaskFamily]
+    config: Config,
+    optimizer: l2o.LearnedOptimizer,
+    families: Sequence[TaskFamily],
+    specs: Mapping[str, TaskSpec],
 ) -> dict[str, Any]:
     """What `config.json` holds."""
     content = {
@@ -209,5 +214,7 @@ def _content(
         "optimizer": optimizer.name,
         "optimizer_options": dict(optimizer.arguments),
         "task_families": [family.name for family in families],
+        # A name may come to stand for another task: in a file, or in a later version.
+        "task_digests": {name: spec.digest() for name, spec in specs.items()},
     }
     return json.loads(json.dumps(content))  # tuples as lists, as they come back

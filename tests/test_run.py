@@ -17,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 import l2o
 from l2o.meta_train import Config, presets, run
-from l2o.tasks import TaskFamily, quadratic, stateless
+from l2o.tasks import TaskFamily, TaskSpec, quadratic, stateless
 
 QUICK = Config(
     optimizer="learnable_sgdm",
@@ -393,3 +393,25 @@ def test_weights_to_start_from_must_fit_and_exist(tmp_path):
     with pytest.raises(ValueError, match="does not fit learnable_sgdm"):
         run(unfit, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_tasks_of_a_file_is_held_to_them(tmp_path):
+    file = tmp_path / "own.json"
+    spec = TaskSpec("quadratic", {"dim": 2}, label="mine")
+    file.write_text(json.dumps([spec.to_dict()]))
+    config = Config(
+        optimizer="learnable_sgd",
+        families=(str(file),),
+        particles=1,
+        truncation=2,
+        episode_length=(2, 2),
+        outer_steps=2,
+        outer_warmup=0,
+    )
+    result = run(config, tmp_path / "run")
+    card = l2o.read_card(result.frozen)["card"]
+    assert card["task_families"] == ["mine/reparam-global"]
+    assert card["task_specs"] == [spec.to_dict()]
+    file.write_text(json.dumps([{**spec.to_dict(), "options": {"dim": 3}}]))
+    with pytest.raises(ValueError, match="task_digests cannot change in a run"):
+        run(config, tmp_path / "run")
