@@ -1,6 +1,7 @@
 """The loop over outer steps: dispatch, read, checkpoint, stop."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from ._population import exchange
 from ._recipe import Part
 
 _IN_FLIGHT = 4  # outer steps dispatched ahead of the one whose numbers are read
+_MANY = 5  # programs that take so long to compile that one wants to see it
 _SALT = 0xE8C4  # keeps exchanges apart from the run's other draws
 
 
@@ -126,7 +128,7 @@ def loop(
         stack.push(lambda kind, error, trace: _abandon(stack, error))
         exchange_ = _exchange(outer, workers, parts, devices)
         if step < config.outer_steps:
-            programs = _compile(parts, outer, workers, devices)
+            programs = _compile(parts, outer, workers, devices, console)
             clock = time.perf_counter()
         while step < config.outer_steps and not stopped(step) and not diverged():
             # A function of seed and step alone, so that a resumed run draws the same.
@@ -185,20 +187,34 @@ def _record(step: int, family: str, info: OuterInfo, seconds: float) -> dict[str
 
 
 def _compile(
-    parts: Sequence[Part], outer: Any, workers: Sequence[Any], devices: Devices
+    parts: Sequence[Part],
+    outer: Any,
+    workers: Sequence[Any],
+    devices: Devices,
+    console: Console,
 ) -> list[Callable]:
     """One program per part, compiled side by side."""
+    done = itertools.count(1)
 
     def compile_one(i: int) -> Callable:
+        start = time.perf_counter()
         where = devices.shardings(outer, parts[i].specs)
         given: dict[str, Any] = {}
         if where is not None:
             given = {"in_shardings": where, "out_shardings": (*where[:2], where[2])}
         jitted = jax.jit(parts[i].step, donate_argnums=(0, 1), **given)
         with devices.context():  # which belongs to a thread
-            return jitted.lower(outer, workers[i], parts[i].data).compile()
+            program = jitted.lower(outer, workers[i], parts[i].data).compile()
+        if len(parts) >= _MANY:
+            seconds = time.perf_counter() - start
+            console.print(
+                f"compiled {next(done)}/{len(parts)}: {parts[i].name}, {seconds:.0f} s",
+                highlight=False,
+            )
+        return program
 
-    with ThreadPoolExecutor() as pool:
+    # One per core: a compilation may take gigabytes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compile_one, range(len(parts))))
 
 

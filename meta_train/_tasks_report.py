@@ -54,11 +54,11 @@ def list_tasks(
     for title, specs in groups:
         table = Table(
             Column("task", no_wrap=True),
-            Column("kind", no_wrap=True),
-            "data",
-            Column("parameters", justify="right"),
-            Column("Mflop", justify="right"),
-            Column("ms/step", justify="right"),
+            Column("kind", overflow="fold"),
+            Column("data", overflow="fold"),
+            Column("parameters", justify="right", no_wrap=True, min_width=10),
+            Column("Mflop", justify="right", no_wrap=True, min_width=5),
+            Column("ms/step", justify="right", no_wrap=True, min_width=7),
             title=title,
             title_justify="left",
             box=None,
@@ -70,6 +70,13 @@ def list_tasks(
 
 
 def _row(spec: TaskSpec, measure: bool) -> tuple[str, ...]:
+    try:
+        return _found(spec, measure)
+    except ModuleNotFoundError as error:
+        return str(spec.options.get("model", spec.kind)), str(error), "", "", ""
+
+
+def _found(spec: TaskSpec, measure: bool) -> tuple[str, ...]:
     absent = [name for name in spec.datasets if not is_available(name)]
     cost: Cost | None = None
     if measure and not absent:

@@ -1,10 +1,12 @@
 """What an inner step of a task costs, by XLA's count and by the clock."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +102,7 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
       spec: its data are loaded if nothing is remembered.
       measure: time it, too, unless a time is remembered.
     """
-    path = _cache() / "costs" / f"{_machine()}-{spec.digest()}.json"
+    path = _cache() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json"
     known = _remembered(path)
     if known is not None and (known.seconds is not None or not measure):
         return known
@@ -108,7 +110,7 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
     # Where the cache cannot be written, it is measured again next time.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         part.write_text(json.dumps(cost._asdict()))
         part.replace(path)
     return cost
@@ -116,12 +118,13 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
 
 def remembered_cost(spec: TaskSpec) -> Cost | None:
     """What `spec_cost` has found on a machine of this kind; None if it has not run."""
-    return _remembered(_cache() / "costs" / f"{_machine()}-{spec.digest()}.json")
+    return _remembered(_cache() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json")
 
 
 def within(
     *,
     parameters: float | None = None,
+    tensors: int | None = None,
     flops: float | None = None,
     bytes: float | None = None,
     seconds: float | None = None,
@@ -129,9 +132,11 @@ def within(
     """What `sample_spec` accepts under a budget per inner step.
 
     Args:
-      parameters, flops, bytes, seconds: upper bounds, see `Cost`; None for none. Only
-        `seconds` runs anything. Without a bound on them, 10^7 parameters are the most;
-        what has more of them than half the flops is refused before it is compiled.
+      parameters, flops, bytes, seconds: upper bounds, see `Cost`; None for none, but
+        10^7 for the parameters. Only `seconds` runs anything; what has more parameters
+        than half the flops is refused before it is compiled.
+      tensors: upper bound on how many the parameters are; what a learned optimizer
+        compiles grows with it.
 
     Example:
       >>> import jax
@@ -143,13 +148,13 @@ def within(
     Source: VeLO's filter by step time (Metz et al., 2022), which used a learned model
     of it.
     """
-    most = min(
-        parameters if parameters is not None else 1e7,
-        flops / 2 if flops is not None else 1e7,
-    )
+    most = parameters if parameters is not None else 1e7
+    if flops is not None:
+        most = min(most, flops / 2)
 
     def accept(spec: TaskSpec) -> bool:
-        if parameter_count(spec.family()) > most:
+        sizes = _sizes(spec.family())
+        if sum(sizes) > most or (tensors is not None and len(sizes) > tensors):
             return False
         if flops is bytes is seconds is None:
             return True
@@ -172,11 +177,19 @@ def parameter_count(family: TaskFamily) -> int:
       3
     """
 
+    return sum(_sizes(family))
+
+
+def _sizes(family: TaskFamily) -> list[int]:
     def params(key: jax.Array, data: Any) -> Any:
         return family.task(family.sample(key), data).init(key)[0]
 
     shapes = jax.eval_shape(params, jax.random.key(0), family.data)
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+    return [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
+
+
+def _unlabelled(spec: TaskSpec) -> str:
+    return dataclasses.replace(spec, label="").digest()
 
 
 def _remembered(path: Path) -> Cost | None:
