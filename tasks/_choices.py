@@ -53,6 +53,12 @@ INITIALIZERS: dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = {
 VELO_INITIALIZERS = ("orthogonal", "uniform", "normal", "normal", "uniform")
 
 
+# In flax: what attention's heads are (inputs, heads, width) of, and parameters with
+# several axes that are no weights.
+_HEADS = ("query", "key", "value")
+_NO_WEIGHTS = ("bias", "class_token", "position")
+
+
 def _fan_in(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1])
 
@@ -63,8 +69,8 @@ class Choices(NamedTuple):
     Attributes:
       activation: keys of `ACTIVATIONS`.
       initializer: keys of `INITIALIZERS`, or None for what the model brings.
-      init_scale: range of a factor on the initial weights, log-uniform; biases and
-        other vectors are left alone.
+      init_scale: range of a factor on the initial weights, log-uniform; biases, other
+        vectors and learned positions are left alone.
     """
 
     activation: str | Sequence[str] = "relu"
@@ -116,24 +122,33 @@ def chosen_weights(
 ) -> Any:
     """The model's own initial parameters, as the task has them.
 
-    Weights are what has more than one axis, the last one being the outputs.
+    Weights are what has more than one axis, the last one being the outputs; of the
+    heads of attention all but the first are.
     """
     names = _names(choices.initializer)
     scale = config.get("init_scale", choices.init_scale[0])
 
-    def one(k, x):
-        if x.ndim < 2:
+    def one(k, path, x):
+        layer, leaf = ("", *(str(part.key) for part in path))[-2:]
+        if x.ndim < 2 or leaf in _NO_WEIGHTS:
             return x
         if names:
-            drawn = [INITIALIZERS[name](k, x.shape).astype(x.dtype) for name in names]
+            heads = layer in _HEADS
+            shape = (x.shape[0], math.prod(x.shape[1:])) if heads else x.shape
+            drawn = [
+                INITIALIZERS[name](k, shape).reshape(x.shape).astype(x.dtype)
+                for name in names
+            ]
             x = pick(config.get("initializer", 0), drawn)
-        return x * scale
+        return (x * scale).astype(x.dtype)
 
     if not names and choices.init_scale == (1.0, 1.0):
         return params
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten_with_path(params)
     keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, map(one, keys, leaves))
+    return jax.tree.unflatten(
+        structure, [one(k, *leaf) for k, leaf in zip(keys, leaves, strict=True)]
+    )
 
 
 def pick(index: Any, choices: Sequence[jax.Array]) -> jax.Array:

@@ -15,7 +15,7 @@ from ._choices import VELO_ACTIVATIONS, VELO_INITIALIZERS
 from ._cost import within
 from ._spec import TaskSpec
 from .augment import velo_augmentations
-from .data import load
+from .data import load_all
 
 Generator = np.random.Generator
 
@@ -443,10 +443,16 @@ def _hidden(rng: Generator, low: int = 8) -> tuple[int, ...]:
 
 
 def _images(rng: Generator, size: int, batch: int = 512) -> tuple[str, int]:
-    """A dataset and a batch size, cut to the smallest of its splits."""
+    """A dataset and a batch size."""
     name = _one(rng, TRAIN_IMAGES)
     drawn = log_int(rng, 4, batch)
-    return name, min(drawn, *(len(split["y"]) for split in load(name, size=size)))
+    return name, _cut(drawn, (name,), size=size)
+
+
+def _cut(batch_size: int, datasets: Sequence[str], **geometry: Any) -> int:
+    """No more than the smallest split has."""
+    (data,) = load_all(datasets, **geometry)
+    return min(batch_size, *(len(split["y"]) for split in data))
 
 
 def _text(rng: Generator) -> dict[str, Any]:
@@ -456,7 +462,8 @@ def _text(rng: Generator) -> dict[str, Any]:
     }
     if _coin(rng):
         geometry["vocabulary"] = log_int(rng, 300, 10_000)
-    return {**geometry, "batch_size": log_int(rng, 4, 512)}
+    drawn = log_int(rng, 4, 512)
+    return {**geometry, "batch_size": _cut(drawn, **geometry)}
 
 
 def _with(spec: TaskSpec, **options: Any) -> TaskSpec:

@@ -99,7 +99,9 @@ def _read(path: Path) -> dict[str, TaskSpec]:
     if not isinstance(content, list) or not all(isinstance(x, dict) for x in content):
         raise ValueError(f"{path} holds no list of task specs")
     specs = [TaskSpec.from_dict(each) for each in content]
-    unnamed = [spec for spec in specs if not spec.label]
-    if unnamed:
+    labels = [spec.label for spec in specs]
+    if not all(isinstance(label, str) and label for label in labels):
         raise ValueError(f"{path}: every task needs a label")
-    return {spec.label: spec for spec in specs}
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"{path}: {', '.join(twice)}: named twice")
+    return dict(zip(labels, specs, strict=True))

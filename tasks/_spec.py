@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ._base import TaskFamily
 
 # Where each is found; imported on use, because most need flax or haiku.
@@ -183,9 +185,15 @@ class TaskSpec:
                 f"is needed; not {', '.join(sorted(content))}"
             )
         content = _tuples(content)
-        augmentations = tuple(
-            Augmentation(**step) for step in content.get("augmentations", ())
-        )
+        steps = content.get("augmentations", ())
+        for part in (content, *steps):
+            if not _is_part(part):
+                raise ValueError(
+                    "a task spec and each of its augmentations need a mapping of "
+                    "options, and augmentations have the keys name and options; not "
+                    f"{part}"
+                )
+        augmentations = tuple(Augmentation(**step) for step in steps)
         spec = cls(**{**content, "augmentations": augmentations})
         return spec.check() if check else spec
 
@@ -277,6 +285,13 @@ def _check_options(
         raise ValueError(f"{name} needs the option {', '.join(missing)}")
 
 
+def _is_part(x: Any) -> bool:
+    """Whether it can be a spec, known by its kind, or else an augmentation."""
+    if not isinstance(x, Mapping) or not isinstance(x.get("options", {}), Mapping):
+        return False
+    return "kind" in x or {"name"} <= x.keys() <= {"name", "options"}
+
+
 def _plain(x: Any) -> Any:
     if isinstance(x, Mapping):
         return {key: _plain(value) for key, value in x.items()}
@@ -288,6 +303,8 @@ def _plain(x: Any) -> Any:
 def _tuples(x: Any) -> Any:
     if isinstance(x, Mapping):
         return {key: _tuples(value) for key, value in x.items()}
+    if isinstance(x, np.ndarray | np.generic):
+        x = x.tolist()  # numbers that JSON can hold
     if isinstance(x, Sequence) and not isinstance(x, str):
         return tuple(_tuples(value) for value in x)
     return x

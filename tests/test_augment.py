@@ -803,3 +803,48 @@ def test_velo_augmentations_are_recipes_that_repeat():
         assert TaskSpec.from_json(spec.to_json()) == spec
         kept = tuple(a for a in drawn if a.name != "reduced_batch")
         assert velo_augmentations(rng, smaller_batches=False) == kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("cartpole", {"steps": 5, "episodes": 2, "pairs": 1}),
+        ("matmul_algorithm", {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_few_bits_where_a_loop_or_a_decomposition_is(kind, options, dtype):
+    family = tasks.reduced_precision(tasks.make(kind, **options), dtype)
+
+    def gradient():
+        task = family.task(family.sample(KEY), family.data)
+        params, state = task.init(KEY)
+        batch = task.batch(KEY, "train")
+        return jax.grad(task.loss, has_aux=True)(params, state, KEY, batch)[0]
+
+    found = jax.jit(gradient).lower().out_info
+    assert {x.dtype.name for x in jax.tree.leaves(found)} == {dtype}
+
+
+@pytest.mark.parametrize("level", ["global", "tensor", "parameter"])
+def test_reparametrisation_keeps_few_bits(level):
+    few = tasks.reduced_precision(tasks.quadratic(3))
+    family = tasks.reparametrize(few, level)
+    task = family.task(family.sample(KEY), family.data)
+    params, _ = task.init(KEY)
+    assert params.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("worse", [tasks.truncated_data, tasks.label_noise])
+def test_worse_data_of_a_logistic_regression(worse):
+    full = tasks.make("logistic_regression", dataset="breast_cancer")
+    family = worse(full, 0.5)
+    assert full.optimum is not None and family.optimum is None
+    task = family.task(family.sample(KEY), family.data)
+    with pytest.raises(ValueError, match="need a batch_size"):
+        task.batch(KEY, "train")
+    family = worse(
+        tasks.make("logistic_regression", dataset="breast_cancer", batch_size=8), 0.5
+    )
+    task = family.task(family.sample(KEY), family.data)
+    assert task.batch(KEY, "test")["labels"].shape == (8,)

@@ -272,3 +272,38 @@ def test_load_names_the_known_datasets_and_passes_datasets_through():
     with pytest.raises(ValueError, match="unknown dataset 'minst'; known: digits"):
         tasks.load("minst")
     assert tasks.load(TINY) is TINY
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry", "match"),
+    [
+        ("digits", {"sizes": 4}, "digits has no option sizes; known: size, grey"),
+        ("wine", {"size": 4}, "wine has no option size; known: none"),
+    ],
+)
+def test_a_geometry_that_a_dataset_does_not_have(name, geometry, match):
+    with pytest.raises(ValueError, match=match):
+        tasks.load(name, **geometry)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "match"), [("digits", "not 'digits'"), ((), "none at all")]
+)
+@pytest.mark.parametrize("kind", ["autoencoder", "vae", "language_model"])
+def test_datasets_are_several(kind, datasets, match):
+    with pytest.raises(ValueError, match=match):
+        tasks.make(kind, datasets=datasets)
+
+
+def test_tables_may_be_loaded_inside_a_program():
+    DATASETS["iris"].cache_clear()
+    jax.jit(lambda: tasks.load("iris").train["x"].sum())()
+    assert np.isfinite(tasks.load("iris").train["x"]).all()
+
+
+def test_images_of_few_sizes_are_remembered():
+    first = tasks.load("digits", size=4)
+    assert tasks.load("digits", size=4) is first
+    for size in range(5, 14):
+        tasks.load("digits", size=size)
+    assert tasks.load("digits", size=4) is not first

@@ -158,3 +158,21 @@ def test_unknown_models_and_options_are_named():
         models.make_model("vit", 3, {"widht": 3})
     with pytest.raises(ValueError, match="unknown core 'ltsm'; known: lstm, gru"):
         models.make_model("recurrent", 3, {"core": "ltsm"})(jnp.tanh)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("conv", {"normalization": "batch"}), ("vit", {})],
+)
+def test_models_stay_in_float32_where_x64_is_on(model, options):
+    with jax.enable_x64(True):
+        family = tasks.make(
+            "supervised", model=model, datasets=("digits",), options=options
+        )
+
+        def start(data):
+            task = family.task({}, data)
+            return task.init(KEY)
+
+        found = jax.eval_shape(start, family.data)
+    assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}

@@ -19,7 +19,13 @@ from helpers import (
 
 from l2o import tasks
 from l2o.tasks import SPLITS, make
-from l2o.tasks._choices import ACTIVATIONS, INITIALIZERS, VELO_ACTIVATIONS
+from l2o.tasks._choices import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    VELO_ACTIVATIONS,
+    Choices,
+    chosen_weights,
+)
 from l2o.tasks.data import photograph
 
 
@@ -373,3 +379,30 @@ def test_log_scaled_is_two_at_the_baseline_and_bounded():
     expected = [2.0, 2.2, 2.2, 2.2, 2.2, 0.0, 0.0]
     np.testing.assert_allclose(jax.vmap(normalize)(values), expected, rtol=1e-6)
     np.testing.assert_allclose(normalize(0.25 * math.exp(-5)), 1.0, rtol=1e-6)
+
+
+def test_drawn_initial_weights_of_attention():
+    zeros = {
+        "attention": {
+            "query": {"kernel": jnp.zeros((64, 4, 16)), "bias": jnp.zeros((4, 16))},
+            "out": {"kernel": jnp.zeros((4, 16, 64)), "bias": jnp.zeros(64)},
+        },
+        "class_token": jnp.zeros((1, 1, 64)),
+        "position": jnp.zeros((5, 64)),
+    }
+    choices = Choices(initializer="normal", init_scale=(3.0, 3.0))
+    params = chosen_weights(choices, {}, KEY, zeros)
+    for name in ("query", "out"):
+        kernel = params["attention"][name].pop("kernel")
+        assert_close(np.std(kernel), 3 / math.sqrt(64), rtol=0.1)
+    assert not any(map(np.any, jax.tree.leaves(params)))
+
+
+def test_an_unknown_activation_of_the_copy_task():
+    with pytest.raises(ValueError, match="unknown activation 'no'; known: relu"):
+        make("copy_task", activation="no")
+
+
+def test_a_vocabulary_without_tokens_of_the_data():
+    with pytest.raises(ValueError, match="a vocabulary of 50 has no token 12"):
+        make("language_model", datasets=(tasks.load("python_docs"),), vocabulary=50)

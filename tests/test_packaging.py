@@ -69,3 +69,8 @@ def test_constraints_pin_every_dependency():
     wanted = [*PROJECT["project"]["dependencies"], *extras["train"], *extras["dev"]]
     for requirement in wanted:
         assert requirement.split(">=")[0].lower() in pinned, requirement
+
+
+def test_what_models_import_comes_with_training():
+    wanted = " ".join(PROJECT["project"]["optional-dependencies"]["train"])
+    assert "flax" in wanted and "dm-haiku" in wanted

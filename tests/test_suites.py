@@ -75,7 +75,7 @@ DIGESTS = {
     "demo/train": "ad09397e3bc8",
     "demo/heldout": "7ec6f606facd",
     "train/fast": "8afcb27e5399",
-    "train/broad": "504ebdcb04d9",
+    "train/broad": "0414fc5f755a",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "d9777e5b560d",
     "convex": "8466c8858288",
@@ -386,3 +386,66 @@ def test_a_budget_in_operations_refuses_what_costs_more(tmp_path, monkeypatch):
     assert not tasks.within(bytes=1e3)(spec)
     assert not tasks.within(parameters=999)(spec)
     assert not tasks.within(seconds=0.0)(TaskSpec("quadratic", {"dim": 3}))
+
+
+def test_a_bound_on_parameters_may_be_above_the_default():
+    wide = TaskSpec("quadratic", {"dim": 20_000_000})
+    assert not tasks.within()(wide)
+    assert tasks.within(parameters=5e7)(wide)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"kind": "quadratic", "options": [1, 2]},
+        {"kind": "quadratic", "augmentations": ["es_gradient"]},
+        {"kind": "quadratic", "augmentations": [{"nam": "es_gradient"}]},
+        {"kind": "quadratic", "augmentations": [{"name": "es_gradient", "std": 1}]},
+        {"kind": "quadratic", "augmentations": [{"name": "es_gradient", "options": 1}]},
+    ],
+)
+def test_parts_of_a_spec_that_are_no_mappings(content):
+    with pytest.raises(ValueError, match="mapping"):
+        TaskSpec.from_dict(content)
+
+
+def test_numbers_of_numpy_in_a_spec():
+    options = {"dim": np.int64(3), "noise": np.float32(0.5), "rotated": np.True_}
+    spec = TaskSpec("quadratic", options)
+    assert spec == TaskSpec("quadratic", {"dim": 3, "noise": 0.5, "rotated": True})
+    assert TaskSpec.from_json(spec.to_json()) == spec
+    hidden = TaskSpec("image_mlp", {"datasets": ("digits",), "hidden": np.arange(1, 3)})
+    assert hidden.options["hidden"] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"), [(("a", "a"), "a: named twice"), ((5, "a"), "needs a label")]
+)
+def test_labels_in_a_file(labels, match, tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([{"kind": "quadratic", "label": x} for x in labels]))
+    with pytest.raises(ValueError, match=match):
+        resolve(str(path))
+
+
+def test_batches_of_texts_fit_their_splits(monkeypatch):
+    class Large(np.random.Generator):
+        def uniform(self, low=0.0, high=1.0, size=None):
+            # No word pieces, and else the end of every range.
+            return 0.9 if (low, high) == (0.0, 1.0) else high - 1e-6
+
+    spec = _distributions.rnn_lm(Large(np.random.PCG64(0)))
+    assert spec.options["length"] == 511
+    smallest = min(len(s["y"]) for s in tasks.load("python_code", length=511))
+    assert spec.options["batch_size"] == smallest < 511
+
+
+def test_tasks_are_listed_without_what_some_of_them_need(monkeypatch, capsys):
+    from l2o.meta_train._cli import main
+
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    tasks.data.python_docs.cache_clear()
+    assert main(["tasks", "transformer-docs-pieces", "pinn-heat"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "word pieces need tokenizers" in printed.replace("│", " ")
+    assert "1,185" in printed

@@ -46,7 +46,8 @@ def truncated_data(family: TaskFamily, fraction: Strength) -> TaskFamily:
     def draws(key):
         return {"fraction": uniform(key, fraction)}
 
-    return wrap(family, "truncated", _same, draws, _SALT_FRACTION, view)
+    seen = wrap(family, "truncated", _same, draws, _SALT_FRACTION, view)
+    return seen._replace(optimum=None)  # of other data
 
 
 def label_noise(family: TaskFamily, probability: Strength) -> TaskFamily:
@@ -88,7 +89,8 @@ def label_noise(family: TaskFamily, probability: Strength) -> TaskFamily:
         k_probability, k_examples = jax.random.split(key)
         return {"probability": uniform(k_probability, probability), "key": k_examples}
 
-    return wrap(family, "label-noise", _same, draws, _SALT_NOISE, view)
+    seen = wrap(family, "label-noise", _same, draws, _SALT_NOISE, view)
+    return seen._replace(optimum=None)  # of other data
 
 
 def _same(task, config):

@@ -70,10 +70,14 @@ def reparametrize(
 
     def change(task, config):
         def rescale(params, power):
+            # In the parameters' own dtype, which may have few bits.
+            def one(x, s):
+                return (x * s**power).astype(x.dtype)
+
             scale = config["scale"]
             if level == "global":
-                return jax.tree.map(lambda x: x * scale**power, params)
-            return jax.tree.map(lambda x, s: x * s**power, params, scale)
+                return jax.tree.map(lambda x: one(x, scale), params)
+            return jax.tree.map(one, params, scale)
 
         def init(key):
             params, model_state = task.init(key)

@@ -7,10 +7,12 @@ import numpy as np
 
 from ._base import Dataset, from_arrays
 
+# Of a few sizes: a sampler of tasks goes through all of them.
+_remembered = functools.lru_cache(maxsize=8)
 MISSING = "the {} dataset needs {}: pip install 'l2o[train]'"
 
 
-@functools.cache
+@_remembered
 def digits(size: int = 8, grey: bool = True) -> Dataset:
     """1797 handwritten digits, 8x8 grey in [0, 1], ten classes (UCI; scikit-learn).
 
@@ -29,7 +31,7 @@ def digits(size: int = 8, grey: bool = True) -> Dataset:
     )
 
 
-@functools.cache
+@_remembered
 def patches(size: int = 8, grey: bool = True) -> Dataset:
     """8480 patches of two photographs, 8x8 grey in [0, 1]; which region is the label.
 
@@ -62,7 +64,7 @@ def patches(size: int = 8, grey: bool = True) -> Dataset:
     )
 
 
-@functools.cache
+@_remembered
 def shapes(size: int = 8, grey: bool = True) -> Dataset:
     """6000 drawn figures of ten kinds, in noise.
 
@@ -106,7 +108,7 @@ def shapes(size: int = 8, grey: bool = True) -> Dataset:
     return from_arrays({"x": x.astype(np.float32), "y": y.astype(np.int32)})
 
 
-@functools.cache
+@_remembered
 def textures(size: int = 8, grey: bool = True) -> Dataset:
     """6000 gratings in noise; which of ten orientations is the label.
 
@@ -134,7 +136,7 @@ def textures(size: int = 8, grey: bool = True) -> Dataset:
     return from_arrays({"x": x.astype(np.float32), "y": y.astype(np.int32)})
 
 
-@functools.cache
+@_remembered
 def glyphs(size: int = 16, grey: bool = True) -> Dataset:
     """5000 letters A to J in the fonts that matplotlib brings, turned and shifted.
 
@@ -178,7 +180,7 @@ _FONTS = (
 )  # fmt: skip
 
 
-@functools.cache
+@_remembered
 def elevation(size: int = 8, grey: bool = True) -> Dataset:
     """2150 tiles of a map of heights (the Jacksboro fault; matplotlib's sample data).
 

@@ -1,5 +1,6 @@
 """Datasets by name."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 from ._base import Dataset
@@ -40,7 +41,8 @@ def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
       **geometry: `size` of images, `length` of texts.
 
     Raises:
-      ValueError: unknown name; the message lists the known ones.
+      ValueError: unknown name, or a geometry that it does not have; the message lists
+        the known ones.
 
     Example:
       >>> from l2o.tasks.data import load
@@ -51,6 +53,12 @@ def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
         return name
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    known = inspect.signature(DATASETS[name]).parameters
+    if unknown := sorted(geometry.keys() - known):
+        raise ValueError(
+            f"the dataset {name} has no option {', '.join(unknown)}; known: "
+            f"{', '.join(known) or 'none'}"
+        )
     return DATASETS[name](**geometry)
 
 
@@ -68,5 +76,14 @@ def is_available(name: str) -> bool:
 def load_all(
     names: Sequence[str | Dataset], **geometry: int | bool | None
 ) -> tuple[Dataset, ...]:
-    """As `load`, one after the other."""
+    """As `load`, one after the other.
+
+    Raises:
+      ValueError: no names, or a single one that is no sequence; and as `load`.
+    """
+    if isinstance(names, str) or not names:
+        raise ValueError(
+            "datasets are a sequence of names or datasets, not "
+            f"{repr(names) if names else 'none at all'}"
+        )
     return tuple(load(name, **geometry) for name in names)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from ._base import Dataset, from_arrays
@@ -26,7 +27,9 @@ def _table(name: str) -> Dataset:
             split["y"] = (split["y"] - y.mean(0)) / y.std(0)
         return split
 
-    return Dataset(*map(standardised, raw))
+    # As `on_device`: a cached tracer would outlive its jit.
+    with jax.ensure_compile_time_eval():
+        return Dataset(*map(standardised, raw))
 
 
 @functools.cache

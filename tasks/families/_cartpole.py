@@ -86,7 +86,7 @@ def cartpole(
             def step(carry, _):
                 state, up = carry
                 force = _FORCE * jnp.sign(policy(params, state))
-                state = _physics(config, state, force)
+                state = _physics(config, state, force).astype(state.dtype)
                 up &= (abs(state[:, 0]) < _TRACK) & (abs(state[:, 2]) < _ANGLE)
                 return (state, up), up
 

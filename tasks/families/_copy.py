@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._base import Task, TaskFamily, clipped
-from .._choices import ACTIVATIONS
+from .._choices import ACTIVATIONS, Choices, check_choices
 from .._losses import accuracy
 from ..models import make_model
 from ._language import masked_cross_entropy
@@ -56,6 +56,7 @@ def copy_task(
     "Unitary evolution recurrent neural networks" (2016).
     """
     outputs = symbols + 2  # blank 0, go 1
+    check_choices(Choices(activation))
     functions = make_model(model, outputs, options or {})(ACTIVATIONS[activation])
     total = 2 * length + delay
     said = jnp.arange(total) >= length + delay
@@ -68,10 +69,11 @@ def copy_task(
 
         def batch(key, split):
             del split  # all sequences are fresh
-            s = jax.random.randint(key, (batch_size, length), 0, symbols)
+            s = jax.random.randint(key, (batch_size, length), 0, symbols, jnp.int32)
             x = jnp.zeros((batch_size, total), jnp.int32)
             x = x.at[:, :length].set(s + 2).at[:, length + delay].set(1)
-            y = jnp.zeros_like(x).at[:, length + delay :].set(config["order"][s] + 2)
+            answer = config["order"][s].astype(x.dtype) + 2
+            y = jnp.zeros_like(x).at[:, length + delay :].set(answer)
             return {"x": x, "y": y}
 
         def loss(params, model_state, key, batch):

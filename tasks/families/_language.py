@@ -48,6 +48,9 @@ def language_model(
 
     As a meta-loss it is clipped to `[0, 1.5 log V]`.
 
+    Raises:
+      ValueError: unknown names, or tokens that the vocabulary does not have.
+
     Example:
       >>> from l2o.tasks import make
       >>> family = make("language_model", options={"width": 16}, length=8)
@@ -61,6 +64,10 @@ def language_model(
     loaded = load_all(datasets, **geometry)
     most = max(number_of_classes(d) or 0 for d in loaded)
     outputs = vocabulary or next((n for n in _BYTES if most <= n), most)
+    if outputs < most:
+        raise ValueError(
+            f"a vocabulary of {outputs} has no token {most - 1}, which is in the data"
+        )
 
     def output_loss(logits, batch):
         return masked_cross_entropy(logits, batch["y"], batch["x"] != 0)

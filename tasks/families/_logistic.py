@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._base import TaskFamily, log_scaled, stateless
-from ..data import Dataset, load, sample_batch
+from ..data import Dataset, View, load, sample_batch
 from ._composite import Composite, Gradient, check_gradient, spectral_square
 from ._lasso import sparse_vector
 
@@ -85,6 +85,11 @@ def logistic_regression(
 
     def whole(config, data, split="train"):
         if table is not None:
+            if isinstance(data, View):
+                raise ValueError(
+                    "truncated_data and label_noise need a batch_size of "
+                    "logistic_regression"
+                )
             return as_rows(getattr(data, split), config)
         return {name: config[name] for name in ("features", "labels")}
 

@@ -55,7 +55,10 @@ def matmul_algorithm(size: int = 2, rank: int = 7) -> TaskFamily:
     def loss(params, key, batch):
         del key, batch
         pairs = params["a"][:, None] * params["b"]
-        basis, _ = jnp.linalg.qr(pairs.reshape(square**2, rank))
+        pairs = pairs.reshape(square**2, rank)
+        # There is no QR decomposition in fewer bits.
+        wide = jnp.promote_types(pairs.dtype, jnp.float32)
+        basis, _ = jnp.linalg.qr(pairs.astype(wide))
         target = jnp.asarray(products, basis.dtype)
         return jnp.sum((target - basis @ (basis.T @ target)) ** 2)
 

@@ -108,9 +108,11 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(self.width)(cut_patches(x, self.patch))
-        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
+        shape = (1, 1, self.width)
+        token = self.param("class_token", nn.initializers.zeros, shape, jnp.float32)
         x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], 1)
-        x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:])
+        normal = nn.initializers.normal(0.02)
+        x = x + self.param("position", normal, x.shape[1:], jnp.float32)
         x = dropout(x, self.dropout)
         for _ in range(self.layers):
             attention = nn.MultiHeadDotProductAttention(

@@ -28,11 +28,13 @@ class Conv(nn.Module):
             "kernel",
             nn.initializers.lecun_normal(),
             (k, k, x.shape[-1], self.channels),
+            jnp.float32,
         )
         y = patches(x, k, self.stride) @ weights.reshape(-1, self.channels)
         if not self.use_bias:
             return y
-        return y + self.param("bias", nn.initializers.zeros, (self.channels,))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        return y + bias
 
 
 def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:

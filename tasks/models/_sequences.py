@@ -36,7 +36,8 @@ class Transformer(nn.Module):
         x = nn.Embed(self.outputs, self.width)(tokens)
         if self.positions:
             shape = (length, self.width)
-            x = x + self.param("position", nn.initializers.normal(0.02), shape)
+            normal = nn.initializers.normal(0.02)
+            x = x + self.param("position", normal, shape, jnp.float32)
         mask = nn.make_causal_mask(tokens)
         features = None if self.key_size is None else self.key_size * self.heads
         for _ in range(self.layers):
