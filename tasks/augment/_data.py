@@ -46,8 +46,7 @@ def truncated_data(family: TaskFamily, fraction: Strength) -> TaskFamily:
     def draws(key):
         return {"fraction": uniform(key, fraction)}
 
-    seen = wrap(family, "truncated", _same, draws, _SALT_FRACTION, view)
-    return seen._replace(optimum=None)  # of other data
+    return wrap(family, "truncated", _same, draws, _SALT_FRACTION, view)
 
 
 def label_noise(family: TaskFamily, probability: Strength) -> TaskFamily:
@@ -89,8 +88,7 @@ def label_noise(family: TaskFamily, probability: Strength) -> TaskFamily:
         k_probability, k_examples = jax.random.split(key)
         return {"probability": uniform(k_probability, probability), "key": k_examples}
 
-    seen = wrap(family, "label-noise", _same, draws, _SALT_NOISE, view)
-    return seen._replace(optimum=None)  # of other data
+    return wrap(family, "label-noise", _same, draws, _SALT_NOISE, view)
 
 
 def _same(task, config):

@@ -87,8 +87,8 @@ def logistic_regression(
         if table is not None:
             if isinstance(data, View):
                 raise ValueError(
-                    "truncated_data and label_noise need a batch_size of "
-                    "logistic_regression"
+                    "truncated_data and label_noise of logistic_regression need a "
+                    "batch_size, and have no optimum"
                 )
             return as_rows(getattr(data, split), config)
         return {name: config[name] for name in ("features", "labels")}
