@@ -99,6 +99,7 @@ def image_resnet(rng: Generator) -> TaskSpec:
         "blocks": blocks,
         "channels": tuple(base * int(factor) for factor in pattern),
         "stem": _one(rng, (3, 5, 7)),
+        "stem_channels": log_int(rng, 8, 64),
         "max_pool": _coin(rng),
     }
     return _classifier(rng, "resnet", options, log_int(rng, 8, 64), 256)

@@ -849,3 +849,29 @@ def test_worse_data_of_a_logistic_regression(worse):
     )
     task = family.task(family.sample(KEY), family.data)
     assert task.batch(KEY, "test")["labels"].shape == (8,)
+
+
+def test_two_wrappers_of_one_kind_draw_apart():
+    noisy = tasks.gradient_noise(tasks.quadratic(200), 1.0, relative=False)
+    twice = tasks.gradient_noise(noisy, 1.0, relative=False)
+
+    def noise(family):
+        config = family.sample(KEY)
+        task = family.task(config, family.data)
+        x = jnp.zeros(200)
+        plain = tasks.quadratic(200)
+        base = plain.task(plain.sample(KEY), ())
+
+        def gradient(task):
+            return jax.grad(lambda x: task.loss(x, (), KEY, jnp.zeros(200))[0])(x)
+
+        return gradient(task) - gradient(base)
+
+    once, both = np.asarray(noise(noisy)), np.asarray(noise(twice))
+    # Independent noises add in variance, equal ones would in deviation.
+    assert abs(both.var() - 2) < 4 * 2 * math.sqrt(2 / 200)
+    assert abs(np.corrcoef(once, both - once)[0, 1]) < 4 / math.sqrt(200)
+
+    scaled = tasks.reparametrize(tasks.reparametrize(tasks.quadratic(2)))
+    config = scaled.sample(KEY)
+    assert config["scale"] != config["base"]["scale"]

@@ -75,9 +75,9 @@ DIGESTS = {
     "demo/train": "ad09397e3bc8",
     "demo/heldout": "7ec6f606facd",
     "train/fast": "8afcb27e5399",
-    "train/broad": "0414fc5f755a",
+    "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
-    "heldout/velodrome": "d9777e5b560d",
+    "heldout/velodrome": "f40a742394ed",
     "convex": "8466c8858288",
 }
 
@@ -282,8 +282,23 @@ def test_known_task_keeps_the_contract(name, standins):
     )
 
 
+def _resnet(stem, blocks, channels):
+    """Parameters of a pre-activation bottleneck ResNet with 1000 classes."""
+    width, total = 64, stem * stem * 3 * 64
+    for count, out in zip(blocks, channels):
+        for block in range(count):
+            inner = out // 4
+            total += width * out if block == 0 else 0  # projection
+            total += width * inner + 9 * inner**2 + inner * out
+            total += 2 * (width + 2 * inner)  # norms before each convolution
+            width = out
+    return total + 2 * width + 1000 * width + 1000
+
+
 # By hand, from the sizes that are published.
 _PARAMETERS = {
+    "Resnet_MultiRuntime_0": _resnet(3, (1, 1, 1, 1), (8, 16, 16, 16)),
+    "Resnet_MultiRuntime_10": _resnet(5, (1, 1, 3, 4), (256, 512, 1024, 1024)),
     "ImageMLP_Cifar10_128x128_Dropout05_Relu_MSE": 3072 * 128 + 128 * 130 + 1290,
     "ESWrapped_1pair_ImageMLP_Cifar10BW8_Relu32": 64 * 32 + 32 + 330,
     # Convolutions 3-32-64-64 have 56 320 parameters; of norms, only scale and shift.

@@ -10,7 +10,7 @@ from .._base import TaskFamily
 from ._gradient import inner, modified, norm
 from ._random import normal_like, sum_over_draws
 from ._strength import Count, check_count, log_integer
-from ._wrap import wrap
+from ._wrap import layers, wrap
 
 _SALT = 0xD12EC  # keeps these draws apart from the family's own
 
@@ -66,6 +66,6 @@ def random_directions(
             n = config.get("count", count)
             return sum_over_draws(seen, key, n, gradient)
 
-        return modified(task, modify, _SALT)
+        return modified(task, modify, _SALT + layers(config))
 
     return wrap(family, "directions", change, draws, _SALT)

@@ -6,7 +6,7 @@ from .._base import TaskFamily
 from ._gradient import like, with_gradient
 from ._random import normal_like, sum_over_draws
 from ._strength import Strength, check_count, check_positive, log_uniform
-from ._wrap import wrap
+from ._wrap import layers, wrap
 
 _SALT = 0xE5  # keeps these draws apart from the family's own
 
@@ -56,7 +56,7 @@ def es_gradient(family: TaskFamily, std: Strength = 0.01, pairs: int = 1) -> Tas
                 slope = rise / (2 * sigma * pairs)
                 return jax.tree.map(lambda e: slope * e, noise)
 
-            k_noise = jax.random.fold_in(key, _SALT)
+            k_noise = jax.random.fold_in(key, _SALT + layers(config))
             gradient = sum_over_draws(one, k_noise, pairs, params)
             return with_gradient(value, like(gradient, params), params), rest
 

@@ -8,7 +8,7 @@ from .._base import TaskFamily
 from ._gradient import modified, norm
 from ._random import normal_like
 from ._strength import Strength, check_positive, log_uniform
-from ._wrap import wrap
+from ._wrap import layers, wrap
 
 _SALT = 0x9015E  # keeps these draws apart from the family's own
 
@@ -51,7 +51,7 @@ def gradient_noise(
             noise = normal_like(key, gradient)
             return jax.tree.map(lambda g, n: g + scale * n, gradient, noise)
 
-        return modified(task, modify, _SALT)
+        return modified(task, modify, _SALT + layers(config))
 
     return wrap(
         family, "noise", change, lambda key: {"std": log_uniform(key, std)}, _SALT

@@ -30,7 +30,7 @@ def wrap(
     def sample(key):
         config = {"base": family.sample(key)}
         if draws is not None:
-            config |= draws(jax.random.fold_in(key, salt))
+            config |= draws(jax.random.fold_in(key, salt + layers(config)))
         return config
 
     def task(config, data):
@@ -48,3 +48,11 @@ def wrap(
         name=f"{family.name}/{suffix}",
         optimum=smallest if optimum is not None else None,
     )
+
+
+def layers(config: dict[str, Any]) -> int:
+    """How many wrappers lie below: keeps apart the draws of two of one kind."""
+    below = config["base"]
+    if isinstance(below, dict) and "base" in below:
+        return 1 + layers(below)
+    return 0

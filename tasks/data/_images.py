@@ -76,8 +76,18 @@ def shapes(size: int = 8, grey: bool = True) -> Dataset:
     percent.
     """
     rng = np.random.default_rng(1)
-    n, count = 6000, 1 if grey else 3
-    y = rng.integers(0, 10, n)
+    y = rng.integers(0, 10, 6000)
+    # In parts, because all ten figures are drawn of every example.
+    parts = np.split(y, 12)
+    x = np.concatenate([_figures(rng, part, size, 1 if grey else 3) for part in parts])
+    return from_arrays({"x": x.astype(np.float32), "y": y.astype(np.int32)})
+
+
+def _figures(
+    rng: np.random.Generator, y: np.ndarray, size: int, count: int
+) -> np.ndarray:
+    """(n, size, size, count) in [0, 1]."""
+    n = len(y)
     radius = rng.uniform(0.25, 0.45, (n, 1, 1))
     centre = rng.uniform(-0.5, 0.5, (2, n, 1, 1)) * (1 - 2 * radius)
     grid = (np.arange(size) + 0.5) / size - 0.5
@@ -104,8 +114,7 @@ def shapes(size: int = 8, grey: bool = True) -> Dataset:
     # Two tones too close would hide the figure.
     tones[1] = np.mod(tones[0] + rng.uniform(0.3, 0.7, tones[0].shape), 1)
     x = np.where(figure, tones[0], tones[1])
-    x = np.clip(x + 0.05 * rng.standard_normal(x.shape), 0, 1)
-    return from_arrays({"x": x.astype(np.float32), "y": y.astype(np.int32)})
+    return np.clip(x + 0.05 * rng.standard_normal(x.shape), 0, 1)
 
 
 @_remembered

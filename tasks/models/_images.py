@@ -63,12 +63,14 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (1, 1, 1, 1)
     channels: tuple[int, ...] = (8, 16, 16, 16)
     stem: int = 3
+    stem_channels: int = 0  # 0: the first group's
     max_pool: bool = True
 
     @nn.compact
     def __call__(self, x):
         norm = lambda x: nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
-        x = Conv(self.channels[0], self.stem, stride=2, use_bias=False)(x)
+        first = self.stem_channels or self.channels[0]
+        x = Conv(first, self.stem, stride=2, use_bias=False)(x)
         if self.max_pool:
             x = max_pool(x)
         for group, (blocks, channels) in enumerate(

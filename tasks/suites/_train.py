@@ -43,7 +43,7 @@ def train_broad() -> Suite:
     return Suite(
         "train/broad",
         content["version"],
-        "all families, sampled with VeLO's ranges and augmentations under a budget",
+        "families of every kind, sampled with VeLO's ranges and augmentations",
         {
             name: TaskSpec.from_dict(spec, check=False)
             for name, spec in content["tasks"].items()

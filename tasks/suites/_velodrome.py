@@ -174,6 +174,7 @@ def _resnets() -> dict[str, TaskSpec]:
                     "blocks": blocks,
                     "channels": channels,
                     "stem": stem,
+                    "stem_channels": 64,
                     "max_pool": i != 10,
                 },
                 "batch_size": batch,
