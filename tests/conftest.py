@@ -19,6 +19,8 @@ def pytest_configure(config):
 def _away_from_the_checkout(tmp_path, monkeypatch):
     # In the checkout, `import l2o` in a child process would find the source folder.
     monkeypatch.chdir(tmp_path)
+    # What this user's earlier runs have measured decides nothing here.
+    monkeypatch.setenv("L2O_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
