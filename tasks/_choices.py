@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._orthonormal import orthonormal
+
 Activation = Callable[[jax.Array], jax.Array]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -30,10 +32,9 @@ VELO_ACTIVATIONS = (
 
 
 def _orthogonal(key, shape):
-    # QR wants at least as many rows as columns.
     rows, cols = math.prod(shape[:-1]), shape[-1]
-    q = jax.random.orthogonal(key, max(rows, cols))[:rows, :cols]
-    return q.reshape(shape)
+    q = orthonormal(key, max(rows, cols), min(rows, cols))
+    return (q if rows >= cols else q.T).reshape(shape)
 
 
 # Of (key, shape), for a scale of one; what is scaled is the standard deviation.

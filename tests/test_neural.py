@@ -26,6 +26,7 @@ from l2o.tasks._choices import (
     Choices,
     chosen_weights,
 )
+from l2o.tasks._orthonormal import orthonormal
 from l2o.tasks.data import photograph
 
 
@@ -406,3 +407,22 @@ def test_an_unknown_activation_of_the_copy_task():
 def test_a_vocabulary_without_tokens_of_the_data():
     with pytest.raises(ValueError, match="a vocabulary of 50 has no token 12"):
         make("language_model", datasets=(tasks.load("python_docs"),), vocabulary=50)
+
+
+def test_several_orthonormal_draws_in_one_batched_program_end():
+    # With LAPACK's QR this program never did, on two cores.
+    shapes = [(64, 20), (206, 20), (20, 20), (9, 8), (20, 1)]
+
+    def draw(key):
+        keys = jax.random.split(key, len(shapes))
+        return [orthonormal(k, *shape) for k, shape in zip(keys, shapes)]
+
+    for q, (_, cols) in zip(mapped(draw)(KEYS[:4]), shapes):
+        gram = np.einsum("bij,bik->bjk", q, q)
+        np.testing.assert_allclose(
+            gram, np.broadcast_to(np.eye(cols), gram.shape), atol=2e-5
+        )
+    # Uniform: any entry of a column is that of a random direction.
+    entries = np.asarray(mapped(lambda key: orthonormal(key, 3, 2))(KEYS))
+    assert np.all(abs(entries.mean(0)) < ERRORS * math.sqrt(1 / 3 / len(KEYS)))
+    np.testing.assert_allclose((entries**2).mean(0), 1 / 3, atol=ERRORS * 0.3 / 44)

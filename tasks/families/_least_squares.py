@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .._base import TaskFamily, stateless
+from .._orthonormal import orthonormal
 from ._zoo import above_floor
 
 
@@ -48,8 +49,8 @@ def least_squares(
 
     def sample(key):
         k_left, k_right, k_solution, k_noise = jax.random.split(key, 4)
-        left, _ = jnp.linalg.qr(jax.random.normal(k_left, (rows, dim)))
-        right = jax.random.orthogonal(k_right, dim)
+        left = orthonormal(k_left, rows, dim)
+        right = orthonormal(k_right, dim, dim)
         values = 10.0 ** jnp.linspace(0, -log10_condition, dim)
         matrix = jnp.sqrt(1.0 * rows) * (left * values) @ right.T
         target = matrix @ jax.random.normal(k_solution, (dim,))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._base import TaskFamily, stateless
+from .._orthonormal import orthonormal
 
 Spectrum = Literal[
     "log_uniform", "uniform", "two_clusters", "power_law", "single_spike"
@@ -66,7 +67,7 @@ def quadratic(
         }
         if rotated:
             # Beside split's two keys, so that these draws are as without a basis.
-            basis = jax.random.orthogonal(jax.random.fold_in(key, 2), dim)
+            basis = orthonormal(jax.random.fold_in(key, 2), dim, dim)
             config["basis"] = basis
         return config
 
