@@ -232,11 +232,6 @@ def make(kind: str, **options: Any) -> TaskFamily:
     return made(**options)
 
 
-def factory(kind: str) -> Callable[..., TaskFamily]:
-    """What makes the families of a kind."""
-    return _factory(KINDS, kind)
-
-
 @functools.cache
 def _imported(module: str, name: str) -> Callable[..., TaskFamily]:
     try:
