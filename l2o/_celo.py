@@ -12,9 +12,7 @@ from ._accumulators import (
     Decays,
     Factoring,
     check_factoring,
-    factored_axes,
     init_accumulators,
-    update_accumulators,
 )
 from ._base import (
     LearnedOptimizer,
@@ -26,15 +24,14 @@ from ._base import (
 )
 from ._features import FEATURES, check_features, feature_sizes
 from ._loss_features import LossBuffer, init_loss_buffer
-from ._parameter_rule import GRADIENT_BOUND, ParameterRule, parameter_step
+from ._per_parameter import Shared, update_tree
 from ._recurrent import LSTMState, init_linear, init_rows, linear
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,
     mixing_lstm,
 )
-from ._tensors import map_tensors
-from ._velo import init_bank, mix_bank, run_features
+from ._velo import init_bank, mix_bank, run_features, velo_rule
 
 _SCHEDULE = ("lstm_init", "mix", "lstm", "controls", "step_size")
 
@@ -120,13 +117,13 @@ def celo(
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     planes = sum(feature_sizes(features, *map(len, decays)))
     sizes = [planes, *[hidden_size] * hidden_layers, 3]
-    rule = ParameterRule(
+    rule = velo_rule(
         features,
         exp_mult,
-        step_mult,
         param_scale_mult,
         clip_param_scale_amount,
         precondition_output,
+        factoring,
     )
 
     def init_theta(key):
@@ -164,24 +161,21 @@ def celo(
                 run = jnp.append(run, jnp.float32(validation_mode))
             after = mixing_lstm(theta, run[None], state.lstm)
             controls = jax.nn.softmax(linear(theta["controls"], after.hidden))
-            (nn,) = mix_bank(theta["bank"], controls, 1)
+            network = mix_bank(theta["bank"], controls)
             step_size = schedule(theta, after) if train_phase == 2 else 1.0
 
-            def update_tensor(grad, param, *slots):
-                grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
-                axes = factored_axes(grad.shape, factoring)
-                accumulators = update_accumulators(
-                    Accumulators(*slots), grad, decays, axes
-                )
-                step = parameter_step(rule, nn, grad, param, accumulators, axes)
-                return -step_size * step, *accumulators
-
-            updates, *accumulators = map_tensors(
-                update_tensor, updates, params, *state.accumulators
+            updates, accumulators = update_tree(
+                rule,
+                updates,
+                params,
+                state.accumulators,
+                network,
+                jnp.reshape(step_size * step_mult, 1),
+                Shared(decays),
             )
             return updates, CeloState(
                 optax.safe_increment(state.count),
-                Accumulators(*accumulators),
+                accumulators,
                 optax.tree.scale(1 - rnn_state_decay, after),
                 loss,
             )

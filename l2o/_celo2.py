@@ -1,7 +1,7 @@
 """`celo2`: Celo2-base on orthogonalised matrices, Adam on vectors and embeddings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,20 +12,14 @@ from jax import lax
 from ._accumulators import (
     Accumulators,
     Factoring,
-    factored_axes,
     init_accumulators,
-    update_accumulators,
     update_moment,
 )
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
-from ._celo2_base import (
-    NS_COEFFS,
-    celo2_step,
-    init_celo2,
-    make_rule,
-)
+from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
-from ._tensors import clip_by_global_norm, map_tensors, zeros_like
+from ._per_parameter import Shared, Tensor, one_network, update_tensors
+from ._tensors import clip_by_global_norm, map_together, zeros_like
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -162,10 +156,11 @@ def celo2(
         if adam_bias_correction is None
         else adam_bias_correction
     )
-    rule = make_rule(
+    rule, decays = make_rule(
         arguments,
         factoring=form.factoring if factoring is None else factoring,
         torch_layout=form.torch_layout,
+        gradient_bound=gradient_bound,
     )
 
     def to_adam(path, param):
@@ -175,7 +170,7 @@ def celo2(
         return is_vector or matches(pattern, path)
 
     def init_theta(key):
-        return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
+        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
 
     def bind(theta, *, num_steps=None):
         del num_steps
@@ -191,7 +186,7 @@ def celo2(
                     tree,
                 )
 
-            accumulators = init_accumulators(params, rule.decays, rule.factoring)
+            accumulators = init_accumulators(params, decays, rule.factoring)
             return Celo2State(
                 jnp.zeros([], jnp.int32),
                 Accumulators(
@@ -213,32 +208,35 @@ def celo2(
                 if grad.size
             ]
 
-            def update_tensor(grad, param, *rest):
-                *slots, momentum, rms, adam = rest
-                if adam:
-                    grad = jnp.clip(grad, -adam_bound, adam_bound)
-                    step, m, v = adam_step(grad, momentum[0], rms[0], count)
-                    update = -mult * learning_rate * (step + decay_1d * param)
-                    return update, *slots, (m,), (v,)
-                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
-                axes = factored_axes(grad.shape, rule.factoring)
-                accumulators = update_accumulators(
-                    Accumulators(*slots), grad, rule.decays, axes
-                )
-                step = celo2_step(
-                    rule, theta["nn"], grad, param, accumulators, axes, count
-                )
-                update = -learning_rate * (step + weight_decay * param)
-                return update, *accumulators, momentum, rms
+            shared = Shared(decays, learning_rate * weight_decay, None, count)
+            network = one_network(theta["nn"])
 
-            updates, *slots, (momentum,), (rms,) = map_tensors(
-                update_tensor,
+            def learned(tensors):
+                old = [Tensor(g, p, Accumulators(*x)) for g, p, *x, _, _ in tensors]
+                new = update_tensors(
+                    rule,
+                    old,
+                    network,
+                    jnp.full(1, learning_rate * rmsmult, jnp.float32),
+                    shared,
+                )
+                rest = [t[-2:] for t in tensors]
+                return [(u, *x, *adam) for (u, x), adam in zip(new, rest, strict=True)]
+
+            def adam(grad, param, *rest):
+                *slots, momentum, rms = rest
+                grad = jnp.clip(grad, -adam_bound, adam_bound)
+                step, m, v = adam_step(grad, momentum[0], rms[0], count)
+                update = -mult * learning_rate * (step + decay_1d * param)
+                return update, *slots, (m,), (v,)
+
+            updates, *slots, (momentum,), (rms,) = map_together(
+                routed(routes, adam, learned),
                 updates,
                 params,
                 *state.accumulators,
                 (state.momentum,),
                 (state.rms,),
-                given=(routes,),
             )
             return updates, Celo2State(count, Accumulators(*slots), momentum, rms)
 
@@ -260,6 +258,21 @@ def celo2(
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)
+
+
+def routed(
+    routes: Sequence[bool],
+    one: Callable[..., tuple],
+    others: Callable[[list[tuple]], list[tuple]],
+) -> Callable[[list[tuple]], list[tuple]]:
+    """For `map_together`: tensors of true routes by `one`, the rest by `others`."""
+
+    def rule(tensors):
+        pairs = list(zip(routes, tensors, strict=True))
+        rest = iter(others([tensor for route, tensor in pairs if not route]))
+        return [one(*tensor) if route else next(rest) for route, tensor in pairs]
+
+    return rule
 
 
 def matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:

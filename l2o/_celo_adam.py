@@ -17,7 +17,7 @@ from ._base import (
 )
 from ._celo import schedule
 from ._loss_features import LossBuffer, init_loss_buffer
-from ._parameter_rule import GRADIENT_BOUND, param_scale
+from ._per_parameter import GRADIENT_BOUND, param_scale
 from ._recurrent import LSTMState, init_linear, init_rows
 from ._schedule import (
     RUN_FEATURES,

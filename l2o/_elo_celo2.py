@@ -16,16 +16,11 @@ from ._accumulators import (
     update_accumulators,
 )
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
-from ._celo2 import REGEX_1D, matches
-from ._celo2_base import (
-    NS_COEFFS,
-    Celo2BaseState,
-    celo2_step,
-    init_celo2,
-    make_rule,
-)
+from ._celo2 import REGEX_1D, matches, routed
+from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
 from ._features import FEATURES
-from ._tensors import clip_by_global_norm, map_tensors
+from ._per_parameter import Shared, Tensor, one_network, update_tensors
+from ._tensors import clip_by_global_norm, map_together
 
 
 def elo_celo2(
@@ -103,19 +98,24 @@ def elo_celo2(
     arguments = recorded(locals())
     pattern = re.compile(regex_1d) if regex_1d else None
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
-    rule = make_rule(arguments)
+    rule, decays = make_rule(
+        arguments,
+        factoring=factoring,
+        torch_layout=torch_layout,
+        gradient_bound=gradient_bound,
+    )
 
     def to_adam(path, grad):
         return pattern is not None and (grad.ndim < 2 or matches(pattern, path))
 
     def init_theta(key):
-        return {"nn": init_celo2(key, rule, hidden_size, hidden_layers)}
+        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
 
     def bind(theta, *, num_steps=None):
         del num_steps
 
         def init_fn(params):
-            accumulators = init_accumulators(params, rule.decays, rule.factoring)
+            accumulators = init_accumulators(params, decays, rule.factoring)
             return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -130,28 +130,35 @@ def elo_celo2(
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
 
-            def update_tensor(grad, param, *rest):
-                *slots, adam = rest
-                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
-                axes = factored_axes(grad.shape, rule.factoring)
-                accumulators = update_accumulators(
-                    Accumulators(*slots), grad, rule.decays, axes
+            shared = Shared(decays, learning_rate * weight_decay, None, count)
+            network = one_network(theta["nn"])
+
+            def learned(tensors):
+                old = [Tensor(g, p, Accumulators(*x)) for g, p, *x in tensors]
+                new = update_tensors(
+                    rule,
+                    old,
+                    network,
+                    jnp.full(1, learning_rate * rmsmult, jnp.float32),
+                    shared,
                 )
-                if adam:
-                    m, v = accumulators.momentum[0], accumulators.rms[-1]
-                    m_hat = m / (1 - rule.decays.momentum[0] ** count)
-                    v_hat = v / (1 - rule.decays.rms[-1] ** count)
-                    step = m_hat / (jnp.sqrt(v_hat) + 1e-8)
-                    update = -mult_1d * learning_rate * (step + decay_1d * param)
-                else:
-                    step = celo2_step(
-                        rule, theta["nn"], grad, param, accumulators, axes, count
-                    )
-                    update = -learning_rate * (step + weight_decay * param)
+                return [(u, *x) for u, x in new]
+
+            def adam(grad, param, *slots):
+                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+                axes = factored_axes(grad.shape, factoring)
+                accumulators = update_accumulators(
+                    Accumulators(*slots), grad, decays, axes
+                )
+                m, v = accumulators.momentum[0], accumulators.rms[-1]
+                m_hat = m / (1 - decays.momentum[0] ** count)
+                v_hat = v / (1 - decays.rms[-1] ** count)
+                step = m_hat / (jnp.sqrt(v_hat) + 1e-8)
+                update = -mult_1d * learning_rate * (step + decay_1d * param)
                 return update, *accumulators
 
-            updates, *accumulators = map_tensors(
-                update_tensor, updates, params, *state.accumulators, given=(routes,)
+            updates, *accumulators = map_together(
+                routed(routes, adam, learned), updates, params, *state.accumulators
             )
             return updates, Celo2BaseState(count, Accumulators(*accumulators))
 

@@ -1,6 +1,5 @@
 """`small_fc`: the small per-parameter MLP on Adafactor features (small_fc_lopt)."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,23 +12,18 @@ from ._accumulators import (
     Decays,
     Factoring,
     check_factoring,
-    factored_axes,
     init_accumulators,
-    update_accumulators,
 )
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import (
     FEATURES,
     TIME_SCALES,
-    adafactor_features,
     feature_sizes,
-    inverse_rms,
     time_embedding,
 )
-from ._network import apply_mlp, init_mlp
-from ._tensors import map_tensors
+from ._network import init_mlp
+from ._per_parameter import Rule, Shared, one_network, update_tree
 
-_EPS = 1e-5
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 _FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 
@@ -149,24 +143,14 @@ def small_fc_transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """The rule of `small_fc` for given weights and decays."""
 
-    def update_tensor(grad, param, *slots, time):
-        axes = factored_axes(grad.shape, factoring)
-        accumulators = update_accumulators(Accumulators(*slots), grad, decays, axes)
-        planes = adafactor_features(
-            _FEATURES,
-            grad,
-            param,
-            accumulators,
-            axes,
-            vector_eps=1e-6,
-            fused_row_mean=fused_row_mean,
-        )
-        scales = [inverse_rms(plane, _EPS) for plane in planes]
-        direction, magnitude = apply_mlp(nn, planes, scales, time, grad.shape)
-        step = direction * jnp.exp(magnitude * exp_mult) * step_mult
-        if weight_decay:
-            step = step + weight_decay * param
-        return -step, *accumulators
+    rule = Rule(
+        _FEATURES,
+        _FEATURES,
+        exp_mult,
+        vector_eps=1e-6,
+        fused_row_mean=fused_row_mean,
+        factoring=factoring,
+    )
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, factoring)
@@ -175,13 +159,17 @@ def small_fc_transformation(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, name)
-        updates, *accumulators = map_tensors(
-            functools.partial(update_tensor, time=time_embedding(state.count)),
+        shared = Shared(decays, weight_decay, time_embedding(state.count))
+        updates, accumulators = update_tree(
+            rule,
             updates,
             params,
-            *state.accumulators,
+            state.accumulators,
+            one_network(nn),
+            jnp.full(1, step_mult, jnp.float32),
+            shared,
         )
         count = optax.safe_increment(state.count)
-        return updates, SmallFCState(count, Accumulators(*accumulators))
+        return updates, SmallFCState(count, accumulators)
 
     return stable_dtypes(init_fn, update_fn)

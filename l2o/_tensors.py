@@ -35,23 +35,48 @@ def map_tensors(
     Returns:
       The tree of updates and, per slot, the new tuple of trees.
     """
+
+    def each(tensors):
+        rest = zip(*given, strict=True) if given else itertools.repeat(())
+        return [rule(*old, *more) for old, more in zip(tensors, rest, strict=False)]
+
+    return map_together(each, grads, params, *slots)
+
+
+def map_together(
+    rule: Callable[[list[tuple]], Sequence[tuple]],
+    grads: Any,
+    params: Any,
+    *slots: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """As `map_tensors`, with one call of the rule for the list of all tensors.
+
+    Args:
+      rule: `[(grad, param, slot, ...), ...] -> [(update, slot, ...), ...]`.
+      grads, params, *slots: as in `map_tensors`.
+    """
     leaves = jax.tree.leaves(grads)
     structure: Any = jax.tree.structure(grads)
     param_leaves = structure.flatten_up_to(params)
     slot_leaves = [[structure.flatten_up_to(t) for t in slot] for slot in slots]
-
-    results = []
-    rest = zip(*given, strict=True) if given else itertools.repeat(())
-    for i, (grad, param) in enumerate(zip(leaves, param_leaves, strict=True)):
-        state = [tuple(tree[i] for tree in slot) for slot in slot_leaves]
-        if grad.size == 0:
-            results.append((grad, *state))
-            continue
-        old = (grad, param, *state)
-        new = rule(*jax.tree.map(_as_vector, old), *next(rest))
-        like = (grad, *state)
-        results.append(
-            jax.tree.map(lambda x, ref: jnp.reshape(x, ref.shape), new, like)
+    states = [
+        tuple(tuple(tree[i] for tree in slot) for slot in slot_leaves)
+        for i in range(len(leaves))
+    ]
+    seen = [i for i, grad in enumerate(leaves) if grad.size]
+    new = rule(
+        [
+            jax.tree.map(_as_vector, (leaves[i], param_leaves[i], *states[i]))
+            for i in seen
+        ]
+    )
+    results: list[tuple] = [
+        (grad, *state) for grad, state in zip(leaves, states, strict=True)
+    ]
+    for i, result in zip(seen, new, strict=True):
+        like = (leaves[i], *states[i])
+        results[i] = jax.tree.map(
+            lambda x, ref: jnp.reshape(x, ref.shape), result, like
         )
 
     updates = structure.unflatten([r[0] for r in results])

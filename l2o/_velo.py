@@ -13,9 +13,7 @@ from ._accumulators import (
     Decays,
     Factoring,
     check_factoring,
-    factored_axes,
     init_accumulators,
-    update_accumulators,
 )
 from ._base import (
     LearnedOptimizer,
@@ -32,7 +30,7 @@ from ._loss_features import (
     update_loss_buffer,
 )
 from ._network import init_mlp
-from ._parameter_rule import GRADIENT_BOUND, ParameterRule, parameter_step
+from ._per_parameter import GRADIENT_BOUND, Rule, Shared, update_tree
 from ._recurrent import (
     LSTMState,
     init_linear,
@@ -47,7 +45,7 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
-from ._tensors import map_tensors, with_elements
+from ._tensors import with_elements
 
 _MAX_RANK = 5
 
@@ -146,13 +144,13 @@ def velo(
     sizes = [planes, *[hidden_size] * hidden_layers, 3]
     inputs = RUN_FEATURES + len(decays.rms) + _MAX_RANK + len(decays.momentum)
     inputs += len(pairs(decays.momentum, decays.rms)) + (validation_mode is not None)
-    rule = ParameterRule(
+    rule = velo_rule(
         features,
         exp_mult,
-        step_mult,
         param_scale_mult,
         clip_param_scale_amount,
         precondition_output,
+        factoring,
     )
 
     def init_theta(key):
@@ -174,13 +172,6 @@ def velo(
         num_steps = require_num_steps(num_steps, "velo")
         horizon = jnp.float32(10) if use_bugged_loss_features else num_steps
 
-        def update_tensor(grad, param, *rest):
-            *slots, nn, step_size = rest
-            axes = factored_axes(grad.shape, factoring)
-            accumulators = update_accumulators(Accumulators(*slots), grad, decays, axes)
-            step = parameter_step(rule, nn, grad, param, accumulators, axes)
-            return -step_size * step, *accumulators
-
         def init_fn(params):
             return VeLOState(
                 jnp.zeros([], jnp.int32),
@@ -200,25 +191,24 @@ def velo(
             if rows:
                 after = mixing_lstm(theta, jnp.stack(rows), state.lstm)
                 controls = linear(theta["controls"], after.hidden)
-                step_sizes = list(linear(theta["step_size"], after.hidden)[:, 0])
-                networks = mix_bank(theta["bank"], ff_mult * controls, len(rows))
+                step_sizes = linear(theta["step_size"], after.hidden)[:, 0] * step_mult
+                networks = mix_bank(theta["bank"], ff_mult * controls)
+                updates, accumulators = update_tree(
+                    rule,
+                    updates,
+                    params,
+                    state.accumulators,
+                    networks,
+                    step_sizes,
+                    Shared(decays),
+                )
             else:
-                after, step_sizes, networks = state.lstm, [], []
+                after, accumulators = state.lstm, state.accumulators
             if use_bugged_next_lstm_state:
                 after = state.lstm
             after = optax.tree.scale(1 - rnn_state_decay, after)
-            updates = jax.tree.map(
-                lambda g: jnp.clip(g, -GRADIENT_BOUND, GRADIENT_BOUND), updates
-            )
-            updates, *accumulators = map_tensors(
-                update_tensor,
-                updates,
-                params,
-                *state.accumulators,
-                given=(networks, step_sizes),
-            )
             count = optax.safe_increment(state.count)
-            return updates, VeLOState(count, Accumulators(*accumulators), after, loss)
+            return updates, VeLOState(count, accumulators, after, loss)
 
         return stable_dtypes(init_fn, update_fn)
 
@@ -233,15 +223,33 @@ def init_bank(key: jax.Array, size: int, sizes: Sequence[int]) -> dict[str, jax.
     return jax.vmap(lambda k: init_mlp(k, sizes))(jax.random.split(key, size))
 
 
-def mix_bank(
-    bank: dict[str, jax.Array], controls: jax.Array, rows: int
-) -> list[dict[str, jax.Array]]:
+def mix_bank(bank: dict[str, jax.Array], controls: jax.Array) -> dict[str, jax.Array]:
     """Per row of `controls` (rows, size) the network `mean_k(controls_k bank_k)`."""
-    mixed = {
+    return {
         name: jnp.tensordot(controls, x, 1, precision=lax.Precision.HIGHEST) / len(x)
         for name, x in bank.items()
     }
-    return [{name: x[i] for name, x in mixed.items()} for i in range(rows)]
+
+
+def velo_rule(
+    features: tuple[str, ...],
+    exp_mult: float,
+    param_scale_mult: bool,
+    clip_param_scale_amount: float | None,
+    precondition_output: bool,
+    factoring: Factoring,
+) -> Rule:
+    """The rule of VeLO and Celo."""
+    return Rule(
+        features,
+        features,
+        exp_mult,
+        grad_bound=GRADIENT_BOUND,
+        param_scale=param_scale_mult,
+        param_scale_bound=clip_param_scale_amount,
+        precondition=precondition_output,
+        factoring=factoring,
+    )
 
 
 def run_features(

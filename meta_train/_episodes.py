@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ._base import PARTICLES, Info
+from ._mesh import per_device
 from ._objective import Objective, check_objective, normalized
 from ._problem import Bilevel
 from ._schedules import Schedule
@@ -228,7 +229,8 @@ def over_runs(f: Callable, signed: int, shared: int) -> Callable:
     so that what the runs of a particle share (batches, keys) is computed once.
     """
     over_particles = jax.vmap(f, in_axes=(0,) * (signed + shared) + (None,))
-    return jax.vmap(over_particles, in_axes=(0,) * signed + (None,) * (shared + 1))
+    over = jax.vmap(over_particles, in_axes=(0,) * signed + (None,) * (shared + 1))
+    return per_device(over, signed, shared)
 
 
 def where(condition: jax.Array, new: Any, old: Any, axis: int = 0) -> Any:

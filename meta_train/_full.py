@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._base import Info
-from ._episodes import total
+from ._episodes import over_runs, total
 from ._mesh import on_particles
 from ._objective import Objective, check_objective, normalized
 from ._problem import Bilevel
@@ -49,7 +49,8 @@ def make_full_unroll(
     def full_unroll(key, thetas, data, outer_step):
         length = schedule(jax.random.fold_in(key, particles), outer_step)
 
-        def run(theta, key):
+        def run(theta, key, given):
+            data, length = given
             # As truncated estimators draw, but for the length: all of one there is.
             k_config, _, k_init, k_steps = jax.random.split(key, 4)
             tx, task = problem.inner(theta, problem.sample(k_config), data, length)
@@ -70,10 +71,7 @@ def make_full_unroll(
             return normalized(objective, task, values)
 
         keys = on_particles(jax.random.split(key, particles))
-        over_particles = jax.vmap(run)
-        values = jax.vmap(over_particles, in_axes=(0, None))(
-            on_particles(thetas, 1), keys
-        )
+        values = over_runs(run, 1, 1)(on_particles(thetas, 1), keys, (data, length))
         if objective.at_end:
             return FullUnroll(values, 1, length)
         counts = steps < length

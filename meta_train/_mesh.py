@@ -140,6 +140,26 @@ def _constrained(tree: Any, name: str, axis: int) -> Any:
     return jax.tree.map(constrain, tree)
 
 
+def per_device(f: Callable, signed: int, shared: int) -> Callable:
+    """`f(*signed, *shared, data)` with each device seeing its own particles only.
+
+    The first `signed` arguments and all results lead with (S, N), the next `shared`
+    arguments with (N,). So nothing is left for the compiler to partition, and what it
+    could not, such as a native kernel, can be used.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get(PARTICLES, 1) == 1:
+        return f
+    signs, own = PartitionSpec(None, PARTICLES), PartitionSpec(PARTICLES)
+    return jax.shard_map(
+        f,
+        in_specs=(signs,) * signed + (own,) * shared + (PartitionSpec(),),
+        out_specs=signs,
+        axis_names={PARTICLES},  # batches are left to the compiler
+        check_vma=False,
+    )
+
+
 def run_shardings(
     mesh: Mesh, outer: Any, specs: Any, topology: Topology
 ) -> tuple[Any, Any, Any]:

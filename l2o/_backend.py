@@ -1,0 +1,77 @@
+"""Which implementation of the per-parameter update is compiled in."""
+
+import contextlib
+import os
+from typing import Any, Literal, get_args
+
+import jax
+from jax.sharding import AxisType
+
+from . import _native
+
+Backend = Literal["native", "xla"]
+_VARIABLE = "L2O_BACKEND"
+
+_context: Any = jax.make_user_context(None)
+
+
+def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
+    """In its scope the update of per-parameter networks is compiled this way.
+
+    | name | what |
+    |---|---|
+    | "native" | kernels in C++ for CPUs, where they were built and fit the rule |
+    | "xla" | plain JAX, on every platform |
+    | None | what L2O_BACKEND in the environment says, else native where possible |
+
+    What a `jax.jit` has compiled is kept per backend. Derivatives are always those of
+    plain JAX.
+
+    Args:
+      name: from the table.
+
+    Raises:
+      ValueError: an unknown name; or the kernels were not built.
+
+    Example:
+      >>> import l2o
+      >>> with l2o.backend("xla"):
+      ...     l2o.chosen_backend()
+      'xla'
+    """
+    if name is not None:
+        _check(name, "backend")
+    if name == "native" and _native.unavailable() is not None:
+        raise ValueError(f"no native kernels: {_native.unavailable()}")
+    return _context(name)
+
+
+def chosen_backend() -> Backend:
+    """How the update of per-parameter networks would be compiled here and now.
+
+    The native kernels see whole tensors. So they are used on one CPU device, or where
+    `jax.shard_map` has given each device tensors of its own.
+
+    Raises:
+      ValueError: L2O_BACKEND has an unknown value.
+    """
+    name = _context.value or os.environ.get(_VARIABLE)
+    if name is not None:
+        _check(name, _VARIABLE)
+    if name == "xla" or _native.unavailable() is not None:
+        return "xla"
+    if jax.default_backend() != "cpu":
+        return "xla"
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names:
+        return "native" if jax.device_count() == 1 else "xla"
+    axes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    own = all(kind == AxisType.Manual or size == 1 for kind, size in axes)
+    return "native" if own else "xla"
+
+
+def _check(name: str, where: str) -> None:
+    if name not in get_args(Backend):
+        raise ValueError(
+            f"unknown {where} {name!r}; known: {', '.join(get_args(Backend))}"
+        )

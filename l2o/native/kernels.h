@@ -1,0 +1,1114 @@
+// The whole update of tensors by a per-parameter MLP on Adafactor features.
+//
+// What it computes is said in l2o/_per_parameter.py, which is also its oracle. Memory
+// is read in three passes: one sums g^2 over rows and columns, one updates the
+// accumulators and sums the squares of the features, one computes the features again
+// and applies the network. A tensor is seen as (A, Na, B, Nb, C), factored over the
+// axes of Na and Nb; a vector is not factored.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+#include "xla_ffi.h"
+
+#define L2O_LAMBDA __attribute__((always_inline))
+
+namespace {
+
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Planes in the order of w0's rows.
+enum Plane {
+  kG,
+  kClipG,
+  kP,
+  kM,
+  kRms = kM + 3,
+  kMNorm,
+  kRsqrtRms = kMNorm + 3,
+  kFacG,
+  kGNorm = kFacG + 3,
+  kRow,
+  kCol = kRow + 3,
+  kRsqrtRow = kCol + 3,
+  kRsqrtCol = kRsqrtRow + 3,
+  kFacM = kRsqrtCol + 3,
+  kPlanes = kFacM + 3,
+};
+
+constexpr float kTiny = 1e-30f;
+constexpr float kFloor = 1e-9f;
+
+// Per-parameter settings of a call; l2o/_native.py fills them in this order.
+struct Settings {
+  float grad_bound, rms_eps, vector_eps, norm_eps, exp_mult;
+};
+
+enum Flags {
+  kWithParamScale = 1,   // steps grow with the tensor's root mean square
+  kNormalizeStep = 2,    // steps have unit root mean square
+  kVectorMoments = 4,    // a vector's second moment is among its features
+  kClipped = 8,          // clip_g and g_norm are among the features
+};
+
+// One tensor of one batch entry.
+struct Tensor {
+  int64_t a, na, b, nb, c;  // all 1 but nb for a vector
+  bool factored, row_is_x;  // whether `row` is indexed by the axis of Na, not of Nb
+  bool per_block;           // normalised over the last two axes, not over all
+  const float *g, *p, *m[3], *rms, *row[3], *col[3];
+  float *u, *new_m[3], *new_rms, *new_row[3], *new_col[3];
+  const float *decays, *weights, *scales;
+
+  int64_t size() const { return a * na * b * nb * c; }
+  int64_t blocks() const { return a * b; }
+  int64_t width() const { return nb * c; }  // contiguous
+  int64_t stride() const { return b * nb * c; }  // from one row to the next
+  int64_t offset(int64_t block, int64_t i) const {
+    return ((block / b * na + i) * b + block % b) * width();
+  }
+};
+
+// A piece of a tensor: rows i0 .. i1 and columns j0 .. j1 of one block.
+struct Chunk {
+  int64_t block, i0, i1, j0, j1;
+  int64_t row_tile, column_tile;  // numbers of this piece within its block
+};
+
+constexpr int64_t kChunk = 32768;  // elements, about
+constexpr int64_t kTile = 2048;    // columns, about
+constexpr int64_t kAhead = 512;    // elements between what is prefetched and used
+
+template <int H>
+struct Network {
+  alignas(64) float w0[kPlanes][H];  // times the planes' normalisers
+  alignas(64) float b0[H], w1[H][H], b1[H], w2[2][H], b2[2];
+};
+
+L2O_INLINE float scalar_rsqrt(float x) { return 1.0f / std::sqrt(x); }
+
+// What is kept of a tensor between the passes; reused, because allocating it takes as
+// long as the update of a small tensor.
+template <int H>
+struct Scratch {
+  std::vector<Chunk> chunks;
+  int64_t row_tiles, column_tiles;
+  std::vector<float> row_sums, column_sums;  // of g^2, per tile
+  // Per block: factors of fac_g and fac_m, and what rows and columns add to the first
+  // layer. Those of the axis of Na are (.., Na, C), those of the other (.., Nb, C).
+  std::vector<float> x_moment[3], y_moment[3], x_root[3], y_root[3], x_hidden[H],
+      y_hidden[H];
+  std::vector<double> sums;       // per chunk and plane
+  std::vector<double> row_means;  // per block and plane from kRow to kFacM
+  std::vector<Network<H>> networks;  // one, or one per block
+  std::vector<double> squares;       // of the steps, per chunk
+  std::vector<float> x_square, y_square, mean;
+  double p_square;
+};
+
+constexpr int kSums = kPlanes;
+
+template <int H>
+class Update {
+ public:
+  Update(const Tensor& t, const Settings& settings, int flags, Scratch<H>& scratch)
+      : t_(t), s_(settings), flags_(flags), k_(scratch) {
+    plan();
+  }
+
+  void run(const Threads& threads) {
+    const auto each = [&](void (Update::*pass)(int64_t)) {
+      threads.each(chunks(), [&](int64_t i) { (this->*pass)(i); });
+    };
+    if (t_.factored) {
+      each(&Update::reduce);
+      factor();
+    }
+    each(&Update::accumulate);
+    normalize();
+    each(&Update::apply);
+    if (finishes()) each(&Update::finish);
+  }
+
+ private:
+  int64_t chunks() const { return k_.chunks.size(); }
+
+  void plan() {
+    k_.chunks.clear();
+    const int64_t n = t_.width();
+    const int64_t tile = std::min(n, std::max<int64_t>(kTile / t_.c, 1) * t_.c);
+    const int64_t rows = std::max<int64_t>(kChunk / tile, 1);
+    k_.column_tiles = (n + tile - 1) / tile;
+    k_.row_tiles = (t_.na + rows - 1) / rows;
+    for (int64_t q = 0; q < t_.blocks(); ++q)
+      for (int64_t i = 0; i < k_.row_tiles; ++i)
+        for (int64_t j = 0; j < k_.column_tiles; ++j)
+          k_.chunks.push_back({q, i * rows, std::min(t_.na, (i + 1) * rows), j * tile,
+                               std::min(n, (j + 1) * tile), i, j});
+    k_.sums.assign(chunks() * kSums, 0.0);
+    k_.squares.assign(chunks(), 0.0);
+    if (t_.factored) {
+      k_.row_sums.resize(t_.blocks() * k_.column_tiles * t_.na * t_.c);
+      k_.column_sums.resize(t_.blocks() * k_.row_tiles * n);
+    }
+  }
+
+  // First pass over a chunk: sums of g^2 + 1e-30.
+  void reduce(int64_t number) {
+    const Chunk& k = k_.chunks[number];
+    const int64_t n = t_.width(), c = t_.c;
+    float* columns =
+        &k_.column_sums[(k.block * k_.row_tiles + k.row_tile) * n];
+    float* rows = &k_.row_sums[(k.block * k_.column_tiles + k.column_tile) * t_.na * c];
+    std::fill(columns + k.j0, columns + k.j1, 0.0f);
+    for (int64_t i = k.i0; i < k.i1; ++i) {
+      const float* g = t_.g + t_.offset(k.block, i);
+      if (c > 1) {
+        std::fill(rows + i * c, rows + (i + 1) * c, 0.0f);
+        for (int64_t j = k.j0; j < k.j1; j += c)
+          for (int64_t r = 0; r < c; ++r) {
+            const float x = bounded(g[j + r]), square = x * x + kTiny;
+            columns[j + r] += square;
+            rows[i * c + r] += square;
+          }
+        continue;
+      }
+      Vec total = {};
+      int64_t j = k.j0;
+      for (; j + kLanes <= k.j1; j += kLanes) {
+        const Vec x = bounded(load(g + j)), square = x * x + kTiny;
+        store(columns + j, load(columns + j) + square);
+        total += square;
+      }
+      if (const int rest = k.j1 - j) {
+        const Vec x = bounded(load(g + j, rest));
+        const Vec square = first(x * x + kTiny, rest);
+        store(columns + j, load(columns + j, rest) + square, rest);
+        total += square;
+      }
+      rows[i] = sum(total);
+    }
+  }
+
+  // The new factored moments of all blocks, and what follows from them alone.
+  void factor() {
+    const int64_t nx = t_.na * t_.c, ny = t_.width(), blocks = t_.blocks();
+    k_.row_means.assign(blocks * kPlanes, 0.0);
+    k_.x_square.resize(nx);
+    k_.y_square.resize(ny);
+    for (int d = 0; d < 3; ++d) {
+      for (auto* x : {k_.x_moment, k_.x_root}) x[d].resize(blocks * nx);
+      for (auto* y : {k_.y_moment, k_.y_root}) y[d].resize(blocks * ny);
+    }
+    for (int64_t q = 0; q < blocks; ++q) {
+      fold(&k_.row_sums[q * k_.column_tiles * nx], k_.column_tiles, nx, 1.0f / t_.nb,
+           k_.x_square.data());
+      fold(&k_.column_sums[q * k_.row_tiles * ny], k_.row_tiles, ny, 1.0f / t_.na,
+           k_.y_square.data());
+      for (int d = 0; d < 3; ++d) {
+        const float decay = t_.decays[4 + d];
+        float *x = &k_.x_moment[d][q * nx], *y = &k_.y_moment[d][q * ny];
+        float *xr = &k_.x_root[d][q * nx], *yr = &k_.y_root[d][q * ny];
+        const float* old_x = t_.row_is_x ? t_.row[d] : t_.col[d];
+        const float* old_y = t_.row_is_x ? t_.col[d] : t_.row[d];
+        float* new_x = t_.row_is_x ? t_.new_row[d] : t_.new_col[d];
+        float* new_y = t_.row_is_x ? t_.new_col[d] : t_.new_row[d];
+        for (int64_t i = 0; i < t_.na; ++i)
+          std::copy_n(old_x + x_index(q, i), t_.c, x + i * t_.c);
+        std::copy_n(old_y + y_index(q), ny, y);
+        decayed(decay, k_.x_square.data(), nx, x);
+        decayed(decay, k_.y_square.data(), ny, y);
+        for (int64_t i = 0; i < t_.na; ++i)
+          std::copy_n(x + i * t_.c, t_.c, new_x + x_index(q, i));
+        std::copy_n(y, ny, new_y + y_index(q));
+        const int x_plane = t_.row_is_x ? kRow : kCol;
+        const int y_plane = t_.row_is_x ? kCol : kRow;
+        mean_squares(q, x, nx, x_plane + d);
+        mean_squares(q, y, ny, y_plane + d);
+        roots(x, t_.na, t_.row_is_x, xr);
+        roots(y, t_.nb, !t_.row_is_x, yr);
+      }
+    }
+  }
+
+  // Second pass over a chunk: new momenta and second moment, sums of the features'
+  // squares.
+  void accumulate(int64_t number) {
+    const Chunk& k = k_.chunks[number];
+    if (!t_.factored) {
+      accumulate_vector(k, &k_.sums[number * kSums]);
+    } else if (t_.c == 1) {
+      accumulate_matrix<false>(k, &k_.sums[number * kSums]);
+    } else {
+      accumulate_matrix<true>(k, &k_.sums[number * kSums]);
+    }
+  }
+
+  // The networks with normalised features, and what rows and columns add to them.
+  void normalize() {
+    const int64_t groups = t_.per_block ? t_.blocks() : 1;
+    const int64_t per_group = chunks() / groups;
+    const int64_t nx = t_.na * t_.c, ny = t_.width(), blocks = t_.blocks();
+    k_.networks.resize(groups);
+    for (int64_t group = 0; group < groups; ++group) {
+      double total[kPlanes] = {};
+      for (int64_t i = group * per_group; i < (group + 1) * per_group; ++i)
+        for (int f = 0; f < kPlanes; ++f) total[f] += k_.sums[i * kSums + f];
+      float scale[kPlanes];
+      const double elements = static_cast<double>(t_.size()) / groups;
+      for (int f = 0; f < kPlanes; ++f)
+        scale[f] = scalar_rsqrt(static_cast<float>(total[f] / elements) + s_.norm_eps);
+      if (t_.factored)
+        for (int f = kRow; f < kFacM; ++f) {
+          double mean = 0;
+          for (int64_t q = 0; q < blocks / groups; ++q)
+            mean += k_.row_means[(group * (blocks / groups) + q) * kPlanes + f];
+          scale[f] = scalar_rsqrt(static_cast<float>(mean / (blocks / groups)) +
+                                  s_.norm_eps);
+        }
+      k_.p_square = total[kP] / elements;  // of all, where it is used
+      fill(&k_.networks[group], scale);
+    }
+    if (!t_.factored) return;
+    for (int h = 0; h < H; ++h) {
+      k_.x_hidden[h].resize(blocks * nx);
+      k_.y_hidden[h].resize(blocks * ny);
+    }
+    for (int64_t q = 0; q < blocks; ++q) {
+      const Network<H>& net = k_.networks[t_.per_block ? q : 0];
+      const int x_plane = t_.row_is_x ? kRow : kCol;
+      const int y_plane = t_.row_is_x ? kCol : kRow;
+      hidden_part(net, x_plane, true, k_.x_moment, q * nx, nx, k_.x_hidden);
+      hidden_part(net, y_plane, false, k_.y_moment, q * ny, ny, k_.y_hidden);
+    }
+  }
+
+  // Third pass over a chunk: the steps, or the updates where nothing is to follow.
+  void apply(int64_t number) {
+    const Chunk& k = k_.chunks[number];
+    if (!t_.factored) {
+      apply_vector(number, k);
+    } else if (t_.c == 1) {
+      apply_matrix<false>(number, k);
+    } else {
+      apply_matrix<true>(number, k);
+    }
+  }
+
+  // Fourth pass over a chunk: normalises the steps.
+  void finish(int64_t number) {
+    const Chunk& k = k_.chunks[number];
+    const int64_t groups = t_.per_block ? t_.blocks() : 1;
+    const int64_t per_group = chunks() / groups, group = number / per_group;
+    double total = 0;
+    for (int64_t i = group * per_group; i < (group + 1) * per_group; ++i)
+      total += k_.squares[i];
+    const double mean = total / (static_cast<double>(t_.size()) / groups);
+    const float scale = -t_.scales[0] *
+                        scalar_rsqrt(static_cast<float>(mean) + s_.norm_eps);
+    const float decay = -t_.scales[1];
+    for (int64_t i = k.i0; i < k.i1; ++i) {
+      const int64_t at = t_.offset(k.block, i);
+      const float* p = t_.p + at;
+      float* u = t_.u + at;
+      int64_t j = k.j0;
+      if (decay == 0) {
+        for (; j + kLanes <= k.j1; j += kLanes) store(u + j, load(u + j) * scale);
+        for (; j < k.j1; ++j) u[j] *= scale;
+      } else {
+        for (; j + kLanes <= k.j1; j += kLanes)
+          store(u + j, load(u + j) * scale + load(p + j) * decay);
+        for (; j < k.j1; ++j) u[j] = u[j] * scale + p[j] * decay;
+      }
+    }
+  }
+
+  bool clips() const { return flags_ & kClipped; }  // else no clip_g and g_norm
+  bool finishes() const { return flags_ & kNormalizeStep; }
+
+  float bounded(float x) const {
+    return x < -s_.grad_bound ? -s_.grad_bound : x > s_.grad_bound ? s_.grad_bound : x;
+  }
+  L2O_INLINE Vec bounded(Vec x) const { return clip(x, s_.grad_bound); }
+
+  // Moments of the axis of Na lie as (A, Na, B, C), those of Nb as (A, B, Nb, C).
+  int64_t x_index(int64_t q, int64_t i) const {
+    return ((q / t_.b * t_.na + i) * t_.b + q % t_.b) * t_.c;
+  }
+  int64_t y_index(int64_t q) const { return q * t_.width(); }
+
+  static void fold(const float* parts, int64_t count, int64_t n, float scale,
+                   float* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = parts[i];
+    for (int64_t k = 1; k < count; ++k)
+      for (int64_t i = 0; i < n; ++i) out[i] += parts[k * n + i];
+    for (int64_t i = 0; i < n; ++i) out[i] *= scale;
+  }
+
+  static void decayed(float decay, const float* value, int64_t n, float* moment) {
+    const float rest = 1 - decay;
+    for (int64_t i = 0; i < n; ++i) moment[i] = decay * moment[i] + rest * value[i];
+  }
+
+  // Of a plane of moments, and of its inverse root.
+  void mean_squares(int64_t q, const float* x, int64_t n, int plane) {
+    const int root = plane < kCol ? plane - kRow + kRsqrtRow : plane - kCol + kRsqrtCol;
+    Vec square = {}, inverse = {};
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = std::min<int64_t>(kLanes, n - i);
+      const Vec v = load_some(x + i, count);
+      const Vec r = first_some(rsqrt(v + 1e-8f), count);
+      square += v * v;
+      inverse += r * r;
+    }
+    k_.row_means[q * kPlanes + plane] = sum(square) / n;
+    k_.row_means[q * kPlanes + root] = sum(inverse) / n;
+  }
+
+  // The factors of fac_g and fac_m: of `row` over its mean, of `col` as it is.
+  void roots(const float* x, int64_t n, bool is_row, float* out) {
+    const int64_t c = t_.c;
+    const Vec floor = splat(kFloor);
+    k_.mean.assign(c, 1.0f);
+    for (int64_t r = 0; is_row && r < c; ++r) {
+      double total = 0;
+      for (int64_t i = 0; i < n; ++i) total += x[i * c + r];
+      k_.mean[r] = static_cast<float>(total / n) + kFloor;
+    }
+    if (c > 1) {
+      for (int64_t i = 0; i < n * c; ++i) {
+        const float v = x[i] / k_.mean[i % c];
+        out[i] = 1.0f / std::sqrt(v < kFloor ? kFloor : v);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = std::min<int64_t>(kLanes, n - i);
+      const Vec v = load_some(x + i, count) / k_.mean[0];
+      store_some(out + i, rsqrt(v < floor ? floor : v), count);
+    }
+  }
+
+  void fill(Network<H>* net, const float* scale) const {
+    const bool moments = t_.factored || (flags_ & kVectorMoments);
+    const float* w = t_.weights;
+    for (int f = 0; f < kPlanes; ++f) {
+      if (!clips() && (f == kClipG || f == kGNorm)) continue;  // there is no such row
+      for (int h = 0; h < H; ++h)
+        net->w0[f][h] = moments || f < kRow ? w[h] * scale[f] : 0;
+      w += H;
+    }
+    const float* from = w;
+    auto take = [&](float* to, int n) {
+      for (int i = 0; i < n; ++i) to[i] = *from++;
+    };
+    take(net->b0, H);
+    take(&net->w1[0][0], H * H);
+    take(net->b1, H);
+    for (int h = 0; h < H; ++h)
+      for (int o = 0; o < 2; ++o) net->w2[o][h] = *from++;
+    take(net->b2, 2);
+    if (!t_.factored && (flags_ & kVectorMoments))
+      // A vector's rows are its columns.
+      for (int d = 0; d < 3; ++d)
+        for (int h = 0; h < H; ++h) {
+          net->w0[kRow + d][h] += net->w0[kCol + d][h];
+          net->w0[kRsqrtRow + d][h] += net->w0[kRsqrtCol + d][h];
+        }
+  }
+
+  // What the moments of rows or columns add to the first layer.
+  static void hidden_part(const Network<H>& net, int plane, bool bias,
+                          const std::vector<float>* moments, int64_t at, int64_t n,
+                          std::vector<float>* out) {
+    const int root = plane == kRow ? kRsqrtRow : kRsqrtCol;
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = std::min<int64_t>(kLanes, n - i);
+      Vec v[3], r[3];
+      for (int d = 0; d < 3; ++d) {
+        v[d] = load_some(&moments[d][at + i], count);
+        r[d] = rsqrt(v[d] + 1e-8f);
+      }
+      for (int h = 0; h < H; ++h) {
+        Vec total = splat(bias ? net.b0[h] : 0.0f);
+        for (int d = 0; d < 3; ++d)
+          total += v[d] * net.w0[plane + d][h] + r[d] * net.w0[root + d][h];
+        store_some(&out[h][at + i], total, count);
+      }
+    }
+  }
+
+  static L2O_INLINE Vec load_some(const float* p, int n) {
+    return n == kLanes ? load(p) : load(p, n);
+  }
+  static L2O_INLINE Vec first_some(Vec v, int n) { return n == kLanes ? v : first(v, n); }
+  static L2O_INLINE void store_some(float* p, Vec v, int n) {
+    n == kLanes ? store(p, v) : store(p, v, n);
+  }
+
+  // What a loop over elements reads; a copy, because stores may change what `this`
+  // points to.
+  struct Streams {
+    explicit Streams(const Tensor& t) : g(t.g), p(t.p), rms(t.rms), new_rms(t.new_rms) {
+      for (int d = 0; d < 3; ++d) {
+        m[d] = t.m[d];
+        new_m[d] = t.new_m[d];
+      }
+      for (int d = 0; d < 4; ++d) {
+        decay[d] = splat(t.decays[d]);
+        rest[d] = splat(1 - t.decays[d]);
+      }
+    }
+    const float *g, *p, *m[3], *rms;
+    float *new_m[3], *new_rms;
+    Vec decay[4], rest[4];
+
+    L2O_INLINE void prefetch(int64_t at) const {
+      for (const float* from : {g, p, rms, m[0], m[1], m[2]})
+        __builtin_prefetch(from + at + kAhead);
+    }
+  };
+
+  // Momenta and second moment of kLanes elements, written to memory.
+  template <bool PART>
+  static L2O_INLINE void moments(const Streams& t, float bound, int64_t at, int rest,
+                                 Vec& g, Vec& p, Vec* m, Vec& rms) {
+    auto get = [&](const float* from) {
+      return PART ? load(from + at, rest) : load(from + at);
+    };
+    auto put = [&](float* to, Vec v) {
+      PART ? store(to + at, v, rest) : store(to + at, v);
+    };
+    g = clip(get(t.g), bound);
+    p = get(t.p);
+    for (int d = 0; d < 3; ++d) {
+      m[d] = get(t.m[d]) * t.decay[d] + g * t.rest[d];
+      put(t.new_m[d], m[d]);
+    }
+    rms = get(t.rms) * t.decay[3] + g * g * t.rest[3];
+    put(t.new_rms, rms);
+  }
+
+  struct Sums {
+    Vec g{}, clip{}, p{}, m[3]{}, rms{}, m_norm[3]{}, root{}, fac_g[3]{}, g_norm{},
+        fac_m[3]{};
+  };
+
+  template <bool PART, bool X_VECTOR>
+  static L2O_INLINE void add_squares(Sums& s, const Streams& t, float bound, float eps,
+                                     bool clips, int64_t at, int rest,
+                                     const float* const* y, const Vec* x,
+                                     const float* const* xs) {
+    Vec g, p, m[3], rms;
+    moments<PART>(t, bound, at, rest, g, p, m, rms);
+    const Vec g2 = g * g;
+    const Vec root = rsqrt(rms + eps);
+    Vec root2 = root * root;
+    s.g += g2;
+    s.p += p * p;
+    s.rms += rms * rms;
+    if (clips) {
+      const Vec cut = clip(g, 0.1f);
+      s.clip += cut * cut;
+      s.g_norm += g2 * root2;
+    }
+    for (int d = 0; d < 3; ++d) {
+      const Vec m2 = m[d] * m[d];
+      s.m[d] += m2;
+      s.m_norm[d] += m2 * root2;
+      Vec factor = PART ? load(y[d], rest) : load(y[d]);
+      if (X_VECTOR) {
+        factor *= PART ? load(xs[d], rest) : load(xs[d]);
+      } else {
+        factor *= x[d];
+      }
+      factor *= factor;
+      s.fac_g[d] += g2 * factor;
+      s.fac_m[d] += m2 * factor;
+    }
+    if (PART) root2 = first(root2, rest);
+    s.root += root2;
+  }
+
+  void add(const Sums& s, double* sums) const {
+    sums[kG] += sum(s.g);
+    sums[kP] += sum(s.p);
+    sums[kRms] += sum(s.rms);
+    sums[kRsqrtRms] += sum(s.root);
+    if (clips()) {
+      sums[kClipG] += sum(s.clip);
+      sums[kGNorm] += sum(s.g_norm);
+    }
+    for (int d = 0; d < 3; ++d) {
+      sums[kM + d] += sum(s.m[d]);
+      sums[kMNorm + d] += sum(s.m_norm[d]);
+      sums[kFacG + d] += sum(s.fac_g[d]);
+      sums[kFacM + d] += sum(s.fac_m[d]);
+    }
+  }
+
+  // Repeats the `c` values of a row along n columns.
+  void expand(const std::vector<float>* from, int count, int64_t at, int64_t n,
+              std::vector<float>& to) const {
+    to.resize(count * n);
+    for (int d = 0; d < count; ++d)
+      for (int64_t j = 0; j < n; ++j) to[d * n + j] = from[d][at + j % t_.c];
+  }
+
+  template <bool X_VECTOR>
+  void accumulate_matrix(const Chunk& k, double* sums) {
+    const int64_t nx = t_.na * t_.c, ny = t_.width();
+    const Streams streams(t_);
+    const float bound = s_.grad_bound, eps = s_.rms_eps;
+    const bool clips = this->clips();
+    std::vector<float> expanded;
+    Sums s;
+    for (int64_t i = k.i0; i < k.i1; ++i) {
+      const int64_t at = t_.offset(k.block, i), n = k.j1 - k.j0;
+      Vec x[3];
+      const float *y[3], *xs[3] = {};
+      if (X_VECTOR) expand(k_.x_root, 3, k.block * nx + i * t_.c, n, expanded);
+      for (int d = 0; d < 3; ++d) {
+        x[d] = splat(k_.x_root[d][k.block * nx + i * t_.c]);
+        y[d] = &k_.y_root[d][k.block * ny + k.j0];
+        if (X_VECTOR) xs[d] = &expanded[d * n];
+      }
+      int64_t j = k.j0;
+      auto next = [&] {
+        for (int d = 0; d < 3; ++d) {
+          y[d] += kLanes;
+          if (X_VECTOR) xs[d] += kLanes;
+        }
+      };
+      for (; j + kLanes <= k.j1; j += kLanes, next()) {
+        streams.prefetch(at + j);
+        add_squares<false, X_VECTOR>(s, streams, bound, eps, clips, at + j, kLanes, y, x,
+                                      xs);
+      }
+      if (j < k.j1)
+        add_squares<true, X_VECTOR>(s, streams, bound, eps, clips, at + j, k.j1 - j, y, x,
+                                     xs);
+      if ((i & 63) == 63) {  // few enough terms for float
+        add(s, sums);
+        s = Sums();
+      }
+    }
+    add(s, sums);
+  }
+
+  template <int U>
+  L2O_INLINE static void plane(const Network<H>& net, int f, const Vec* x,
+                               Vec (&hidden)[U][H]) {
+    for (int h = 0; h < H; ++h) {
+      const Vec w = splat(net.w0[f][h]);
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) hidden[u][h] += x[u] * w;
+    }
+  }
+
+  // From the first layer's sums to the steps d exp(lambda a).
+  template <int U>
+  L2O_INLINE static void head(const Network<H>& net, float exp_mult,
+                              Vec (&hidden)[U][H], Vec* step) {
+    Vec second[U][H];
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u)
+      for (int h = 0; h < H; ++h) {
+        hidden[u][h] = relu(hidden[u][h]);
+        second[u][h] = splat(net.b1[h]);
+      }
+    for (int i = 0; i < H; ++i)
+      for (int h = 0; h < H; ++h) {
+        const Vec w = splat(net.w1[i][h]);
+#pragma GCC unroll 4
+        for (int u = 0; u < U; ++u) second[u][h] += hidden[u][i] * w;
+      }
+    Vec direction[U], magnitude[U];
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      direction[u] = splat(net.b2[0]);
+      magnitude[u] = splat(net.b2[1]);
+    }
+    for (int h = 0; h < H; ++h)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) {
+        const Vec x = relu(second[u][h]);
+        direction[u] += x * net.w2[0][h];
+        magnitude[u] += x * net.w2[1][h];
+      }
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u)
+      step[u] = direction[u] * exp_of(magnitude[u], exp_mult);
+  }
+
+  // exp(x mult); 1 for mult = 0, but for what is not finite.
+  L2O_INLINE static Vec exp_of(Vec x, float mult) {
+    return mult == 0 ? 1.0f + x * 0.0f : exponential(x * mult);
+  }
+
+  // What the third pass reads; a copy, as `Streams`.
+  struct Inputs {
+    const float *g, *p, *m[3], *rms;
+    const float *x_root[3], *x_hidden[H], *y_root[3], *y_hidden[H];
+    float bound, eps, exp_mult;
+    bool clips;
+
+    // More streams than the hardware follows, and more work between than it looks ahead.
+    L2O_INLINE void prefetch(int64_t at, const float* u) const {
+      for (const float* from : {g, p, rms, m[0], m[1], m[2]})
+        __builtin_prefetch(from + at + kAhead);
+      __builtin_prefetch(u + at + kAhead, 1);
+    }
+  };
+
+  // Where a vector lies: in the tensor, and in what belongs to its row and columns.
+  struct Place {
+    int64_t at, x, y;
+  };
+
+  // Steps of U vectors, which all have `rest` elements if PART.
+  template <int U, bool PART, bool X_VECTOR>
+  static L2O_INLINE void matrix_steps(const Network<H>& net, const Inputs& r,
+                                      const Place* places, int rest, Vec* step,
+                                      Vec* params) {
+    auto get = [&](const float* from, int u) L2O_LAMBDA {
+      return PART ? load(from + places[u].at, rest) : load(from + places[u].at);
+    };
+    auto get_x = [&](const float* from, int u) L2O_LAMBDA {
+      if (!X_VECTOR) return splat(from[places[u].x]);
+      return PART ? load(from + places[u].x, rest) : load(from + places[u].x);
+    };
+    auto get_y = [&](const float* from, int u) L2O_LAMBDA {
+      return PART ? load(from + places[u].y, rest) : load(from + places[u].y);
+    };
+    Vec hidden[U][H];
+    for (int h = 0; h < H; ++h)
+      for (int u = 0; u < U; ++u)
+        hidden[u][h] = get_y(r.y_hidden[h], u) + get_x(r.x_hidden[h], u);
+    Vec x[U], g[U], root[U], m[U];
+    auto see = [&](int f, auto value) L2O_LAMBDA {
+      for (int u = 0; u < U; ++u) x[u] = value(u);
+      plane<U>(net, f, x, hidden);
+    };
+    see(kG, [&](int u) L2O_LAMBDA { return g[u] = clip(get(r.g, u), r.bound); });
+    see(kP, [&](int u) L2O_LAMBDA { return params[u] = get(r.p, u); });
+    see(kRms, [&](int u) L2O_LAMBDA { return get(r.rms, u); });
+    see(kRsqrtRms, [&](int u) L2O_LAMBDA { return root[u] = rsqrt(x[u] + r.eps); });
+    if (r.clips) {
+      see(kClipG, [&](int u) L2O_LAMBDA { return clip(g[u], 0.1f); });
+      see(kGNorm, [&](int u) L2O_LAMBDA { return g[u] * root[u]; });
+    }
+    for (int d = 0; d < 3; ++d) {
+      see(kM + d, [&](int u) L2O_LAMBDA { return m[u] = get(r.m[d], u); });
+      see(kMNorm + d, [&](int u) L2O_LAMBDA { return m[u] * root[u]; });
+      Vec factor[U];
+      for (int u = 0; u < U; ++u)
+        factor[u] = get_y(r.y_root[d], u) * get_x(r.x_root[d], u);
+      see(kFacG + d, [&](int u) L2O_LAMBDA { return g[u] * factor[u]; });
+      see(kFacM + d, [&](int u) L2O_LAMBDA { return m[u] * factor[u]; });
+    }
+    head<U>(net, r.exp_mult, hidden, step);
+  }
+
+  // Writes steps that are yet to be normalised, or the updates.
+  template <bool PART>
+  static L2O_INLINE void write(float* u, int rest, Vec step, Vec params, bool finishes,
+                               float scale, float decay, Vec& squares) {
+    Vec out = step;
+    if (finishes) {
+      if (PART) out = first(out, rest);
+      squares += out * out;
+    } else {
+      out = step * scale - params * decay;
+    }
+    PART ? store(u, out, rest) : store(u, out);
+  }
+
+  float scale() const {
+    float scale = -t_.scales[0];
+    if (flags_ & kWithParamScale)
+      scale *= std::sqrt(static_cast<float>(k_.p_square) + 1e-9f);
+    return scale;
+  }
+
+  template <bool X_VECTOR>
+  void apply_matrix(int64_t number, const Chunk& k) {
+    constexpr int U = H <= 8 && !X_VECTOR ? 2 : 1;
+    const Network<H> net = k_.networks[t_.per_block ? k.block : 0];
+    const int64_t nx = t_.na * t_.c, ny = t_.width(), n = k.j1 - k.j0;
+    const float factor = scale(), decay = t_.scales[1];
+    const bool finishes = this->finishes();
+    Inputs r;
+    r.bound = s_.grad_bound, r.eps = s_.rms_eps, r.exp_mult = s_.exp_mult;
+    r.clips = clips();
+    // Offsets are of the chunk's first element.
+    const int64_t start = t_.offset(k.block, k.i0) + k.j0, stride = t_.stride();
+    const int64_t x_start = k.block * nx + k.i0 * t_.c, y_start = k.block * ny + k.j0;
+    r.g = t_.g + start, r.p = t_.p + start, r.rms = t_.new_rms + start;
+    for (int d = 0; d < 3; ++d) {
+      r.m[d] = t_.new_m[d] + start;
+      r.x_root[d] = &k_.x_root[d][x_start];
+      r.y_root[d] = &k_.y_root[d][y_start];
+    }
+    for (int h = 0; h < H; ++h) {
+      r.x_hidden[h] = &k_.x_hidden[h][x_start];
+      r.y_hidden[h] = &k_.y_hidden[h][y_start];
+    }
+    float* update = t_.u + start;
+    Vec squares = {};
+    auto steps = [&](auto part, auto count, const Place* places, int rest) L2O_LAMBDA {
+      constexpr int M = decltype(count)::value;
+      constexpr bool PART = decltype(part)::value;
+      Vec step[M], params[M];
+      matrix_steps<M, PART, X_VECTOR>(net, r, places, rest, step, params);
+      for (int u = 0; u < M; ++u)
+        write<PART>(update + places[u].at, rest, step[u], params[u], finishes, factor,
+                    decay, squares);
+    };
+    if (X_VECTOR) {
+      std::vector<float> roots, hidden;
+      for (int64_t i = 0; i < k.i1 - k.i0; ++i) {
+        expand(k_.x_root, 3, x_start + i * t_.c, n, roots);
+        expand(k_.x_hidden, H, x_start + i * t_.c, n, hidden);
+        for (int d = 0; d < 3; ++d) r.x_root[d] = &roots[d * n];
+        for (int h = 0; h < H; ++h) r.x_hidden[h] = &hidden[h * n];
+        for (int64_t j = 0; j < n; j += kLanes) {
+          const Place place{i * stride + j, j, j};
+          steps(Yes(), Count<1>(), &place, std::min<int64_t>(kLanes, n - j));
+        }
+      }
+      k_.squares[number] = sum(squares);
+      return;
+    }
+    // Vectors of short rows are taken together, so that one need not wait for another.
+    const int64_t rows = k.i1 - k.i0, whole = n / kLanes;
+    const int rest = n % kLanes;
+    Place places[U];
+    int64_t i = 0, j = 0;
+    double total = 0;
+    for (int64_t left = rows * whole; left > 0; left -= U) {
+      for (int u = 0; u < U && u < left; ++u) {
+        places[u] = {i * stride + j, i, j};
+        r.prefetch(places[u].at, update);
+        j += kLanes;
+        if (j + kLanes > n) j = 0, ++i;
+      }
+      if (left >= U) {
+        steps(No(), Count<U>(), places, kLanes);
+      } else {
+        for (int u = 0; u < left; ++u) steps(No(), Count<1>(), places + u, kLanes);
+      }
+      if (finishes && (left & 255) < U) {  // few enough terms for float
+        total += sum(squares);
+        squares = Vec{};
+      }
+    }
+    for (i = 0; rest && i < rows; i += U) {
+      for (int u = 0; u < U; ++u) places[u] = {(i + u) * stride + n - rest, i + u, n - rest};
+      if (i + U <= rows) {
+        steps(Yes(), Count<U>(), places, rest);
+      } else {
+        for (int u = 0; u < rows - i; ++u) steps(Yes(), Count<1>(), places + u, rest);
+      }
+    }
+    k_.squares[number] = total + sum(squares);
+  }
+
+  void accumulate_vector(const Chunk& k, double* sums) {
+    const bool moment = flags_ & kVectorMoments, clips = this->clips();
+    const Streams streams(t_);
+    Sums s;
+    Vec row[3] = {}, root_row[3] = {};
+    auto part = [&](auto is_part, int64_t j, int rest) L2O_LAMBDA {
+      constexpr bool PART = decltype(is_part)::value;
+      auto get = [&](const float* from) {
+        return PART ? load(from + j, rest) : load(from + j);
+      };
+      Vec g, p, m[3], rms;
+      moments<PART>(streams, s_.grad_bound, j, rest, g, p, m, rms);
+      const Vec g2 = g * g, root = rsqrt(rms + s_.rms_eps);
+      Vec root2 = root * root;
+      s.g += g2;
+      s.p += p * p;
+      s.rms += rms * rms;
+      if (clips) {
+        const Vec cut = clip(g, 0.1f);
+        s.clip += cut * cut;
+        s.g_norm += g2 * root2;
+      }
+      for (int d = 0; d < 3; ++d) {
+        const float decay = t_.decays[4 + d];
+        Vec v = get(t_.row[d]) * decay + (g2 + kTiny) * (1 - decay);
+        PART ? store(t_.new_row[d] + j, v, rest) : store(t_.new_row[d] + j, v);
+        if (PART) v = first(v, rest);
+        const Vec m2 = m[d] * m[d];
+        const Vec fac_g = g * rsqrt_floored(v + kFloor);
+        s.m[d] += m2;
+        s.m_norm[d] += m2 * root2;
+        s.fac_g[d] += fac_g * fac_g;
+        if (moment) {
+          Vec fac_m = m[d] * rsqrt(v + s_.vector_eps);
+          Vec inverse = rsqrt(v + 1e-8f);
+          if (PART) {
+            fac_m = first(fac_m, rest);
+            inverse = first(inverse, rest);
+          }
+          s.fac_m[d] += fac_m * fac_m;
+          row[d] += v * v;
+          root_row[d] += inverse * inverse;
+        }
+      }
+      if (PART) root2 = first(root2, rest);
+      s.root += root2;
+    };
+    int64_t j = k.j0;
+    for (; j + kLanes <= k.j1; j += kLanes) part(No(), j, kLanes);
+    if (j < k.j1) part(Yes(), j, k.j1 - j);
+    add(s, sums);
+    for (int d = 0; d < 3; ++d) {
+      sums[kRow + d] = sums[kCol + d] = sum(row[d]);
+      sums[kRsqrtRow + d] = sums[kRsqrtCol + d] = sum(root_row[d]);
+    }
+  }
+
+  L2O_INLINE static Vec rsqrt_floored(Vec x) {
+    const Vec floor = splat(kFloor);
+    return rsqrt(x < floor ? floor : x);
+  }
+
+  void apply_vector(int64_t number, const Chunk& k) {
+    const Network<H>& net = k_.networks[0];
+    const bool moment = flags_ & kVectorMoments, clips = this->clips();
+    const float factor = scale();
+    Vec squares = {};
+    auto part = [&](auto is_part, int64_t j, int rest) {
+      constexpr bool PART = decltype(is_part)::value;
+      auto get = [&](const float* from) {
+        return PART ? load(from + j, rest) : load(from + j);
+      };
+      Vec hidden[1][H];
+      for (int h = 0; h < H; ++h) hidden[0][h] = splat(net.b0[h]);
+      auto see = [&](int f, Vec x) { plane<1>(net, f, &x, hidden); };
+      const Vec g = clip(get(t_.g), s_.grad_bound), p = get(t_.p), rms = get(t_.new_rms);
+      const Vec root = rsqrt(rms + s_.rms_eps);
+      see(kG, g);
+      see(kP, p);
+      see(kRms, rms);
+      see(kRsqrtRms, root);
+      if (clips) {
+        see(kClipG, clip(g, 0.1f));
+        see(kGNorm, g * root);
+      }
+      for (int d = 0; d < 3; ++d) {
+        const Vec m = get(t_.new_m[d]), v = get(t_.new_row[d]);
+        see(kM + d, m);
+        see(kMNorm + d, m * root);
+        see(kFacG + d, g * rsqrt_floored(v + kFloor));
+        if (moment) {
+          see(kRow + d, v);
+          see(kRsqrtRow + d, rsqrt(v + 1e-8f));
+          see(kFacM + d, m * rsqrt(v + s_.vector_eps));
+        }
+      }
+      Vec step[1];
+      head<1>(net, s_.exp_mult, hidden, step);
+      write<PART>(t_.u + j, rest, step[0], p, finishes(), factor, t_.scales[1], squares);
+    };
+    int64_t j = k.j0;
+    for (; j + kLanes <= k.j1; j += kLanes) part(No(), j, kLanes);
+    if (j < k.j1) part(Yes(), j, k.j1 - j);
+    if (finishes()) k_.squares[number] = sum(squares);
+  }
+
+  const Tensor t_;
+  const Settings s_;
+  const int flags_;
+  Scratch<H>& k_;
+};
+
+// A call: tensors that share the kind of rule, with `batch` entries each.
+struct Call {
+  Settings settings;
+  int flags;
+  int64_t batch, tensors;
+  std::vector<Tensor> entries;  // tensors of the first batch entry, then of the next
+};
+
+constexpr int64_t kWhole = 2 * kChunk;  // elements that one thread updates alone
+constexpr int64_t kTask = 16384;        // elements that are worth another thread
+
+template <int H>
+void update(const Call& call, const Threads& threads) {
+  static thread_local Scratch<H> scratch;
+  std::vector<int64_t> ends;  // tasks of small tensors
+  std::vector<const Tensor*> small;
+  int64_t elements = 0;
+  for (const Tensor& t : call.entries) {
+    if (t.size() > kWhole) {
+      Update<H>(t, call.settings, call.flags, scratch).run(threads);
+      continue;
+    }
+    small.push_back(&t);
+    elements += t.size();
+    if (elements >= kTask) {
+      ends.push_back(small.size());
+      elements = 0;
+    }
+  }
+  if (elements) ends.push_back(small.size());
+  threads.each(ends.size(), [&](int64_t task) {
+    static thread_local Scratch<H> own;
+    for (int64_t i = task ? ends[task - 1] : 0; i < ends[task]; ++i)
+      Update<H>(*small[i], call.settings, call.flags, own).run(Threads());
+  });
+}
+
+// Reads the operands in the order that l2o/_native.py gives them.
+class Reader {
+ public:
+  explicit Reader(const xla_ffi::CallFrame* frame) : frame_(frame) {}
+
+  const char* read(Call* call, int* hidden) {
+    const auto& attrs = frame_->attrs;
+    if (attrs.size != 2) return "expected two attributes";
+    const auto* settings = static_cast<const xla_ffi::Array*>(attrs.values[0]);
+    const auto* spec = static_cast<const xla_ffi::Array*>(attrs.values[1]);
+    if (settings->size * sizeof(float) != sizeof(Settings)) return "wrong settings";
+    std::memcpy(&call->settings, settings->data, sizeof(Settings));
+    const int64_t* s = static_cast<const int64_t*>(spec->data);
+    *hidden = s[0];
+    call->flags = s[1];
+    call->tensors = s[2];
+    const int64_t networks = s[3], scales = s[4];  // one, or one per tensor
+    s += 5;
+    const int64_t h = *hidden, rows = call->flags & kClipped ? kPlanes : kPlanes - 2;
+    const int64_t weights = rows * h + h + h * h + h + 2 * h + 2;
+    call->batch = size(frame_->args, 0) / 7;
+    const float* decays = input(call->batch * 7);
+    const float* w = input(call->batch * networks * weights);
+    const float* scale = input(call->batch * scales * 2);
+    call->entries.resize(call->batch * call->tensors);
+    for (int64_t i = 0; i < call->tensors; ++i, s += 8) {
+      Tensor t{};
+      t.factored = s[0];
+      t.row_is_x = s[1];
+      t.per_block = s[2];
+      t.a = s[3], t.na = s[4], t.b = s[5], t.nb = s[6], t.c = s[7];
+      const int64_t n = t.size(), x = t.a * t.na * t.b * t.c, y = t.a * t.b * t.nb * t.c;
+      const int64_t row = !t.factored ? n : t.row_is_x ? x : y;
+      const int64_t col = !t.factored ? 0 : t.row_is_x ? y : x;
+      t.g = input(call->batch * n);
+      t.p = input(call->batch * n);
+      for (auto& m : t.m) m = input(call->batch * n);
+      t.rms = input(call->batch * n);
+      for (auto& r : t.row) r = input(call->batch * row);
+      t.u = output(call->batch * n);
+      for (auto& m : t.new_m) m = output(call->batch * n);
+      t.new_rms = output(call->batch * n);
+      for (auto& r : t.new_row) r = output(call->batch * row);
+      if (t.factored) {
+        for (auto& c : t.col) c = input(call->batch * col);
+        for (auto& c : t.new_col) c = output(call->batch * col);
+      }
+      if (bad_) return "an operand has the wrong type or size";
+      for (int64_t b = 0; b < call->batch; ++b) {
+        Tensor& e = call->entries[b * call->tensors + i];
+        e = t;
+        e.decays = decays + b * 7;
+        e.weights = w + (b * networks + (networks > 1 ? i : 0)) * weights;
+        e.scales = scale + (b * scales + (scales > 1 ? i : 0)) * 2;
+        e.g += b * n, e.p += b * n, e.rms += b * n, e.u += b * n, e.new_rms += b * n;
+        for (int d = 0; d < 3; ++d) {
+          e.m[d] += b * n, e.new_m[d] += b * n;
+          e.row[d] += b * row, e.new_row[d] += b * row;
+          if (t.factored) e.col[d] += b * col, e.new_col[d] += b * col;
+        }
+      }
+    }
+    return nullptr;
+  }
+
+ private:
+  static int64_t size(const xla_ffi::Values& values, int64_t i) {
+    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i]);
+    int64_t n = 1;
+    for (int64_t d = 0; d < buffer->rank; ++d) n *= buffer->dims[d];
+    return n;
+  }
+  float* next(const xla_ffi::Values& values, int64_t& i, int64_t n) {
+    constexpr int32_t kFloat = 11;
+    if (i >= values.size || size(values, i) != n) {
+      bad_ = true;
+      return nullptr;
+    }
+    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i++]);
+    if (buffer->dtype != kFloat) bad_ = true;
+    return static_cast<float*>(buffer->data);
+  }
+  const float* input(int64_t n) { return next(frame_->args, arg_, n); }
+  float* output(int64_t n) { return next(frame_->rets, ret_, n); }
+
+  const xla_ffi::CallFrame* frame_;
+  int64_t arg_ = 0, ret_ = 0;
+  bool bad_ = false;
+};
+
+xla_ffi::Error* failure(const xla_ffi::CallFrame* frame, const char* message) {
+  xla_ffi::ErrorCreateArgs args{sizeof args, nullptr, message,
+                                xla_ffi::kInvalidArgument};
+  return frame->api->error_create(&args);
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) xla_ffi::Error* l2o_update(xla_ffi::CallFrame* frame) {
+  if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
+    auto* metadata =
+        reinterpret_cast<xla_ffi::MetadataExtension*>(frame->extensions)->metadata;
+    // What is used has not changed since the first version.
+    metadata->api_version.major = frame->api->api_version.major;
+    metadata->api_version.minor = frame->api->api_version.minor;
+    metadata->traits = 0;
+    return nullptr;
+  }
+  if (frame->stage != xla_ffi::kExecute) return nullptr;
+  static thread_local Call call;
+  int hidden;
+  if (const char* message = Reader(frame).read(&call, &hidden))
+    return failure(frame, message);
+  const Threads threads(frame);
+  if (hidden == 4) {
+    update<4>(call, threads);
+  } else if (hidden == 8) {
+    update<8>(call, threads);
+  } else if (hidden == 16) {
+    update<16>(call, threads);
+  } else if (hidden == 32) {
+    update<32>(call, threads);
+  } else {
+    return failure(frame, "no kernel of this width");
+  }
+  return nullptr;
+}
+
+// The instruction set of this processor: of kernels_avx512, kernels_avx2 or the others.
+extern "C" __attribute__((visibility("default"))) int l2o_instructions() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}

@@ -1,0 +1,36 @@
+"""The native kernels: one shared library per instruction set, if there is a compiler."""
+
+import platform
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FLAGS: dict[str, list[str]] = {"generic": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512dq"]
+COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+HEADERS = ("kernels", "parallel", "simd", "xla_ffi")
+
+
+class BuildLibraries(build_ext):
+    """Names the libraries plainly: they are no Python modules."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+
+setup(
+    cmdclass={"build_ext": BuildLibraries},
+    ext_modules=[
+        Extension(
+            f"l2o.native.{name}",
+            [f"l2o/native/{name}.cc"],
+            depends=[f"l2o/native/{header}.h" for header in HEADERS],
+            extra_compile_args=[*COMMON, *flags],
+            language="c++",
+            optional=True,  # without a compiler the package works, on XLA alone
+        )
+        for name, flags in FLAGS.items()
+    ],
+)
