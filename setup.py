@@ -1,5 +1,6 @@
-"""The native kernels: one shared library per instruction set, if there is a compiler."""
+"""The native kernels: a shared library per instruction set, given a compiler."""
 
+import os
 import platform
 
 from setuptools import Extension, setup
@@ -10,11 +11,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
     FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512dq"]
 COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-HEADERS = ("kernels", "parallel", "simd", "xla_ffi")
+HEADERS = ("backward", "handlers", "kernels", "parallel", "simd", "xla_ffi")
 
 
 class BuildLibraries(build_ext):
     """Names the libraries plainly: they are no Python modules."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"

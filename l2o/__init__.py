@@ -2,8 +2,10 @@
 
 from ._available import Available as Available
 from ._available import available as available
+from ._backend import Backend as Backend
 from ._backend import backend as backend
 from ._backend import chosen_backend as chosen_backend
+from ._backend import native_kernels as native_kernels
 from ._base import LearnedOptimizer as LearnedOptimizer
 from ._base import stable_dtypes as stable_dtypes
 from ._base import trainable as trainable

@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 
 from . import _native
 
-Backend = Literal["native", "xla"]
+Backend = Literal["native", "pallas", "xla"]
 _VARIABLE = "L2O_BACKEND"
 
 _context: Any = jax.make_user_context(None)
@@ -21,6 +21,7 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
     | name | what |
     |---|---|
     | "native" | kernels in C++ for CPUs, where they were built and fit the rule |
+    | "pallas" | kernels in Pallas for GPUs and TPUs, where they fit; elsewhere slow |
     | "xla" | plain JAX, on every platform |
     | None | what L2O_BACKEND in the environment says, else native where possible |
 
@@ -49,25 +50,37 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
 def chosen_backend() -> Backend:
     """How the update of per-parameter networks would be compiled here and now.
 
-    The native kernels see whole tensors. So they are used on one CPU device, or where
-    `jax.shard_map` has given each device tensors of its own.
+    Kernels see whole tensors. So they are used on one device, or where `jax.shard_map`
+    has given each device tensors of its own. Those in Pallas are never the default.
 
     Raises:
       ValueError: L2O_BACKEND has an unknown value.
     """
-    name = _context.value or os.environ.get(_VARIABLE)
-    if name is not None:
-        _check(name, _VARIABLE)
-    if name == "xla" or _native.unavailable() is not None:
+    name = _context.value or os.environ.get(_VARIABLE, "native")
+    _check(name, _VARIABLE)
+    if name == "native" and not _native_runs():
         return "xla"
-    if jax.default_backend() != "cpu":
-        return "xla"
+    return name if _sees_whole_tensors() else "xla"
+
+
+def native_kernels() -> str | None:
+    """The instruction set of the native kernels: avx512, avx2 or generic.
+
+    None where there are none; `with l2o.backend("native")` says why.
+    """
+    return _native.instructions() if _native.unavailable() is None else None
+
+
+def _native_runs() -> bool:
+    return _native.unavailable() is None and jax.default_backend() == "cpu"
+
+
+def _sees_whole_tensors() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names:
-        return "native" if jax.device_count() == 1 else "xla"
+        return jax.device_count() == 1
     axes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    own = all(kind == AxisType.Manual or size == 1 for kind, size in axes)
-    return "native" if own else "xla"
+    return all(kind == AxisType.Manual or size == 1 for kind, size in axes)
 
 
 def _check(name: str, where: str) -> None:

@@ -24,8 +24,9 @@ from ._base import (
 )
 from ._features import FEATURES, check_features, feature_sizes
 from ._loss_features import LossBuffer, init_loss_buffer
-from ._per_parameter import Shared, update_tree
+from ._per_parameter import update_tree
 from ._recurrent import LSTMState, init_linear, init_rows, linear
+from ._rule import Shared
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,

@@ -18,7 +18,8 @@ from ._accumulators import (
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
-from ._per_parameter import Shared, Tensor, one_network, update_tensors
+from ._per_parameter import one_network, update_tensors
+from ._rule import Shared, Tensor
 from ._tensors import clip_by_global_norm, map_together, zeros_like
 
 REGEX_1D = r".*bias.*|.*embed.*"

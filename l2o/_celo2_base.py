@@ -17,14 +17,13 @@ from ._accumulators import (
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._features import FEATURES, check_features, feature_sizes
 from ._network import init_mlp
-from ._per_parameter import (
+from ._per_parameter import one_network, update_tree
+from ._rule import (
     ACTIVATIONS,
     GRADIENT_BOUND,
     NewtonSchulz,
     Rule,
     Shared,
-    one_network,
-    update_tree,
 )
 
 _EPS = 1e-9

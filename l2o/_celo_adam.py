@@ -17,8 +17,8 @@ from ._base import (
 )
 from ._celo import schedule
 from ._loss_features import LossBuffer, init_loss_buffer
-from ._per_parameter import GRADIENT_BOUND, param_scale
 from ._recurrent import LSTMState, init_linear, init_rows
+from ._rule import GRADIENT_BOUND, param_scale
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,

@@ -19,7 +19,8 @@ from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2 import REGEX_1D, matches, routed
 from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
 from ._features import FEATURES
-from ._per_parameter import Shared, Tensor, one_network, update_tensors
+from ._per_parameter import one_network, update_tensors
+from ._rule import Shared, Tensor
 from ._tensors import clip_by_global_norm, map_together
 
 

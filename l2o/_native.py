@@ -6,28 +6,33 @@ there is a C++ compiler; the best for the processor is loaded when it is first n
 
 import ctypes
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
-from ._accumulators import Accumulators, factored_axes
+from ._accumulators import Accumulators, Decays, factored_axes
 from ._features import FEATURES
+from ._rule import Rule, Shared, Tensor, update_one
 
-if TYPE_CHECKING:
-    from ._per_parameter import Rule, Shared, Tensor
-
-_TARGET = "l2o_update"
+_UPDATE, _REVERSE = "l2o_update", "l2o_update_vjp"
 _INSTRUCTIONS = ("generic", "avx2", "avx512")  # as `l2o_instructions` numbers them
+_VARIABLE = "L2O_INSTRUCTIONS"  # bounds the choice
 _WIDTHS = (4, 8, 16, 32)
+_REVERSE_WIDTHS = (4, 8)
 _PLANES = 30  # of all features
 _COUNTS = (3, 1, 3)  # momenta, second moments, factored second moments
 _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 _ALONE = 32768  # a tensor of so many elements has a call of its own
+_TOGETHER = 16  # what XLA does about a call grows with the square of its operands
 # Bits of `flags`; see native/kernels.cc.
 _PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED = 1, 2, 4, 8
 
@@ -55,11 +60,17 @@ def _load() -> str:
             "they were not built, for want of a C++ compiler when l2o was installed"
         )
     number = ctypes.CDLL(str(generic)).l2o_instructions()
+    highest = os.environ.get(_VARIABLE, _INSTRUCTIONS[number])
+    if highest not in _INSTRUCTIONS:
+        known = ", ".join(_INSTRUCTIONS)
+        raise ValueError(f"unknown {_VARIABLE} {highest!r}; known: {known}")
+    number = min(number, _INSTRUCTIONS.index(highest))
     # A compiler may know fewer instruction sets than the processor.
     built = [name for name in _INSTRUCTIONS[: number + 1] if _path(name).exists()]
     library = ctypes.CDLL(str(_path(built[-1])))
-    capsule = jax.ffi.pycapsule(library.l2o_update)
-    jax.ffi.register_ffi_target(_TARGET, capsule, platform="cpu")
+    for target in (_UPDATE, _REVERSE):
+        capsule = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     return built[-1]
 
 
@@ -67,7 +78,7 @@ def _path(name: str) -> Path:
     return Path(__file__).with_name("native") / f"{name}.so"
 
 
-def supports(rule: "Rule", tensor: "Tensor", nn: Any) -> bool:
+def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
     """Whether the kernels know this rule for a tensor of this shape.
 
     Args:
@@ -95,25 +106,21 @@ def supports(rule: "Rule", tensor: "Tensor", nn: Any) -> bool:
     return rule.normalized_axes == "last" and set(axes or ()) == last
 
 
-def update(
-    rule: "Rule",
-    tensors: Sequence["Tensor"],
-    nn: Any,
-    scale: jax.Array,
-    shared: "Shared",
-    *,
-    steps_only: bool,
-) -> list[tuple[jax.Array, Accumulators]]:
-    """As `update_tensors`, for a rule and tensors that `supports` accepts.
+class _Layout(NamedTuple):
+    """What is fixed about a call."""
 
-    Args:
-      steps_only: the network's steps `d e^(lambda a)` in place of updates.
-    """
+    rule: Rule
+    shapes: tuple[tuple[int, ...], ...]
+    width: int
+
+
+def update(
+    rule: Rule, tensors: Sequence[Tensor], nn: Any, scale: jax.Array, shared: Shared
+) -> list[tuple[jax.Array, Accumulators]]:
+    """As `update_tensors`, for a rule and tensors that `supports` accepts."""
     weights = jax.vmap(lambda x: _packed(rule, x, shared.constants))(nn)
     decay = jnp.asarray(shared.weight_decay, jnp.float32)
     factors = jnp.stack([scale, jnp.broadcast_to(decay, scale.shape)], -1)
-    if steps_only:
-        factors = jnp.array([[-1.0, 0.0]])
     decays = jnp.concatenate(
         [jnp.asarray(d, jnp.float32).reshape(-1) for d in shared.decays]
     )
@@ -121,26 +128,51 @@ def update(
     # all updates of a call are in memory before the first is applied.
     large = [[i] for i, t in enumerate(tensors) if t.grad.size > _ALONE]
     small = [i for i, t in enumerate(tensors) if t.grad.size <= _ALONE]
+    shared_calls = [small[k : k + _TOGETHER] for k in range(0, len(small), _TOGETHER)]
     results: dict[int, Any] = {}
-    for members in [*large, *([small] if small else [])]:
+    for members in [*large, *shared_calls]:
         index = np.array(members)
-        new = _call(
-            rule,
-            [tensors[i] for i in members],
+        layout = _Layout(
+            rule, tuple(tensors[i].grad.shape for i in members), nn["b0"].shape[-1]
+        )
+        new = _update(
+            layout,
             decays,
             weights if len(weights) == 1 else weights[index],
             factors if len(factors) == 1 else factors[index],
-            nn["b0"].shape[-1],
-            steps_only,
+            *(x for i in members for x in _flat(tensors[i])),
         )
-        results.update(zip(members, new, strict=True))
+        answers = iter(new)
+        for i in members:
+            results[i] = _answer(tensors[i].accumulators, answers)
     return [results[i] for i in range(len(tensors))]
 
 
-def _packed(rule: "Rule", nn: Any, constants: jax.Array | None) -> jax.Array:
+def _flat(tensor: Tensor) -> list[jax.Array]:
+    """A tensor as operands; a vector's `col` is not used."""
+    momentum, rms, row, col = tensor.accumulators
+    return [
+        tensor.grad,
+        tensor.param,
+        *momentum,
+        *rms,
+        *row,
+        *(col if tensor.grad.ndim > 1 else ()),
+    ]
+
+
+def _answer(old: Accumulators, new: Iterator) -> tuple[jax.Array, Accumulators]:
+    step = next(new)
+    momentum, rms, row = (tuple(next(new) for _ in group) for group in old[:3])
+    is_vector = step.ndim < 2
+    col = old.col if is_vector else tuple(next(new) for _ in old.col)
+    return step, Accumulators(momentum, rms, row, col)
+
+
+def _packed(rule: Rule, nn: Any, constants: jax.Array | None) -> jax.Array:
     """`w0, b0, w1, b1, w2, b2` in one row; constants are folded into `b0`."""
     w0, b0 = nn["w0"], nn["b0"]
-    planes = _PLANES - 2 * (rule.features == _WITHOUT_CLIP)
+    planes = _planes(rule)
     if constants is not None:
         b0 = b0 + jnp.matmul(
             constants, w0[planes:], precision=jax.lax.Precision.HIGHEST
@@ -149,59 +181,92 @@ def _packed(rule: "Rule", nn: Any, constants: jax.Array | None) -> jax.Array:
     return jnp.concatenate([x.reshape(-1) for x in parts])
 
 
-def _call(
-    rule: "Rule",
-    tensors: Sequence["Tensor"],
-    decays: jax.Array,
-    weights: jax.Array,
-    factors: jax.Array,
-    width: int,
-    steps_only: bool,
-) -> list[tuple[jax.Array, Accumulators]]:
+def _planes(rule: Rule) -> int:
+    return _PLANES - 2 * (rule.features == _WITHOUT_CLIP)
+
+
+def _oracle(layout: _Layout, decays, weights, factors, *operands) -> list[jax.Array]:
+    """What `_update` computes, in plain JAX."""
+    rule, h = layout.rule, layout.width
+    sizes = {
+        "w0": (_planes(rule), h),
+        "b0": (h,),
+        "w1": (h, h),
+        "b1": (h,),
+        "w2": (h, 2),
+        "b2": (2,),
+    }
+    results, rest = [], iter(operands)
+    counts = itertools.accumulate(_COUNTS)
+    groups = Decays(*jnp.split(decays, list(counts)[:-1]))
+    for i, shape in enumerate(layout.shapes):
+        row = weights[i % len(weights)]
+        nn, start = {}, 0
+        for name, size in sizes.items():
+            end = start + math.prod(size)
+            nn[name], start = row[start:end].reshape(size), end
+        grad, param = next(rest), next(rest)
+        momentum, rms, second = (tuple(next(rest) for _ in range(n)) for n in _COUNTS)
+        col = second if len(shape) < 2 else tuple(next(rest) for _ in second)
+        tensor = Tensor(grad, param, Accumulators(momentum, rms, second, col))
+        scale, decay = factors[i % len(factors)]
+        update, new = update_one(rule, tensor, nn, scale, Shared(groups, decay))
+        results += [update, *new.momentum, *new.rms, *new.row]
+        results += new.col if len(shape) > 1 else ()
+    return results
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _update(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
+    """Updates and new accumulators, tensor by tensor.
+
+    Args:
+      layout: what is fixed.
+      *operands: decays (7,), packed weights (1 or tensors, n), factors of the step and
+        the parameter (1 or tensors, 2); then per tensor `_flat`.
+    """
+    results, aliases = [], {}
+    first = 3
+    for shape in layout.shapes:
+        state = range(first + 2, first + _operands(shape))
+        results.append(operands[first])
+        for k in state:
+            aliases[k] = len(results)
+            results.append(operands[k])
+        first = state.stop
+    return _ffi(_UPDATE, layout, operands, results, aliases)
+
+
+def _ffi(target, layout, operands, results, aliases):
+    rule = layout.rule
     flags = _VECTOR_MOMENTS * (rule.vector_features == rule.features)
     flags |= _CLIPPED * (rule.features == FEATURES)
-    if not steps_only:
-        flags |= _PARAM_SCALE * rule.param_scale | _NORMALIZE_STEP * rule.normalize_step
-    spec = [width, flags]
-    spec += [len(tensors), len(weights), len(factors)]
-    operands = [decays, weights, factors]
-    results: list[jax.Array] = []
-    aliases = {}
-    for tensor in tensors:
-        spec += _layout(tensor.grad.shape, rule)
-        results.append(tensor.grad)
-        operands += [tensor.grad, tensor.param]
-        momentum, rms, row, col = tensor.accumulators
-        for x in (*momentum, *rms, *row, *(col if tensor.grad.ndim > 1 else ())):
-            aliases[len(operands)] = len(results)
-            operands.append(x)
-            results.append(x)
+    flags |= _PARAM_SCALE * rule.param_scale | _NORMALIZE_STEP * rule.normalize_step
+    spec = [layout.width, flags, len(layout.shapes), len(operands[1]), len(operands[2])]
+    for shape in layout.shapes:
+        spec += _axes(shape, rule)
     bound = math.inf if rule.grad_bound is None else rule.grad_bound
     settings = [bound, rule.rms_eps, rule.vector_eps, rule.norm_eps, rule.exp_mult]
     call = jax.ffi.ffi_call(
-        _TARGET,
+        target,
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in results],
         vmap_method="broadcast_all",
         input_output_aliases=aliases,
     )
-    new = iter(
+    return list(
         call(
             *operands,
             settings=np.array(settings, np.float32),
             spec=np.array(spec, np.int64),
         )
     )
-    answers = []
-    for tensor in tensors:
-        old = tensor.accumulators
-        step = next(new)
-        momentum, rms, row = (tuple(next(new) for _ in group) for group in old[:3])
-        col = old.col if tensor.grad.ndim < 2 else tuple(next(new) for _ in old.col)
-        answers.append((step, Accumulators(momentum, rms, row, col)))
-    return answers
 
 
-def _layout(shape: tuple[int, ...], rule: "Rule") -> list[int]:
+def _operands(shape: tuple[int, ...]) -> int:
+    return 2 + sum(_COUNTS) + 3 * (len(shape) > 1)
+
+
+def _axes(shape: tuple[int, ...], rule: Rule) -> list[int]:
     """How the kernels see a tensor: (A, Na, B, Nb, C), factored over Na and Nb."""
     axes = factored_axes(shape, rule.factoring)
     if axes is None:
@@ -217,3 +282,115 @@ def _layout(shape: tuple[int, ...], rule: "Rule") -> list[int]:
     per_block = len(shape) > 2 and rule.normalized_axes != "all"
     # `row` is reduced over the second of the axes.
     return [1, axes[0] == a, per_block, *sizes]
+
+
+@_update.defjvp
+def _update_jvp(layout, primals, tangents):
+    tangents = [
+        jnp.zeros_like(x) if t.dtype == jax.dtypes.float0 else t
+        for x, t in zip(primals, tangents, strict=True)
+    ]
+    out = _tangents.bind(*primals, *tangents, layout=layout, batch=0)
+    return _update(layout, *primals), out
+
+
+# The tangents of the results, linear in those of the operands. A primitive, because in
+# reverse it is a kernel and forwards it is the oracle's; all operands lead with the
+# same `batch` axes.
+_tangents = Primitive("l2o_update_tangents")
+_tangents.multiple_results = True
+
+
+def _tangents_of(*operands, layout, batch):
+    half = len(operands) // 2
+
+    def forwards(*x):
+        oracle = functools.partial(_oracle, layout)
+        return jax.jvp(oracle, x[:half], x[half:])[1]
+
+    return _mapped(forwards, batch)(*operands)
+
+
+def _mapped(f: Callable, times: int) -> Callable:
+    for _ in range(times):
+        f = jax.vmap(f)
+    return f
+
+
+def _tangents_abstract(*operands, layout, batch):
+    half = len(operands) // 2
+    primals = operands[:half]
+    results, first = [], 3
+    for shape in layout.shapes:
+        last = first + _operands(shape)
+        results += [primals[first], *primals[first + 2 : last]]
+        first = last
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+
+
+def _tangents_batched(operands, axes, *, layout, batch):
+    size = next(
+        x.shape[axis]
+        for x, axis in zip(operands, axes, strict=True)
+        if axis is not None
+    )
+    operands = [
+        batching.bdim_at_front(x, axis, size)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    results = _tangents.bind(*operands, layout=layout, batch=batch + 1)
+    return results, [0] * len(results)
+
+
+def _tangents_transposed(cotangents, *operands, layout, batch):
+    half = len(operands) // 2
+    primals = operands[:half]
+    results = _tangents_abstract(*operands, layout=layout, batch=batch)
+    cotangents = [
+        jnp.zeros(x.shape, x.dtype) if type(ct) is ad.Zero else ct
+        for ct, x in zip(cotangents, results, strict=True)
+    ]
+    out = _mapped(functools.partial(_reverse, layout), batch)(*primals, *cotangents)
+    return [None] * half + out
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _reverse(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
+    """Cotangents of `_update`'s operands, from the operands and its results'."""
+    half = 3 + sum(map(_operands, layout.shapes))
+    sizes = [_axes(shape, layout.rule) for shape in layout.shapes]
+    known = layout.width in _REVERSE_WIDTHS
+    if not known or any(trailing > 1 for *_, trailing in sizes):
+        return _oracle_reverse(layout, *operands)
+    # The kernel takes a tensor's cotangents after its operands.
+    mixed = list(operands[:3])
+    first, second = 3, half
+    for shape in layout.shapes:
+        count = _operands(shape)
+        mixed += operands[first : first + count]
+        mixed += operands[second : second + count - 1]
+        first, second = first + count, second + count - 1
+    return _ffi(_REVERSE, layout, mixed, operands[:half], {})
+
+
+def _oracle_reverse(layout, *operands):
+    half = 3 + sum(map(_operands, layout.shapes))
+    _, pull = jax.vjp(functools.partial(_oracle, layout), *operands[:half])
+    return list(pull(list(operands[half:])))
+
+
+@_reverse.defjvp
+def _reverse_jvp(layout, primals, tangents):
+    return jax.jvp(functools.partial(_oracle_reverse, layout), primals, tangents)
+
+
+_tangents.def_impl(jax.jit(_tangents_of, static_argnames=("layout", "batch")))
+_tangents.def_abstract_eval(_tangents_abstract)
+mlir.register_lowering(_tangents, mlir.lower_fun(_tangents_of, multiple_results=True))
+batching.primitive_batchers[_tangents] = _tangents_batched
+ad.primitive_transposes[_tangents] = _tangents_transposed
+ad.primitive_jvps[_tangents] = lambda primals, tangents, **fixed: jax.jvp(
+    functools.partial(_tangents_of, **fixed),
+    tuple(primals),
+    tuple(map(ad.instantiate_zeros, tangents)),
+)

@@ -1,122 +1,24 @@
-"""Per-parameter networks on Adafactor features: one update of many tensors.
+"""One update of many tensors by a per-parameter network.
 
-What small_fc, ELO, muLO, VeLO, Celo and Celo2 have in common. With g the gradient cut
-to a bound, phi its features (`adafactor_features`) after the accumulators have seen it,
-and normalise dividing each feature by its root mean square over the tensor,
-
-    (d, a, ...) = MLP(normalise(phi), constants)
-    update = -(scale s(d e^(lambda a)) + weight_decay p)
-
-where s multiplies by the parameters' root mean square, orthogonalises or normalises if
-the rule says so. There are two implementations of this one function: `_update_one` here
-in XLA, which is the oracle, and the kernels of `_native`. `backend` chooses.
+There are several implementations of this one function: the rule itself in plain JAX
+(`_rule`) and kernels, modules with `supports` and `update`. `l2o.backend` chooses.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from . import _native
-from ._accumulators import (
-    Accumulators,
-    Axes,
-    Decays,
-    Factoring,
-    factored_axes,
-    torch_axes,
-    update_accumulators,
-)
+from . import _native, _pallas
+from ._accumulators import Accumulators
 from ._backend import chosen_backend
-from ._features import adafactor_features, inverse_rms
-from ._network import apply_mlp
+from ._rule import Rule, Shared, Tensor, finished, update_one, with_decay
 from ._tensors import map_together
 
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
-GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
-# Modules with `supports` and `update`.
-_KERNELS: dict[str, Any] = {"native": _native}
 _STACKED = 4  # so many tensors of one shape are updated as one stack
-
-
-class NewtonSchulz(NamedTuple):
-    """Coefficients, number and epsilon of the iterations of `newton_schulz`."""
-
-    coeffs: tuple[float, float, float]
-    iters: int
-    eps: float
-
-
-class Rule(NamedTuple):
-    """What is fixed about a rule when it is compiled; hashable.
-
-    Attributes:
-      features: the groups of `FEATURES` that the network sees.
-      vector_features: those of tensors of one axis; the first of `features`.
-      exp_mult: lambda.
-      rms_eps, vector_eps: as in `adafactor_features`.
-      norm_eps: added to mean squares when features and steps are normalised.
-      grad_bound: gradients are cut to this size; None for no bound.
-      activation: of `ACTIVATIONS`.
-      normalize_input, normalize_step: the normalisations.
-      normalized_axes: "all", or the "last" two, in PyTorch's layout with "torch".
-      param_scale: whether steps are multiplied by `sqrt(mean(p^2) + 1e-9)`.
-      param_scale_bound: bound of that, times the root of the tensor's size.
-      precondition: whether steps are multiplied by `(rms + 1e-6)^-1/2`.
-      aggregate_mag: whether a is replaced by its mean over the tensor.
-      orthogonalize: iterations on steps of two axes or more.
-      bias_correction: of the accumulators that the features see.
-      fused_row_mean: see `inverse_roots`.
-      factoring: see `factored_axes`.
-    """
-
-    features: tuple[str, ...]
-    vector_features: tuple[str, ...]
-    exp_mult: float
-    rms_eps: float = 1e-6
-    vector_eps: float = 0.0
-    norm_eps: float = 1e-5
-    grad_bound: float | None = None
-    activation: str = "relu"
-    normalize_input: bool = True
-    normalize_step: bool = False
-    normalized_axes: Literal["all", "last", "torch"] = "all"
-    param_scale: bool = False
-    param_scale_bound: float | None = None
-    precondition: bool = False
-    aggregate_mag: bool = False
-    orthogonalize: NewtonSchulz | None = None
-    bias_correction: bool = False
-    fused_row_mean: bool = False
-    factoring: Factoring = "stable"
-
-
-class Tensor(NamedTuple):
-    """One tensor, float32 and of at least one axis, with its accumulators' leaves."""
-
-    grad: jax.Array
-    param: jax.Array
-    accumulators: Accumulators
-
-
-class Shared(NamedTuple):
-    """What all tensors of a call have in common.
-
-    Attributes:
-      decays: of the accumulators.
-      weight_decay: scalar.
-      constants: shape (n,), inputs of the network that are equal everywhere, or None.
-      count: updates made including this one; needed for bias correction.
-    """
-
-    decays: Decays
-    weight_decay: Any = 0.0
-    constants: jax.Array | None = None
-    count: jax.Array | None = None
 
 
 def update_tree(
@@ -155,7 +57,7 @@ def update_tensors(
       scale: factors of the steps, shape (1,) or (tensors,).
       shared: the rest.
     """
-    kernels = _KERNELS.get(chosen_backend())
+    kernels = _kernels(chosen_backend())
     kinds: dict[bool, list[int]] = {}
     for i, tensor in enumerate(tensors):
         fits = kernels is not None and kernels.supports(rule, tensor, nn)
@@ -163,15 +65,33 @@ def update_tensors(
     results: dict[int, Any] = {}
     for fits, members in kinds.items():
         update = functools.partial(_kernel_update, kernels) if fits else _xla_update
-        new = update(
-            rule,
-            [tensors[i] for i in members],
-            _rows(nn, members),
-            _rows(scale, members),
-            shared,
-        )
+        given = (_rows(nn, members), _rows(scale, members), shared)
+        new = update(rule, [tensors[i] for i in members], *given)
         results.update(zip(members, new, strict=True))
     return [results[i] for i in range(len(tensors))]
+
+
+class _Kernels(NamedTuple):
+    supports: Callable
+    update: Callable
+
+
+def _kernels(backend: str) -> _Kernels | None:
+    if backend == "native":
+        return _Kernels(_native.supports, _native.update)
+    if backend == "pallas":
+        return _Kernels(_pallas.supports, _pallas_update)
+    return None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _pallas_update(rule, tensors, nn, scale, shared):
+    return _pallas.update(rule, tensors, nn, scale, shared)
+
+
+@_pallas_update.defjvp
+def _pallas_update_jvp(rule, primals, tangents):
+    return jax.jvp(functools.partial(_xla_update, rule), primals, tangents)
 
 
 def one_network(nn: Any) -> Any:
@@ -179,42 +99,30 @@ def one_network(nn: Any) -> Any:
     return jax.tree.map(lambda x: x[None], nn)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _kernel_update(kernels, rule, tensors, nn, scale, shared):
+    if rule.orthogonalize is None:
+        return kernels.update(rule, tensors, nn, scale, shared)
     # Newton-Schulz iterations are matrix products, which XLA does.
-    apart = [
-        i
-        for i, tensor in enumerate(tensors)
-        if rule.orthogonalize is not None and tensor.grad.ndim > 1
-    ]
-    whole = [i for i in range(len(tensors)) if i not in apart]
+    matrices = [i for i, tensor in enumerate(tensors) if tensor.grad.ndim > 1]
+    vectors = [i for i in range(len(tensors)) if i not in matrices]
     results: dict[int, Any] = {}
-    for members, steps_only in ((whole, False), (apart, True)):
-        if not members:
-            continue
-        new = kernels.update(
-            rule,
-            [tensors[i] for i in members],
-            _rows(nn, members),
-            _rows(scale, members),
-            shared,
-            steps_only=steps_only,
+    if vectors:
+        plain = rule._replace(orthogonalize=None)
+        given = (_rows(nn, vectors), _rows(scale, vectors), shared)
+        new = kernels.update(plain, [tensors[i] for i in vectors], *given)
+        results.update(zip(vectors, new, strict=True))
+    if matrices:
+        steps = rule._replace(
+            orthogonalize=None, param_scale=False, normalize_step=False
         )
-        results.update(zip(members, new, strict=True))
-    for i in apart:
-        step, accumulators = results[i]
-        step = _finished(rule, step, tensors[i].param, accumulators)
-        factor = scale[i % len(scale)]
-        update = _with_decay(-(factor * step), tensors[i].param, shared)
-        results[i] = update, accumulators
+        given = (_rows(nn, matrices), -jnp.ones(1), shared._replace(weight_decay=0.0))
+        new = kernels.update(steps, [tensors[i] for i in matrices], *given)
+        for i, (step, accumulators) in zip(matrices, new, strict=True):
+            param = tensors[i].param
+            step = finished(rule, step, param, accumulators)
+            factor = scale[i % len(scale)]
+            results[i] = with_decay(-(factor * step), param, shared), accumulators
     return [results[i] for i in range(len(tensors))]
-
-
-@_kernel_update.defjvp
-def _kernel_update_jvp(kernels, rule, primals, tangents):
-    del kernels
-    # The derivative is that of the oracle.
-    return jax.jvp(functools.partial(_xla_update, rule), primals, tangents)
 
 
 def _xla_update(rule, tensors, nn, scale, shared):
@@ -224,7 +132,7 @@ def _xla_update(rule, tensors, nn, scale, shared):
         # Of what is one for all, no copies are made.
         axes = 0, *(None if _count(x) == 1 else 0 for x in given[1:])
         given = stack, *(_row(x, 0) if _count(x) == 1 else x for x in given[1:])
-        one = jax.vmap(functools.partial(_update_one, rule), in_axes=(*axes, None))
+        one = jax.vmap(functools.partial(update_one, rule), in_axes=(*axes, None))
         new = one(*given, shared)
         return [_row(new, k) for k in range(len(members))]
 
@@ -239,7 +147,7 @@ def _xla_update(rule, tensors, nn, scale, shared):
             continue
         for i in members:
             given = tensors[i], _row(nn, i % _count(nn)), _row(scale, i % _count(scale))
-            results[i] = _update_one(rule, *given, shared)
+            results[i] = update_one(rule, *given, shared)
     return [results[i] for i in range(len(tensors))]
 
 
@@ -257,148 +165,3 @@ def _rows(tree: Any, members: Sequence[int]) -> Any:
     if count == 1 or list(members) == list(range(count)):
         return tree
     return jax.tree.map(lambda x: x[np.array(members)], tree)
-
-
-def _update_one(
-    rule: Rule, tensor: Tensor, nn: Any, scale: Any, shared: Shared
-) -> tuple[jax.Array, Accumulators]:
-    grad, param, accumulators = tensor
-    if rule.grad_bound is not None:
-        grad = jnp.clip(grad, -rule.grad_bound, rule.grad_bound)
-    axes = factored_axes(grad.shape, rule.factoring)
-    accumulators = update_accumulators(accumulators, grad, shared.decays, axes)
-    seen = accumulators
-    if rule.bias_correction:
-        seen = _without_bias(accumulators, shared.decays, shared.count)
-    step = _step(rule, grad, param, accumulators, seen, axes, nn, shared.constants)
-    step = _finished(rule, step, param, seen)
-    return _with_decay(-(scale * step), param, shared), accumulators
-
-
-def _with_decay(update: jax.Array, param: jax.Array, shared: Shared) -> jax.Array:
-    decay = shared.weight_decay
-    if isinstance(decay, float | int) and decay == 0:
-        return update
-    return update - decay * param
-
-
-def _step(
-    rule: Rule,
-    grad: jax.Array,
-    param: jax.Array,
-    accumulators: Accumulators,
-    seen: Accumulators,
-    axes: Axes,
-    nn: Any,
-    constants: jax.Array | None,
-) -> jax.Array:
-    """`d e^(lambda a)`."""
-    planes = adafactor_features(
-        rule.vector_features if axes is None else rule.features,
-        grad,
-        param,
-        seen,
-        axes,
-        rms_eps=rule.rms_eps,
-        vector_eps=rule.vector_eps,
-        fac_g_from=accumulators,
-        fused_row_mean=rule.fused_row_mean,
-    )
-    over = _normalized_axes(rule, grad.ndim)
-    scales = [jnp.ones(())] * len(planes)
-    if rule.normalize_input:
-        scales = [inverse_rms(plane, rule.norm_eps, over) for plane in planes]
-        if over is not None:
-            planes = [plane * s for plane, s in zip(planes, scales, strict=True)]
-            scales = [jnp.ones(())] * len(planes)
-    direction, magnitude, *_ = apply_mlp(
-        nn, planes, scales, constants, grad.shape, ACTIVATIONS[rule.activation]
-    )
-    if rule.aggregate_mag:
-        magnitude = jnp.mean(magnitude)
-    return direction * jnp.exp(magnitude * rule.exp_mult)
-
-
-def _finished(
-    rule: Rule, step: jax.Array, param: jax.Array, seen: Accumulators
-) -> jax.Array:
-    """`s(step)`."""
-    if rule.param_scale:
-        scale = param_scale(param)
-        if rule.param_scale_bound is not None:
-            scale = jnp.minimum(scale, rule.param_scale_bound * param.size**0.5)
-        step = step * scale
-    if rule.orthogonalize is not None and step.ndim >= 2:
-        torch = rule.normalized_axes == "torch"
-        order = torch_axes(step.ndim) if torch else tuple(range(step.ndim))
-        back = tuple(order.index(axis) for axis in range(step.ndim))
-        matrices = newton_schulz(jnp.transpose(step, order), *rule.orthogonalize)
-        step = jnp.transpose(matrices, back)
-    if rule.normalize_step:
-        over = _normalized_axes(rule, step.ndim)
-        step = step * inverse_rms(step, rule.norm_eps, over)
-    if rule.precondition:
-        step = step * lax.rsqrt(seen.rms[-1] + 1e-6)
-    return step
-
-
-def _normalized_axes(rule: Rule, ndim: int) -> tuple[int, ...] | None:
-    """The axes over which features and steps are normalised; None for all."""
-    if ndim <= 2 or rule.normalized_axes == "all":
-        return None
-    torch = rule.normalized_axes == "torch"
-    order = torch_axes(ndim) if torch else tuple(range(ndim))
-    return order[-2:]
-
-
-def param_scale(param: jax.Array) -> jax.Array:
-    """`sqrt(mean(p^2) + 1e-9)`."""
-    return jnp.sqrt(jnp.mean(param * param) + 1e-9)
-
-
-def newton_schulz(
-    x: jax.Array, coeffs: Sequence[float], iters: int, eps: float
-) -> jax.Array:
-    """Brings the singular values of the last two axes near one.
-
-    `x <- a x + (b A + c A^2) x` with `A = x x^T`, on the side with fewer rows, from
-    `x / (|x|_F + eps)`.
-
-    Source: "Muon: An optimizer for hidden layers in neural networks" (Jordan et al.,
-    2024).
-    """
-    sharding = jax.typeof(x).sharding
-    if any(sharding.spec):
-        # On a mesh of explicit axes JAX asks how each product is to be sharded; XLA may
-        # choose.
-        iterate = functools.partial(newton_schulz, coeffs=coeffs, iters=iters, eps=eps)
-        return jax.sharding.auto_axes(iterate, out_sharding=sharding)(x)
-    a, b, c = coeffs
-    flip = x.shape[-2] > x.shape[-1]
-    if flip:
-        x = x.mT
-    x = x / (jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
-
-    def matmul(y, z):
-        return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)
-
-    for _ in range(iters):
-        gram = matmul(x, x.mT)
-        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
-    return x.mT if flip else x
-
-
-def _without_bias(accumulators, decays, count):
-    def corrected(moments, group):
-        return tuple(
-            m / (1 - jnp.float32(d) ** count)
-            for m, d in zip(moments, group, strict=True)
-        )
-
-    momentum, rms, row, col = accumulators
-    return Accumulators(
-        corrected(momentum, decays.momentum),
-        corrected(rms, decays.rms),
-        corrected(row, decays.second),
-        corrected(col, decays.second),
-    )

@@ -22,7 +22,8 @@ from ._features import (
     time_embedding,
 )
 from ._network import init_mlp
-from ._per_parameter import Rule, Shared, one_network, update_tree
+from ._per_parameter import one_network, update_tree
+from ._rule import Rule, Shared
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 _FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))

@@ -30,7 +30,7 @@ from ._loss_features import (
     update_loss_buffer,
 )
 from ._network import init_mlp
-from ._per_parameter import GRADIENT_BOUND, Rule, Shared, update_tree
+from ._per_parameter import update_tree
 from ._recurrent import (
     LSTMState,
     init_linear,
@@ -39,6 +39,7 @@ from ._recurrent import (
     log_magnitude,
     rows_of,
 )
+from ._rule import GRADIENT_BOUND, Rule, Shared
 from ._schedule import (
     RUN_FEATURES,
     fraction_embedding,

@@ -112,6 +112,7 @@ def run(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    say(_machine(devices))
     counters = dict.fromkeys(
         ("seconds", "inner_steps", "nonfinite", "skipped", "skipped_in_a_row"), 0.0
     )
@@ -200,6 +201,19 @@ def _export(
         raise OSError(
             f"{folder} could not be written: {error}. Make room and run again to export"
         ) from error
+
+
+def _machine(devices: Devices) -> str:
+    """On what the run computes, for its first line."""
+    count = 1 if devices.mesh is None else devices.mesh.size
+    kind = jax.devices()[0].platform.upper()
+    text = f"{count} {kind} device{'s' if count > 1 else ''}"
+    if jax.default_backend() != "cpu":
+        return text
+    kernels = l2o.native_kernels()
+    if kernels is not None:
+        return f"{text}, native kernels ({kernels})"
+    return f"{text}, no native kernels: install l2o where there is a C++ compiler"
 
 
 def _content(

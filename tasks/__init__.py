@@ -11,6 +11,7 @@ from ._base import clipped as clipped
 from ._base import log_scaled as log_scaled
 from ._base import stateless as stateless
 from ._cost import Cost as Cost
+from ._cost import cache_folder as cache_folder
 from ._cost import parameter_count as parameter_count
 from ._cost import remembered_cost as remembered_cost
 from ._cost import spec_cost as spec_cost

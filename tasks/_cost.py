@@ -102,7 +102,7 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
       spec: its data are loaded if nothing is remembered.
       measure: time it, too, unless a time is remembered.
     """
-    path = _cache() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json"
+    path = cache_folder() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json"
     known = _remembered(path)
     if known is not None and (known.seconds is not None or not measure):
         return known
@@ -118,7 +118,9 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
 
 def remembered_cost(spec: TaskSpec) -> Cost | None:
     """What `spec_cost` has found on a machine of this kind; None if it has not run."""
-    return _remembered(_cache() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json")
+    return _remembered(
+        cache_folder() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json"
+    )
 
 
 def within(
@@ -199,7 +201,8 @@ def _remembered(path: Path) -> Cost | None:
         return None  # damaged, or of another version: found again
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """`$L2O_CACHE`, or `l2o` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if "L2O_CACHE" in os.environ:
         return Path(os.environ["L2O_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "l2o"

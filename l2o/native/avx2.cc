@@ -1,2 +1,2 @@
 // The kernels for AVX2 and FMA; setup.py has the flags.
-#include "kernels.h"
+#include "handlers.h"

@@ -1,2 +1,2 @@
 // The kernels for AVX-512; setup.py has the flags.
-#include "kernels.h"
+#include "handlers.h"

@@ -1,2 +1,2 @@
 // The kernels for any processor; setup.py has the flags.
-#include "kernels.h"
+#include "handlers.h"

@@ -67,7 +67,6 @@ enum Flags {
 struct Tensor {
   int64_t a, na, b, nb, c;  // all 1 but nb for a vector
   bool factored, row_is_x;  // whether `row` is indexed by the axis of Na, not of Nb
-  bool per_block;           // normalised over the last two axes, not over all
   const float *g, *p, *m[3], *rms, *row[3], *col[3];
   float *u, *new_m[3], *new_rms, *new_row[3], *new_col[3];
   const float *decays, *weights, *scales;
@@ -89,6 +88,7 @@ struct Chunk {
 
 constexpr int64_t kChunk = 32768;  // elements, about
 constexpr int64_t kTile = 2048;    // columns, about
+constexpr int kNarrow = 4;         // vectors that a narrow matrix is wide, at most
 constexpr int64_t kAhead = 512;    // elements between what is prefetched and used
 
 template <int H>
@@ -97,7 +97,6 @@ struct Network {
   alignas(64) float b0[H], w1[H][H], b1[H], w2[2][H], b2[2];
 };
 
-L2O_INLINE float scalar_rsqrt(float x) { return 1.0f / std::sqrt(x); }
 
 // What is kept of a tensor between the passes; reused, because allocating it takes as
 // long as the update of a small tensor.
@@ -112,13 +111,13 @@ struct Scratch {
       y_hidden[H];
   std::vector<double> sums;       // per chunk and plane
   std::vector<double> row_means;  // per block and plane from kRow to kFacM
-  std::vector<Network<H>> networks;  // one, or one per block
+  Network<H> network;
+  float scale[kPlanes];  // of the features
   std::vector<double> squares;       // of the steps, per chunk
-  std::vector<float> x_square, y_square, mean;
+  std::vector<float> x_square, y_square;  // means of g^2, per block
+  std::vector<float> mean;
   double p_square;
 };
-
-constexpr int kSums = kPlanes;
 
 template <int H>
 class Update {
@@ -128,21 +127,32 @@ class Update {
     plan();
   }
 
-  void run(const Threads& threads) {
-    const auto each = [&](void (Update::*pass)(int64_t)) {
-      threads.each(chunks(), [&](int64_t i) { (this->*pass)(i); });
-    };
+  // All but the steps.
+  void prepare(const Threads& threads) {
     if (t_.factored) {
-      each(&Update::reduce);
+      each(threads, &Update::reduce);
       factor();
     }
-    each(&Update::accumulate);
+    each(threads, &Update::accumulate);
     normalize();
-    each(&Update::apply);
-    if (finishes()) each(&Update::finish);
+  }
+
+  void run(const Threads& threads) {
+    prepare(threads);
+    each(threads, &Update::apply);
+    if (finishes()) each(threads, &Update::finish);
+  }
+
+  // exp(x mult); 1 for mult = 0, but for what is not finite.
+  L2O_INLINE static Vec exp_of(Vec x, float mult) {
+    return mult == 0 ? 1.0f + x * 0.0f : exponential(x * mult);
   }
 
  private:
+  void each(const Threads& threads, void (Update::*pass)(int64_t)) {
+    threads.each(chunks(), [&](int64_t i) { (this->*pass)(i); });
+  }
+
   int64_t chunks() const { return k_.chunks.size(); }
 
   void plan() {
@@ -157,7 +167,7 @@ class Update {
         for (int64_t j = 0; j < k_.column_tiles; ++j)
           k_.chunks.push_back({q, i * rows, std::min(t_.na, (i + 1) * rows), j * tile,
                                std::min(n, (j + 1) * tile), i, j});
-    k_.sums.assign(chunks() * kSums, 0.0);
+    k_.sums.assign(chunks() * kPlanes, 0.0);
     k_.squares.assign(chunks(), 0.0);
     if (t_.factored) {
       k_.row_sums.resize(t_.blocks() * k_.column_tiles * t_.na * t_.c);
@@ -172,6 +182,7 @@ class Update {
     float* columns =
         &k_.column_sums[(k.block * k_.row_tiles + k.row_tile) * n];
     float* rows = &k_.row_sums[(k.block * k_.column_tiles + k.column_tile) * t_.na * c];
+    if (c == 1 && n <= kNarrow * kLanes) return reduce_narrow(k, rows, columns);
     std::fill(columns + k.j0, columns + k.j1, 0.0f);
     for (int64_t i = k.i0; i < k.i1; ++i) {
       const float* g = t_.g + t_.offset(k.block, i);
@@ -202,21 +213,47 @@ class Update {
     }
   }
 
+  // As `reduce`, with all columns in registers.
+  void reduce_narrow(const Chunk& k, float* rows, float* columns) {
+    const int64_t n = t_.width();
+    const int whole = n / kLanes, rest = n % kLanes;
+    Vec sums[kNarrow + 1] = {};
+    for (int64_t i = k.i0; i < k.i1; ++i) {
+      const float* g = t_.g + t_.offset(k.block, i);
+      Vec total = {};
+      for (int v = 0; v < kNarrow; ++v) {
+        if (v >= whole) break;
+        const Vec x = bounded(load(g + v * kLanes)), square = x * x + kTiny;
+        sums[v] += square;
+        total += square;
+      }
+      if (rest) {
+        const Vec x = bounded(load(g + whole * kLanes, rest));
+        const Vec square = first(x * x + kTiny, rest);
+        sums[kNarrow] += square;
+        total += square;
+      }
+      rows[i] = sum(total);
+    }
+    for (int v = 0; v < whole; ++v) store(columns + v * kLanes, sums[v]);
+    if (rest) store(columns + whole * kLanes, sums[kNarrow], rest);
+  }
+
   // The new factored moments of all blocks, and what follows from them alone.
   void factor() {
     const int64_t nx = t_.na * t_.c, ny = t_.width(), blocks = t_.blocks();
     k_.row_means.assign(blocks * kPlanes, 0.0);
-    k_.x_square.resize(nx);
-    k_.y_square.resize(ny);
+    k_.x_square.resize(blocks * nx);
+    k_.y_square.resize(blocks * ny);
     for (int d = 0; d < 3; ++d) {
       for (auto* x : {k_.x_moment, k_.x_root}) x[d].resize(blocks * nx);
       for (auto* y : {k_.y_moment, k_.y_root}) y[d].resize(blocks * ny);
     }
     for (int64_t q = 0; q < blocks; ++q) {
       fold(&k_.row_sums[q * k_.column_tiles * nx], k_.column_tiles, nx, 1.0f / t_.nb,
-           k_.x_square.data());
+           &k_.x_square[q * nx]);
       fold(&k_.column_sums[q * k_.row_tiles * ny], k_.row_tiles, ny, 1.0f / t_.na,
-           k_.y_square.data());
+           &k_.y_square[q * ny]);
       for (int d = 0; d < 3; ++d) {
         const float decay = t_.decays[4 + d];
         float *x = &k_.x_moment[d][q * nx], *y = &k_.y_moment[d][q * ny];
@@ -228,8 +265,8 @@ class Update {
         for (int64_t i = 0; i < t_.na; ++i)
           std::copy_n(old_x + x_index(q, i), t_.c, x + i * t_.c);
         std::copy_n(old_y + y_index(q), ny, y);
-        decayed(decay, k_.x_square.data(), nx, x);
-        decayed(decay, k_.y_square.data(), ny, y);
+        decayed(decay, &k_.x_square[q * nx], nx, x);
+        decayed(decay, &k_.y_square[q * ny], ny, y);
         for (int64_t i = 0; i < t_.na; ++i)
           std::copy_n(x + i * t_.c, t_.c, new_x + x_index(q, i));
         std::copy_n(y, ny, new_y + y_index(q));
@@ -248,46 +285,41 @@ class Update {
   void accumulate(int64_t number) {
     const Chunk& k = k_.chunks[number];
     if (!t_.factored) {
-      accumulate_vector(k, &k_.sums[number * kSums]);
+      accumulate_vector(k, &k_.sums[number * kPlanes]);
     } else if (t_.c == 1) {
-      accumulate_matrix<false>(k, &k_.sums[number * kSums]);
+      accumulate_matrix<false>(k, &k_.sums[number * kPlanes]);
     } else {
-      accumulate_matrix<true>(k, &k_.sums[number * kSums]);
+      accumulate_matrix<true>(k, &k_.sums[number * kPlanes]);
     }
   }
 
-  // The networks with normalised features, and what rows and columns add to them.
+  // The network with normalised features, and what rows and columns add to it.
   void normalize() {
-    const int64_t groups = t_.per_block ? t_.blocks() : 1;
-    const int64_t per_group = chunks() / groups;
     const int64_t nx = t_.na * t_.c, ny = t_.width(), blocks = t_.blocks();
-    k_.networks.resize(groups);
-    for (int64_t group = 0; group < groups; ++group) {
-      double total[kPlanes] = {};
-      for (int64_t i = group * per_group; i < (group + 1) * per_group; ++i)
-        for (int f = 0; f < kPlanes; ++f) total[f] += k_.sums[i * kSums + f];
-      float scale[kPlanes];
-      const double elements = static_cast<double>(t_.size()) / groups;
-      for (int f = 0; f < kPlanes; ++f)
-        scale[f] = scalar_rsqrt(static_cast<float>(total[f] / elements) + s_.norm_eps);
-      if (t_.factored)
-        for (int f = kRow; f < kFacM; ++f) {
-          double mean = 0;
-          for (int64_t q = 0; q < blocks / groups; ++q)
-            mean += k_.row_means[(group * (blocks / groups) + q) * kPlanes + f];
-          scale[f] = scalar_rsqrt(static_cast<float>(mean / (blocks / groups)) +
-                                  s_.norm_eps);
-        }
-      k_.p_square = total[kP] / elements;  // of all, where it is used
-      fill(&k_.networks[group], scale);
+    double total[kPlanes] = {};
+    for (int64_t i = 0; i < chunks(); ++i)
+      for (int f = 0; f < kPlanes; ++f) total[f] += k_.sums[i * kPlanes + f];
+    for (int f = 0; f < kPlanes; ++f) total[f] /= t_.size();
+    for (int f = kRow; t_.factored && f < kFacM; ++f) {
+      total[f] = 0;
+      for (int64_t q = 0; q < blocks; ++q) total[f] += k_.row_means[q * kPlanes + f];
+      total[f] /= blocks;
     }
+    for (int f = 0; f < kPlanes; ++f)
+      k_.scale[f] = static_cast<float>(total[f]) + s_.norm_eps;
+    for (int f = 0; f < kPlanes; f += kLanes) {
+      const int count = std::min(kLanes, kPlanes - f);
+      store_some(k_.scale + f, rsqrt(load_some(k_.scale + f, count)), count);
+    }
+    k_.p_square = total[kP];
+    fill(&k_.network, k_.scale);
     if (!t_.factored) return;
     for (int h = 0; h < H; ++h) {
       k_.x_hidden[h].resize(blocks * nx);
       k_.y_hidden[h].resize(blocks * ny);
     }
     for (int64_t q = 0; q < blocks; ++q) {
-      const Network<H>& net = k_.networks[t_.per_block ? q : 0];
+      const Network<H>& net = k_.network;
       const int x_plane = t_.row_is_x ? kRow : kCol;
       const int y_plane = t_.row_is_x ? kCol : kRow;
       hidden_part(net, x_plane, true, k_.x_moment, q * nx, nx, k_.x_hidden);
@@ -310,14 +342,10 @@ class Update {
   // Fourth pass over a chunk: normalises the steps.
   void finish(int64_t number) {
     const Chunk& k = k_.chunks[number];
-    const int64_t groups = t_.per_block ? t_.blocks() : 1;
-    const int64_t per_group = chunks() / groups, group = number / per_group;
     double total = 0;
-    for (int64_t i = group * per_group; i < (group + 1) * per_group; ++i)
-      total += k_.squares[i];
-    const double mean = total / (static_cast<double>(t_.size()) / groups);
-    const float scale = -t_.scales[0] *
-                        scalar_rsqrt(static_cast<float>(mean) + s_.norm_eps);
+    for (int64_t i = 0; i < chunks(); ++i) total += k_.squares[i];
+    const float mean = static_cast<float>(total / t_.size());
+    const float scale = -t_.scales[0] / std::sqrt(mean + s_.norm_eps);
     const float decay = -t_.scales[1];
     for (int64_t i = k.i0; i < k.i1; ++i) {
       const int64_t at = t_.offset(k.block, i);
@@ -384,7 +412,13 @@ class Update {
     k_.mean.assign(c, 1.0f);
     for (int64_t r = 0; is_row && r < c; ++r) {
       double total = 0;
-      for (int64_t i = 0; i < n; ++i) total += x[i * c + r];
+      if (c == 1) {
+        Vec parts = {};
+        for (int64_t i = 0; i < n; i += kLanes)
+          parts += load_some(x + i, std::min<int64_t>(kLanes, n - i));
+        total = sum(parts);
+      }
+      for (int64_t i = 0; c > 1 && i < n; ++i) total += x[i * c + r];
       k_.mean[r] = static_cast<float>(total / n) + kFloor;
     }
     if (c > 1) {
@@ -572,7 +606,7 @@ class Update {
     const int64_t nx = t_.na * t_.c, ny = t_.width();
     const Streams streams(t_);
     const float bound = s_.grad_bound, eps = s_.rms_eps;
-    const bool clips = this->clips();
+    const bool clips = this->clips(), large = t_.size() > kChunk;
     std::vector<float> expanded;
     Sums s;
     for (int64_t i = k.i0; i < k.i1; ++i) {
@@ -593,7 +627,7 @@ class Update {
         }
       };
       for (; j + kLanes <= k.j1; j += kLanes, next()) {
-        streams.prefetch(at + j);
+        if (large) streams.prefetch(at + j);
         add_squares<false, X_VECTOR>(s, streams, bound, eps, clips, at + j, kLanes, y, x,
                                       xs);
       }
@@ -651,11 +685,6 @@ class Update {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u)
       step[u] = direction[u] * exp_of(magnitude[u], exp_mult);
-  }
-
-  // exp(x mult); 1 for mult = 0, but for what is not finite.
-  L2O_INLINE static Vec exp_of(Vec x, float mult) {
-    return mult == 0 ? 1.0f + x * 0.0f : exponential(x * mult);
   }
 
   // What the third pass reads; a copy, as `Streams`.
@@ -746,7 +775,7 @@ class Update {
   template <bool X_VECTOR>
   void apply_matrix(int64_t number, const Chunk& k) {
     constexpr int U = H <= 8 && !X_VECTOR ? 2 : 1;
-    const Network<H> net = k_.networks[t_.per_block ? k.block : 0];
+    const Network<H> net = k_.network;
     const int64_t nx = t_.na * t_.c, ny = t_.width(), n = k.j1 - k.j0;
     const float factor = scale(), decay = t_.scales[1];
     const bool finishes = this->finishes();
@@ -794,6 +823,7 @@ class Update {
     }
     // Vectors of short rows are taken together, so that one need not wait for another.
     const int64_t rows = k.i1 - k.i0, whole = n / kLanes;
+    const bool large = t_.size() > kChunk;
     const int rest = n % kLanes;
     Place places[U];
     int64_t i = 0, j = 0;
@@ -801,7 +831,7 @@ class Update {
     for (int64_t left = rows * whole; left > 0; left -= U) {
       for (int u = 0; u < U && u < left; ++u) {
         places[u] = {i * stride + j, i, j};
-        r.prefetch(places[u].at, update);
+        if (large) r.prefetch(places[u].at, update);
         j += kLanes;
         if (j + kLanes > n) j = 0, ++i;
       }
@@ -889,7 +919,7 @@ class Update {
   }
 
   void apply_vector(int64_t number, const Chunk& k) {
-    const Network<H>& net = k_.networks[0];
+    const Network<H>& net = k_.network;
     const bool moment = flags_ & kVectorMoments, clips = this->clips();
     const float factor = scale();
     Vec squares = {};
@@ -938,177 +968,4 @@ class Update {
   Scratch<H>& k_;
 };
 
-// A call: tensors that share the kind of rule, with `batch` entries each.
-struct Call {
-  Settings settings;
-  int flags;
-  int64_t batch, tensors;
-  std::vector<Tensor> entries;  // tensors of the first batch entry, then of the next
-};
-
-constexpr int64_t kWhole = 2 * kChunk;  // elements that one thread updates alone
-constexpr int64_t kTask = 16384;        // elements that are worth another thread
-
-template <int H>
-void update(const Call& call, const Threads& threads) {
-  static thread_local Scratch<H> scratch;
-  std::vector<int64_t> ends;  // tasks of small tensors
-  std::vector<const Tensor*> small;
-  int64_t elements = 0;
-  for (const Tensor& t : call.entries) {
-    if (t.size() > kWhole) {
-      Update<H>(t, call.settings, call.flags, scratch).run(threads);
-      continue;
-    }
-    small.push_back(&t);
-    elements += t.size();
-    if (elements >= kTask) {
-      ends.push_back(small.size());
-      elements = 0;
-    }
-  }
-  if (elements) ends.push_back(small.size());
-  threads.each(ends.size(), [&](int64_t task) {
-    static thread_local Scratch<H> own;
-    for (int64_t i = task ? ends[task - 1] : 0; i < ends[task]; ++i)
-      Update<H>(*small[i], call.settings, call.flags, own).run(Threads());
-  });
-}
-
-// Reads the operands in the order that l2o/_native.py gives them.
-class Reader {
- public:
-  explicit Reader(const xla_ffi::CallFrame* frame) : frame_(frame) {}
-
-  const char* read(Call* call, int* hidden) {
-    const auto& attrs = frame_->attrs;
-    if (attrs.size != 2) return "expected two attributes";
-    const auto* settings = static_cast<const xla_ffi::Array*>(attrs.values[0]);
-    const auto* spec = static_cast<const xla_ffi::Array*>(attrs.values[1]);
-    if (settings->size * sizeof(float) != sizeof(Settings)) return "wrong settings";
-    std::memcpy(&call->settings, settings->data, sizeof(Settings));
-    const int64_t* s = static_cast<const int64_t*>(spec->data);
-    *hidden = s[0];
-    call->flags = s[1];
-    call->tensors = s[2];
-    const int64_t networks = s[3], scales = s[4];  // one, or one per tensor
-    s += 5;
-    const int64_t h = *hidden, rows = call->flags & kClipped ? kPlanes : kPlanes - 2;
-    const int64_t weights = rows * h + h + h * h + h + 2 * h + 2;
-    call->batch = size(frame_->args, 0) / 7;
-    const float* decays = input(call->batch * 7);
-    const float* w = input(call->batch * networks * weights);
-    const float* scale = input(call->batch * scales * 2);
-    call->entries.resize(call->batch * call->tensors);
-    for (int64_t i = 0; i < call->tensors; ++i, s += 8) {
-      Tensor t{};
-      t.factored = s[0];
-      t.row_is_x = s[1];
-      t.per_block = s[2];
-      t.a = s[3], t.na = s[4], t.b = s[5], t.nb = s[6], t.c = s[7];
-      const int64_t n = t.size(), x = t.a * t.na * t.b * t.c, y = t.a * t.b * t.nb * t.c;
-      const int64_t row = !t.factored ? n : t.row_is_x ? x : y;
-      const int64_t col = !t.factored ? 0 : t.row_is_x ? y : x;
-      t.g = input(call->batch * n);
-      t.p = input(call->batch * n);
-      for (auto& m : t.m) m = input(call->batch * n);
-      t.rms = input(call->batch * n);
-      for (auto& r : t.row) r = input(call->batch * row);
-      t.u = output(call->batch * n);
-      for (auto& m : t.new_m) m = output(call->batch * n);
-      t.new_rms = output(call->batch * n);
-      for (auto& r : t.new_row) r = output(call->batch * row);
-      if (t.factored) {
-        for (auto& c : t.col) c = input(call->batch * col);
-        for (auto& c : t.new_col) c = output(call->batch * col);
-      }
-      if (bad_) return "an operand has the wrong type or size";
-      for (int64_t b = 0; b < call->batch; ++b) {
-        Tensor& e = call->entries[b * call->tensors + i];
-        e = t;
-        e.decays = decays + b * 7;
-        e.weights = w + (b * networks + (networks > 1 ? i : 0)) * weights;
-        e.scales = scale + (b * scales + (scales > 1 ? i : 0)) * 2;
-        e.g += b * n, e.p += b * n, e.rms += b * n, e.u += b * n, e.new_rms += b * n;
-        for (int d = 0; d < 3; ++d) {
-          e.m[d] += b * n, e.new_m[d] += b * n;
-          e.row[d] += b * row, e.new_row[d] += b * row;
-          if (t.factored) e.col[d] += b * col, e.new_col[d] += b * col;
-        }
-      }
-    }
-    return nullptr;
-  }
-
- private:
-  static int64_t size(const xla_ffi::Values& values, int64_t i) {
-    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i]);
-    int64_t n = 1;
-    for (int64_t d = 0; d < buffer->rank; ++d) n *= buffer->dims[d];
-    return n;
-  }
-  float* next(const xla_ffi::Values& values, int64_t& i, int64_t n) {
-    constexpr int32_t kFloat = 11;
-    if (i >= values.size || size(values, i) != n) {
-      bad_ = true;
-      return nullptr;
-    }
-    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i++]);
-    if (buffer->dtype != kFloat) bad_ = true;
-    return static_cast<float*>(buffer->data);
-  }
-  const float* input(int64_t n) { return next(frame_->args, arg_, n); }
-  float* output(int64_t n) { return next(frame_->rets, ret_, n); }
-
-  const xla_ffi::CallFrame* frame_;
-  int64_t arg_ = 0, ret_ = 0;
-  bool bad_ = false;
-};
-
-xla_ffi::Error* failure(const xla_ffi::CallFrame* frame, const char* message) {
-  xla_ffi::ErrorCreateArgs args{sizeof args, nullptr, message,
-                                xla_ffi::kInvalidArgument};
-  return frame->api->error_create(&args);
-}
-
 }  // namespace
-
-extern "C" __attribute__((visibility("default"))) xla_ffi::Error* l2o_update(xla_ffi::CallFrame* frame) {
-  if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
-    auto* metadata =
-        reinterpret_cast<xla_ffi::MetadataExtension*>(frame->extensions)->metadata;
-    // What is used has not changed since the first version.
-    metadata->api_version.major = frame->api->api_version.major;
-    metadata->api_version.minor = frame->api->api_version.minor;
-    metadata->traits = 0;
-    return nullptr;
-  }
-  if (frame->stage != xla_ffi::kExecute) return nullptr;
-  static thread_local Call call;
-  int hidden;
-  if (const char* message = Reader(frame).read(&call, &hidden))
-    return failure(frame, message);
-  const Threads threads(frame);
-  if (hidden == 4) {
-    update<4>(call, threads);
-  } else if (hidden == 8) {
-    update<8>(call, threads);
-  } else if (hidden == 16) {
-    update<16>(call, threads);
-  } else if (hidden == 32) {
-    update<32>(call, threads);
-  } else {
-    return failure(frame, "no kernel of this width");
-  }
-  return nullptr;
-}
-
-// The instruction set of this processor: of kernels_avx512, kernels_avx2 or the others.
-extern "C" __attribute__((visibility("default"))) int l2o_instructions() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
-#endif
-  return 0;
-}

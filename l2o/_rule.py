@@ -1,0 +1,258 @@
+"""The rule of per-parameter networks on Adafactor features, for one tensor.
+
+What small_fc, ELO, muLO, VeLO, Celo and Celo2 have in common. With g the gradient cut
+to a bound, phi its features (`adafactor_features`) after the accumulators have seen it,
+and normalise dividing each feature by its root mean square over the tensor,
+
+    (d, a, ...) = MLP(normalise(phi), constants)
+    update = -(scale s(d e^(lambda a)) + weight_decay p)
+
+where s multiplies by the parameters' root mean square, orthogonalises or normalises if
+the rule says so. This is the definition, in plain JAX, and the oracle of all kernels.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._accumulators import (
+    Accumulators,
+    Axes,
+    Decays,
+    Factoring,
+    factored_axes,
+    torch_axes,
+    update_accumulators,
+)
+from ._features import adafactor_features, inverse_rms
+from ._network import apply_mlp
+
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
+
+
+class NewtonSchulz(NamedTuple):
+    """Coefficients, number and epsilon of the iterations of `newton_schulz`."""
+
+    coeffs: tuple[float, float, float]
+    iters: int
+    eps: float
+
+
+class Rule(NamedTuple):
+    """What is fixed about a rule when it is compiled; hashable.
+
+    Attributes:
+      features: the groups of `FEATURES` that the network sees.
+      vector_features: those of tensors of one axis; the first of `features`.
+      exp_mult: lambda.
+      rms_eps, vector_eps: as in `adafactor_features`.
+      norm_eps: added to mean squares when features and steps are normalised.
+      grad_bound: gradients are cut to this size; None for no bound.
+      activation: of `ACTIVATIONS`.
+      normalize_input, normalize_step: the normalisations.
+      normalized_axes: "all", or the "last" two, in PyTorch's layout with "torch".
+      param_scale: whether steps are multiplied by `sqrt(mean(p^2) + 1e-9)`.
+      param_scale_bound: bound of that, times the root of the tensor's size.
+      precondition: whether steps are multiplied by `(rms + 1e-6)^-1/2`.
+      aggregate_mag: whether a is replaced by its mean over the tensor.
+      orthogonalize: iterations on steps of two axes or more.
+      bias_correction: of the accumulators that the features see.
+      fused_row_mean: see `inverse_roots`.
+      factoring: see `factored_axes`.
+    """
+
+    features: tuple[str, ...]
+    vector_features: tuple[str, ...]
+    exp_mult: float
+    rms_eps: float = 1e-6
+    vector_eps: float = 0.0
+    norm_eps: float = 1e-5
+    grad_bound: float | None = None
+    activation: str = "relu"
+    normalize_input: bool = True
+    normalize_step: bool = False
+    normalized_axes: Literal["all", "last", "torch"] = "all"
+    param_scale: bool = False
+    param_scale_bound: float | None = None
+    precondition: bool = False
+    aggregate_mag: bool = False
+    orthogonalize: NewtonSchulz | None = None
+    bias_correction: bool = False
+    fused_row_mean: bool = False
+    factoring: Factoring = "stable"
+
+
+class Tensor(NamedTuple):
+    """One tensor, float32 and of at least one axis, with its accumulators' leaves."""
+
+    grad: jax.Array
+    param: jax.Array
+    accumulators: Accumulators
+
+
+class Shared(NamedTuple):
+    """What all tensors of a call have in common.
+
+    Attributes:
+      decays: of the accumulators.
+      weight_decay: scalar.
+      constants: shape (n,), inputs of the network that are equal everywhere, or None.
+      count: updates made including this one; needed for bias correction.
+    """
+
+    decays: Decays
+    weight_decay: Any = 0.0
+    constants: jax.Array | None = None
+    count: jax.Array | None = None  # type: ignore[assignment]
+
+
+def update_one(
+    rule: Rule, tensor: Tensor, nn: Any, scale: Any, shared: Shared
+) -> tuple[jax.Array, Accumulators]:
+    """The update of one tensor and its new accumulators; arguments as their classes."""
+    grad, param, accumulators = tensor
+    if rule.grad_bound is not None:
+        grad = jnp.clip(grad, -rule.grad_bound, rule.grad_bound)
+    axes = factored_axes(grad.shape, rule.factoring)
+    accumulators = update_accumulators(accumulators, grad, shared.decays, axes)
+    seen = accumulators
+    if rule.bias_correction:
+        seen = _without_bias(accumulators, shared.decays, shared.count)
+    step = _step(rule, grad, param, accumulators, seen, axes, nn, shared.constants)
+    step = finished(rule, step, param, seen)
+    return with_decay(-(scale * step), param, shared), accumulators
+
+
+def with_decay(update: jax.Array, param: jax.Array, shared: Shared) -> jax.Array:
+    """The update less `weight_decay p`."""
+    decay = shared.weight_decay
+    if isinstance(decay, float | int) and decay == 0:
+        return update
+    return update - decay * param
+
+
+def _step(
+    rule: Rule,
+    grad: jax.Array,
+    param: jax.Array,
+    accumulators: Accumulators,
+    seen: Accumulators,
+    axes: Axes,
+    nn: Any,
+    constants: jax.Array | None,
+) -> jax.Array:
+    """`d e^(lambda a)`."""
+    planes = adafactor_features(
+        rule.vector_features if axes is None else rule.features,
+        grad,
+        param,
+        seen,
+        axes,
+        rms_eps=rule.rms_eps,
+        vector_eps=rule.vector_eps,
+        fac_g_from=accumulators,
+        fused_row_mean=rule.fused_row_mean,
+    )
+    over = _normalized_axes(rule, grad.ndim)
+    scales = [jnp.ones(())] * len(planes)
+    if rule.normalize_input:
+        scales = [inverse_rms(plane, rule.norm_eps, over) for plane in planes]
+        if over is not None:
+            planes = [plane * s for plane, s in zip(planes, scales, strict=True)]
+            scales = [jnp.ones(())] * len(planes)
+    direction, magnitude, *_ = apply_mlp(
+        nn, planes, scales, constants, grad.shape, ACTIVATIONS[rule.activation]
+    )
+    if rule.aggregate_mag:
+        magnitude = jnp.mean(magnitude)
+    return direction * jnp.exp(magnitude * rule.exp_mult)
+
+
+def finished(
+    rule: Rule, step: jax.Array, param: jax.Array, seen: Accumulators
+) -> jax.Array:
+    """`s(step)`."""
+    if rule.param_scale:
+        scale = param_scale(param)
+        if rule.param_scale_bound is not None:
+            scale = jnp.minimum(scale, rule.param_scale_bound * param.size**0.5)
+        step = step * scale
+    if rule.orthogonalize is not None and step.ndim >= 2:
+        torch = rule.normalized_axes == "torch"
+        order = torch_axes(step.ndim) if torch else tuple(range(step.ndim))
+        back = tuple(order.index(axis) for axis in range(step.ndim))
+        matrices = newton_schulz(jnp.transpose(step, order), *rule.orthogonalize)
+        step = jnp.transpose(matrices, back)
+    if rule.normalize_step:
+        over = _normalized_axes(rule, step.ndim)
+        step = step * inverse_rms(step, rule.norm_eps, over)
+    if rule.precondition:
+        step = step * lax.rsqrt(seen.rms[-1] + 1e-6)
+    return step
+
+
+def _normalized_axes(rule: Rule, ndim: int) -> tuple[int, ...] | None:
+    """The axes over which features and steps are normalised; None for all."""
+    if ndim <= 2 or rule.normalized_axes == "all":
+        return None
+    torch = rule.normalized_axes == "torch"
+    order = torch_axes(ndim) if torch else tuple(range(ndim))
+    return order[-2:]
+
+
+def param_scale(param: jax.Array) -> jax.Array:
+    """`sqrt(mean(p^2) + 1e-9)`."""
+    return jnp.sqrt(jnp.mean(param * param) + 1e-9)
+
+
+def newton_schulz(
+    x: jax.Array, coeffs: Sequence[float], iters: int, eps: float
+) -> jax.Array:
+    """Brings the singular values of the last two axes near one.
+
+    `x <- a x + (b A + c A^2) x` with `A = x x^T`, on the side with fewer rows, from
+    `x / (|x|_F + eps)`.
+
+    Source: "Muon: An optimizer for hidden layers in neural networks" (Jordan et al.,
+    2024).
+    """
+    sharding = jax.typeof(x).sharding
+    if any(sharding.spec):
+        # On a mesh of explicit axes JAX asks how each product is to be sharded; XLA may
+        # choose.
+        iterate = functools.partial(newton_schulz, coeffs=coeffs, iters=iters, eps=eps)
+        return jax.sharding.auto_axes(iterate, out_sharding=sharding)(x)
+    a, b, c = coeffs
+    flip = x.shape[-2] > x.shape[-1]
+    if flip:
+        x = x.mT
+    x = x / (jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
+
+    def matmul(y, z):
+        return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)
+
+    for _ in range(iters):
+        gram = matmul(x, x.mT)
+        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
+    return x.mT if flip else x
+
+
+def _without_bias(accumulators, decays, count):
+    def corrected(moments, group):
+        return tuple(
+            m / (1 - jnp.float32(d) ** count)
+            for m, d in zip(moments, group, strict=True)
+        )
+
+    momentum, rms, row, col = accumulators
+    return Accumulators(
+        corrected(momentum, decays.momentum),
+        corrected(rms, decays.rms),
+        corrected(row, decays.second),
+        corrected(col, decays.second),
+    )
