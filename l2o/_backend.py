@@ -56,7 +56,7 @@ def chosen_backend() -> Backend:
     Raises:
       ValueError: L2O_BACKEND has an unknown value.
     """
-    name = _context.value or os.environ.get(_VARIABLE, "native")
+    name: Any = _context.value or os.environ.get(_VARIABLE, "native")
     _check(name, _VARIABLE)
     if name == "native" and not _native_runs():
         return "xla"

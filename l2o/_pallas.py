@@ -355,7 +355,8 @@ def _each_tile(
                 inside = within if inside is None else inside & within
         # Triton does not know where a tensor ends.
         masked = cut.platform == "gpu" and inside is not None
-        return body(_Tile(*map(pl.ds, offsets, cut.tile), inside, masked), carry)
+        rows, columns = map(pl.ds, offsets, cut.tile)
+        return body(_Tile(rows, columns, inside, masked), carry)
 
     def row_of_tiles(i, carry):
         return _loop(across, lambda j, carry: step(i, j, carry), carry)
@@ -595,12 +596,12 @@ def _call(
     if cut.factored:
         second = _padded(cut, *second)
         n = second[0].shape[-1]
-        of_second = (
+        of_second: tuple[Any, ...] = (
             pl.BlockSpec((None, height, n), lambda a, i, j: (a, i, 0)),
             pl.BlockSpec((None, n, width), lambda a, i, j: (a, 0, j)),
         )
     else:
-        of_second = (whole,) * len(second)
+        of_second = tuple(whole for _ in second)
     # Inside of `jax.shard_map` the outputs vary over the axes that any operand does.
     kinds = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(operands)]
     varying = frozenset().union(*(kind.varying for kind in kinds))

@@ -205,20 +205,31 @@ def test_the_rest_is_left_to_xla(optimizer, shape):
     assert kernels(optimizer, {"x": shape}, "pallas") == 0
 
 
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("inside", ["jit", "vmap", "shard_map"])
 @pytest.mark.parametrize(
     ("platform", "name", "call"),
     [("tpu", "tpu", "tpu_custom_call"), ("cuda", "gpu", "__gpu$xla.gpu.triton")],
 )
-def test_kernels_lower(monkeypatch, platform, name, call, mapped):
+def test_kernels_lower(monkeypatch, platform, name, call, inside):
     if platform == "cuda":
         pytest.importorskip("jax.experimental.pallas.triton", exc_type=ImportError)
     monkeypatch.setattr(_pallas, "_platform", lambda: name)
-    optimizer, shapes = CASES["celo2_base"][0], MATRIX | CONV | VECTOR | SCALAR
+    optimizer, shapes = CASES["celo2_base"][0], MATRIX | CONV | VECTOR
     update, arguments = one_update(optimizer, shapes, "pallas")
-    if mapped:
+    if inside == "vmap":
         arguments = jax.tree.map(lambda x: np.stack([x, x]), arguments)
         update = jax.vmap(update)
+    if inside == "shard_map":
+        mesh, spec = jax.make_mesh((1,), ("x",)), jax.P()
+        # The gradients vary over the devices, the rest does not.
+        update = jax.shard_map(
+            lambda theta, grads, *rest: update_(
+                theta, jax.lax.pcast(grads, "x", to="varying"), *rest
+            ),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=jax.P("x"),
+        )
     lowered = jax.jit(update).trace(*arguments).lower(lowering_platforms=(platform,))
     assert lowered.as_text().count(call) == 2 * len(shapes)
 
