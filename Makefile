@@ -4,7 +4,8 @@ PRESET ?= demo
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/__pycache__/*')
+SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/__pycache__/*' -not -name '*.so')
+KERNELS := $(wildcard l2o/native/*.cc l2o/native/*.h)
 # Tests and the type checker see the built wheel, not the checkout.
 WHEEL := $(CURDIR)/$(VENV)/wheel
 # A file's tests share what they compile, so a file stays in one process.
@@ -30,9 +31,9 @@ lint: $(VENV)/wheel-ready
 	cd $(VENV) && MYPYPATH=$(WHEEL) bin/mypy --config-file ../pyproject.toml -p l2o
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info l2o/native/*.so .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt setup.py $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "l2o needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
