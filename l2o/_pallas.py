@@ -95,7 +95,9 @@ class _Cut(NamedTuple):
     Attributes:
       platform: of `_platform`.
       shape: (A, rows, columns).
+      turned: the last axis is that of the rows.
       factored: over rows and columns.
+      row_of_rows: of the factored moments `row` has an entry per row, `col` per column.
       apart: each of the A matrices is normalised apart.
       tile: rows and columns that a kernel computes at a time.
       block: those of a step of its grid, a whole number of tiles.
@@ -103,7 +105,9 @@ class _Cut(NamedTuple):
 
     platform: str
     shape: tuple[int, int, int]
+    turned: bool
     factored: bool
+    row_of_rows: bool
     apart: bool
     tile: tuple[int, int]
     block: tuple[int, int]
@@ -113,14 +117,31 @@ class _Cut(NamedTuple):
         a, rows, columns = self.shape
         return a, pl.cdiv(rows, self.block[0]), pl.cdiv(columns, self.block[1])
 
+    def view(self, x: jax.Array) -> jax.Array:
+        """A tensor in this shape."""
+        a, rows, columns = self.shape
+        if self.turned:
+            return x.reshape(a, columns, rows).mT
+        return x.reshape(self.shape)
+
+    def original(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The tensor of that shape from its `view`."""
+        return (x.mT if self.turned else x).reshape(shape)
+
 
 def _cut(platform: str, rule: Rule, shape: tuple[int, ...], axes: Axes) -> _Cut:
-    if axes is None:
-        view = (1, 1, math.prod(shape))
-    else:
-        a, b = sorted(axes)
-        view = (math.prod(shape[:a]), shape[a], shape[b])
-    _, rows, columns = view
+    a, rows, columns = 1, 1, math.prod(shape)
+    turned = row_of_rows = apart = False
+    if axes is not None:
+        first, last = sorted(axes)
+        a, rows, columns = math.prod(shape[:first]), shape[first], shape[last]
+        # XLA turns narrow matrices, because a TPU's memory has columns by 128.
+        turned = platform != "gpu" and columns < 128 <= rows
+        # `row` is reduced over the second of `axes`.
+        row_of_rows = (axes[0] == first) != turned
+        apart = len(shape) > 2 and rule.normalized_axes != "all"
+    if turned:
+        rows, columns = columns, rows
     if platform == "gpu":
         # Triton's arrays have powers of two; what lies outside is masked.
         height = min(_power_of_two(rows), 4)
@@ -134,9 +155,16 @@ def _cut(platform: str, rule: Rule, shape: tuple[int, ...], axes: Axes) -> _Cut:
         tiles = rows // height, columns // width
     across = min(tiles[1], 4)
     down = min(tiles[0], _BLOCK[platform] // across)
-    apart = axes is not None and len(shape) > 2 and rule.normalized_axes != "all"
-    block = height * down, width * across
-    return _Cut(platform, view, axes is not None, apart, (height, width), block)
+    return _Cut(
+        platform,
+        (a, rows, columns),
+        turned,
+        axes is not None,
+        row_of_rows,
+        apart,
+        (height, width),
+        (height * down, width * across),
+    )
 
 
 def _power_of_two(size: int) -> int:
@@ -167,10 +195,7 @@ def _update_one(
         axes,
     )
     second = _second(rule, cut, axes, reduced)
-    views = jax.tree.map(
-        lambda x: x.reshape(cut.shape),
-        (tensor.grad, tensor.param, old.momentum, old.rms),
-    )
+    views = jax.tree.map(cut.view, (tensor.grad, tensor.param, old.momentum, old.rms))
     momentum, rms, sums = _accumulate(rule, cut, names, shared.decays, views, second)
 
     means = _means(cut, sums)
@@ -195,7 +220,7 @@ def _update_one(
         update = factor * inverse[..., None] * update - decay * views[1]
 
     update, momentum, rms = jax.tree.map(
-        lambda x: x.reshape(shape), (update, momentum, rms)
+        lambda x: cut.original(x, shape), (update, momentum, rms)
     )
     return update, Accumulators(momentum, rms, reduced.row, reduced.col)
 
@@ -232,16 +257,15 @@ def _second(rule: Rule, cut: _Cut, axes: Axes, moments: Accumulators) -> Any:
     if axes is None:
         return tuple(row.reshape(cut.shape) for row in moments.row)
     roots = inverse_roots(moments, axes, fused_row_mean=rule.fused_row_mean)
-    return _sides(cut, axes, *zip(*roots, strict=True))
+    return _sides(cut, *zip(*roots, strict=True))
 
 
 def _sides(
-    cut: _Cut, axes: Any, row: Sequence[jax.Array], col: Sequence[jax.Array]
+    cut: _Cut, row: Sequence[jax.Array], col: Sequence[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Planes of rows and of columns, stacked: (A, rows, n) and (A, n, columns)."""
     a, rows, columns = cut.shape
-    d1, d0 = axes  # `row` is reduced over d0
-    x, y = (row, col) if d1 < d0 else (col, row)
+    x, y = (row, col) if cut.row_of_rows else (col, row)
     return (
         jnp.concatenate([plane.reshape(a, rows, 1) for plane in x], 2),
         jnp.concatenate([plane.reshape(a, 1, columns) for plane in y], 1),
@@ -259,9 +283,9 @@ def _with_hidden(
 ) -> tuple[jax.Array, jax.Array]:
     """The roots, and after them what rows and columns add to the hidden layer."""
     groups = _OF_ROW, _OF_COL
-    x, y = _sides(cut, axes, *(adafactor_features(g, *tensor, axes) for g in groups))
+    x, y = _sides(cut, *(adafactor_features(g, *tensor, axes) for g in groups))
     w_x, w_y = (w0[np.concatenate([rows[name] for name in g])] for g in groups)
-    if axes[0] > axes[1]:
+    if not cut.row_of_rows:
         w_x, w_y = w_y, w_x
     lead = () if cut.apart else (0,)
     x = x * inverse_rms(x, rule.norm_eps, (*lead, 1))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _native, _pallas
+from . import _native
 from ._accumulators import Accumulators
 from ._backend import chosen_backend
 from ._rule import Rule, Shared, Tensor, finished, update_one, with_decay
@@ -80,12 +80,16 @@ def _kernels(backend: str) -> _Kernels | None:
     if backend == "native":
         return _Kernels(_native.supports, _native.update)
     if backend == "pallas":
+        from . import _pallas  # importing Pallas takes time
+
         return _Kernels(_pallas.supports, _pallas_update)
     return None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _pallas_update(rule, tensors, nn, scale, shared):
+    from . import _pallas
+
     return _pallas.update(rule, tensors, nn, scale, shared)
 
 
