@@ -1,5 +1,6 @@
 """How the `l2o` command uses the machine, set before JAX starts."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -37,4 +38,6 @@ def share_cores(particles: int, topology: Topology) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     most = min(cores or os.cpu_count() or 1, particles)
     devices = next(n for n in range(most, 0, -1) if particles % n == 0)
-    jax.config.update("jax_num_cpu_devices", devices)
+    # A process that has used JAX before keeps the devices it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
