@@ -2,6 +2,7 @@
 
 import os
 import platform
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -11,7 +12,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
     FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512dq"]
 COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-HEADERS = ("backward", "handlers", "kernels", "parallel", "simd", "xla_ffi")
+HEADERS = sorted(str(path) for path in Path("l2o/native").glob("*.h"))
 
 
 class BuildLibraries(build_ext):
@@ -31,7 +32,7 @@ setup(
         Extension(
             f"l2o.native.{name}",
             [f"l2o/native/{name}.cc"],
-            depends=[f"l2o/native/{header}.h" for header in HEADERS],
+            depends=HEADERS,
             extra_compile_args=[*COMMON, *flags],
             language="c++",
             optional=True,  # without a compiler the package works, on XLA alone

@@ -24,6 +24,7 @@ from ._features import FEATURES
 from ._rule import Rule, Shared, Tensor, update_one
 
 _UPDATE, _REVERSE = "l2o_update", "l2o_update_vjp"
+_STATISTICS = "l2o_statistics"
 _INSTRUCTIONS = ("generic", "avx2", "avx512")  # as `l2o_instructions` numbers them
 _VARIABLE = "L2O_INSTRUCTIONS"  # bounds the choice
 _WIDTHS = (4, 8, 16, 32)
@@ -68,7 +69,7 @@ def _load() -> str:
     # A compiler may know fewer instruction sets than the processor.
     built = [name for name in _INSTRUCTIONS[: number + 1] if _path(name).exists()]
     library = ctypes.CDLL(str(_path(built[-1])))
-    for target in (_UPDATE, _REVERSE):
+    for target in (_UPDATE, _REVERSE, _STATISTICS):
         capsule = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     return built[-1]
@@ -76,6 +77,33 @@ def _load() -> str:
 
 def _path(name: str) -> Path:
     return Path(__file__).with_name("native") / f"{name}.so"
+
+
+def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """As `_statistics.mean_and_variance`."""
+    groups = [arrays[k : k + _TOGETHER] for k in range(0, len(arrays), _TOGETHER)]
+    results = [_mean_and_variance(*_varying_alike(group)) for group in groups]
+    means, variances = zip(*results, strict=True)
+    return jnp.concatenate(means), jnp.concatenate(variances)
+
+
+@jax.custom_jvp
+def _mean_and_variance(*arrays: jax.Array) -> list[jax.Array]:
+    _, like = _varying_alike([arrays[0], jnp.zeros(len(arrays))])
+    results = [jax.typeof(like)] * 2
+    call = jax.ffi.ffi_call(_STATISTICS, results, vmap_method="broadcast_all")
+    return list(call(*arrays, sizes=np.array([x.size for x in arrays], np.int64)))
+
+
+@_mean_and_variance.defjvp
+def _mean_and_variance_jvp(primals, tangents):
+    means, variances = _mean_and_variance(*primals)
+    slopes = [
+        2 * jnp.mean((x - mean) * t)
+        for x, mean, t in zip(primals, means, tangents, strict=True)
+    ]
+    new_means = jnp.stack([jnp.mean(t) for t in tangents])
+    return [means, variances], [new_means, jnp.stack(slopes)]
 
 
 def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
@@ -135,17 +163,33 @@ def update(
         layout = _Layout(
             rule, tuple(tensors[i].grad.shape for i in members), nn["b0"].shape[-1]
         )
-        new = _update(
-            layout,
+        operands = [
             decays,
             weights if len(weights) == 1 else weights[index],
             factors if len(factors) == 1 else factors[index],
             *(x for i in members for x in _flat(tensors[i])),
-        )
+        ]
+        new = _update(layout, *_varying_alike(operands))
         answers = iter(new)
         for i in members:
             results[i] = _answer(tensors[i].accumulators, answers)
     return [results[i] for i in range(len(tensors))]
+
+
+def _varying_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Lets all vary over the axes of a `jax.shard_map` over which any does.
+
+    A call has no rule of its own for what is equal on all devices. Derivatives by it
+    are summed over them because it is made varying here.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    everywhere = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(x, tuple(everywhere - own), to="varying")
+        if own < everywhere
+        else x
+        for x, own in zip(arrays, varying, strict=True)
+    ]
 
 
 def _flat(tensor: Tensor) -> list[jax.Array]:
@@ -249,7 +293,7 @@ def _ffi(target, layout, operands, results, aliases):
     settings = [bound, rule.rms_eps, rule.vector_eps, rule.norm_eps, rule.exp_mult]
     call = jax.ffi.ffi_call(
         target,
-        [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in results],
+        [jax.typeof(x).update(weak_type=False) for x in results],
         vmap_method="broadcast_all",
         input_output_aliases=aliases,
     )
@@ -290,6 +334,7 @@ def _update_jvp(layout, primals, tangents):
         jnp.zeros_like(x) if t.dtype == jax.dtypes.float0 else t
         for x, t in zip(primals, tangents, strict=True)
     ]
+    tangents = _varying_alike([*primals, *tangents])[len(primals) :]
     out = _tangents.bind(*primals, *tangents, layout=layout, batch=0)
     return _update(layout, *primals), out
 
@@ -325,7 +370,7 @@ def _tangents_abstract(*operands, layout, batch):
         last = first + _operands(shape)
         results += [primals[first], *primals[first + 2 : last]]
         first = last
-    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+    return [x.update(weak_type=False) for x in results]
 
 
 def _tangents_batched(operands, axes, *, layout, batch):
@@ -345,11 +390,13 @@ def _tangents_batched(operands, axes, *, layout, batch):
 def _tangents_transposed(cotangents, *operands, layout, batch):
     half = len(operands) // 2
     primals = operands[:half]
-    results = _tangents_abstract(*operands, layout=layout, batch=batch)
+    known = [jax.typeof(x) for x in primals]
+    results = _tangents_abstract(*known, *known, layout=layout, batch=batch)
     cotangents = [
         jnp.zeros(x.shape, x.dtype) if type(ct) is ad.Zero else ct
         for ct, x in zip(cotangents, results, strict=True)
     ]
+    cotangents = _varying_alike([*primals, *cotangents])[len(primals) :]
     out = _mapped(functools.partial(_reverse, layout), batch)(*primals, *cotangents)
     return [None] * half + out
 

@@ -46,6 +46,7 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
+from ._statistics import mean_and_variance
 from ._tensors import with_elements
 
 _MAX_RANK = 5
@@ -186,11 +187,12 @@ def velo(
             require_params(params, "velo")
             value = require_value(1.0 if constant_loss else value, "velo")
             loss, run = run_features(state.loss, value, state.count, num_steps)
-            rows = _tensor_features(updates, params, state.accumulators, run)
-            if validation_mode is not None:
-                rows = [jnp.append(row, jnp.float32(validation_mode)) for row in rows]
-            if rows:
-                after = mixing_lstm(theta, jnp.stack(rows), state.lstm)
+            if with_elements(updates):
+                rows = _tensor_features(updates, params, state.accumulators, run)
+                if validation_mode is not None:
+                    last = jnp.full((len(rows), 1), validation_mode, jnp.float32)
+                    rows = jnp.concatenate([rows, last], 1)
+                after = mixing_lstm(theta, rows, state.lstm)
                 controls = linear(theta["controls"], after.hidden)
                 step_sizes = linear(theta["step_size"], after.hidden)[:, 0] * step_mult
                 networks = mix_bank(theta["bank"], ff_mult * controls)
@@ -266,34 +268,34 @@ def run_features(
 
 def _tensor_features(grads, params, accumulators, run):
     """One row per tensor with elements, from the accumulators before this step."""
-    momentum, rms_trees = (
+    groups = [
         [rows_of(grads, tree) for tree in group]
         for group in (accumulators.momentum, accumulators.rms)
+    ]
+    momentum, rms = map(len, groups)
+    tensors = rows_of(grads, params)
+    arrays = [tensors, *groups[0], *groups[1]]
+    mean, variance = (
+        x.reshape(len(arrays), len(tensors))
+        for x in mean_and_variance([x for kind in arrays for x in kind])
     )
-    rows = []
-    for i, p in enumerate(rows_of(grads, params)):
-        scale = lax.rsqrt(jnp.maximum(1e-9, jnp.mean(p * p)))
-        momenta = [scale * tree[i] for tree in momentum]
-        rms = [scale * tree[i] for tree in rms_trees]
-        means = [jnp.mean(m) for m in momenta]
-        # As published, the spread of rms is taken about the mean of the momentum.
-        spread = [jnp.mean((r - mean) ** 2) for mean, r in pairs(means, rms)]
-        rank = sum(n > 1 for n in p.shape)
-        statistics = [
-            _log_size(jnp.stack([jnp.mean(r) for r in rms])),
-            jax.nn.one_hot(rank, _MAX_RANK, dtype=jnp.float32),
-            _log_size(
-                jnp.stack(
-                    [
-                        jnp.mean((m - mean) ** 2)
-                        for m, mean in zip(momenta, means, strict=True)
-                    ]
-                )
-            ),
-            _log_size(jnp.stack(spread)),
-        ]
-        rows.append(jnp.concatenate([run, *statistics]))
-    return rows
+    # All are of the parameters' own size.
+    scale = lax.rsqrt(jnp.maximum(1e-9, variance[0] + mean[0] ** 2))
+    mean, variance = scale * mean[1:], scale**2 * variance[1:]
+    # As published, the spread of rms is taken about the mean of the momentum.
+    spread = [
+        variance[momentum + r] + (mean[momentum + r] - mean[m]) ** 2
+        for m, r in pairs(range(momentum), range(rms))
+    ]
+    rank = jnp.array([sum(n > 1 for n in p.shape) for p in tensors])
+    statistics = [
+        _log_size(mean[momentum:].T),
+        jax.nn.one_hot(rank, _MAX_RANK, dtype=jnp.float32),
+        _log_size(variance[:momentum].T),
+        _log_size(jnp.stack(spread, 1)),
+    ]
+    run = jnp.broadcast_to(run, (len(tensors), len(run)))
+    return jnp.concatenate([run, *statistics], 1)
 
 
 def _log_size(x):

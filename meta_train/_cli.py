@@ -21,7 +21,7 @@ from ._demo import demo, evaluate_frozen
 from ._diagnose import Diagnosis
 from ._diagnosis_report import diagnose_source
 from ._follow import follow
-from ._machine import keep_compiled, share_cores
+from ._machine import keep, share_cores
 from ._mesh import ProcessLost, Topology, is_main
 from ._recipe import ESTIMATORS
 from ._run import Result, run
@@ -178,7 +178,7 @@ def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) 
 def _run_demo(arguments: list[str]) -> int:
     options = _parse("demo", _Demo, arguments)
     out = options.out or Path("runs") / options.preset
-    keep_compiled()
+    keep()
     share_cores(presets.load(options.preset).meta_train.particles, Topology())
     return _status(demo(options.preset, out, Console()))
 
@@ -196,7 +196,7 @@ def _run_meta_train(arguments: list[str]) -> int:
         ),
     )
     console = Console()
-    keep_compiled()
+    keep()
     share_cores(options.config.particles, options.topology)
     try:
         result = run(
@@ -224,7 +224,7 @@ def _status(result: Result) -> int:
 def _run_evaluate(arguments: list[str]) -> int:
     if any(a == "--follow" or a.startswith("--follow=") for a in arguments):
         following = _parse("evaluate", _Follow, arguments)
-        keep_compiled()
+        keep()
         follow(following.follow, following.config, console=Console())
         return 0
     preset = _preset(arguments)
@@ -238,7 +238,7 @@ def _run_evaluate(arguments: list[str]) -> int:
             preset=preset,
         ),
     )
-    keep_compiled()
+    keep()
     evaluate_frozen(
         options.source,
         options.config,
@@ -252,7 +252,7 @@ def _run_evaluate(arguments: list[str]) -> int:
 
 def _run_diagnose(arguments: list[str]) -> int:
     options = _parse("diagnose", _Diagnose, arguments)
-    keep_compiled()
+    keep()
     diagnose_source(
         options.source,
         options.config,

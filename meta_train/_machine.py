@@ -1,6 +1,7 @@
 """How the `l2o` command uses the machine, set before JAX starts."""
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,23 @@ from l2o.tasks import cache_folder
 from ._mesh import Topology
 
 _config: Any = jax.config  # whose attributes its type does not name
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
-def keep_compiled() -> None:
-    """Keeps compiled programs for the next process, in `$L2O_CACHE/xla`.
+def keep() -> None:
+    """Keeps compiled programs for the next process, and memory for the next step.
 
-    Where JAX_COMPILATION_CACHE_DIR names a folder, that is used.
+    Programs are kept in `$L2O_CACHE/xla`, or where JAX_COMPILATION_CACHE_DIR says.
     """
     if _config.jax_compilation_cache_dir is None:
         folder = Path(cache_folder()) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # XLA asks for its temporaries at every step. glibc would return large ones to the
+    # system, which fills new ones with zeros, page by page.
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def share_cores(particles: int, topology: Topology) -> None:

@@ -42,7 +42,7 @@ def child(options: argparse.Namespace) -> None:
 
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)
-    _machine.keep_compiled()
+    _machine.keep()
     _machine.share_cores(options.particles, Topology())
     family = make(
         "supervised",

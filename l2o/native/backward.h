@@ -17,33 +17,118 @@ struct Cotangents {
   float *decays, *weights, *scales;  // added to
 };
 
+// A sum of many terms: in float for a while, then in double.
+class Total {
+ public:
+  L2O_INLINE void add(Vec x) {
+    part_ += x;
+    if (++count_ == 64) flush();
+  }
+  double value() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    total_ += sum(part_);
+    part_ = Vec{};
+    count_ = 0;
+  }
+  Vec part_{};
+  double total_ = 0;
+  int count_ = 0;
+};
+
+// What is kept of a tensor between the passes, as `Scratch`.
+template <int H>
+struct ReverseScratch {
+  Scratch<H> forward;
+  std::vector<float> new_m[3], new_rms, new_row[3], new_col[3];
+  // Cotangents of the first layer's sums; and summed over rows and columns, as those of
+  // the factors of fac_g and fac_m.
+  std::vector<float> hidden[H], x_hidden[H], y_hidden[H], x_root[3], y_root[3];
+  std::vector<float> x_slope, y_slope;  // of the means of g^2, per element
+  std::vector<float> old, cotangent;    // of one block's rows
+};
+
 template <int H>
 class Backward {
  public:
-  Backward(const Tensor& t, const Cotangents& c, const Settings& settings, int flags)
-      : t_(t), c_(c), s_(settings), flags_(flags) {}
+  Backward(const Tensor& t, const Cotangents& c, const Settings& settings, int flags,
+           ReverseScratch<H>& scratch)
+      : t_(t),
+        c_(c),
+        s_(settings),
+        flags_(flags),
+        moments_(t.factored || (flags & kVectorMoments)),
+        b_(scratch),
+        k_(scratch.forward) {}
 
+  void run() { t_.factored ? run<true>() : run<false>(); }
+
+ private:
+  // A vector of elements: where it is, and how many there are.
+  struct Place {
+    int64_t at, x, y;  // in the tensor, and in what belongs to rows and columns
+    int n;
+    bool first, last;  // of its row
+    L2O_INLINE Vec get(const float* from) const { return load_some(from + at, n); }
+    L2O_INLINE Vec get_y(const float* from) const { return load_some(from + y, n); }
+    L2O_INLINE void put(float* to, Vec v) const { store_some(to + at, v, n); }
+    L2O_INLINE void add_y(float* to, Vec v) const {
+      store_some(to + y, get_y(to) + v, n);
+    }
+    L2O_INLINE Vec part(Vec v) const { return first_some(v, n); }
+  };
+
+  // What the features are made of.
+  struct Point {
+    Vec raw, g, p, m[3], rms, root;
+    Vec factor[3];             // of fac_g, and of a matrix's fac_m
+    Vec x_root[3], y_root[3];  // a matrix's parts of it
+    Vec moment_root[3];        // (v + eps)^-1/2 for a vector's fac_m
+  };
+
+  struct Layers {
+    Vec first[H], second[H], direction, exponential;
+  };
+
+  // Features that are not sums over rows and columns; a vector's `col` is its `row`.
+  template <bool FACTORED>
+  static constexpr bool seen(int f) {
+    if (f < kRow || f >= kFacM) return true;
+    return !FACTORED && (f < kCol || (f >= kRsqrtRow && f < kRsqrtCol));
+  }
+
+  template <bool FACTORED>
   void run() {
-    again();
     const int64_t n = t_.size();
-    const bool normalizes = flags_ & kNormalizeStep;
-    for (int f = 0; f < kPlanes; ++f)
-      if (present(f)) planes_[planes_count_++] = f;
-    for (auto& x : d_hidden_) x.assign(n, 0.0f);
+    again();
+    for (auto& x : b_.hidden) x.resize(n);
+    for (auto* x : {b_.x_hidden, b_.y_hidden}) {
+      const int64_t size = x == b_.x_hidden ? rows() : columns();
+      for (int h = 0; h < H; ++h) x[h].assign(size, 0.0f);
+    }
+    for (int d = 0; d < 3; ++d) {
+      b_.x_root[d].assign(rows(), 0.0f);
+      b_.y_root[d].assign(columns(), 0.0f);
+    }
     float step_root = 1, along = 0;
-    if (normalizes) {
+    if (flags_ & kNormalizeStep) {
       // sum of step^2 and of its cotangent times it
-      double square = 0, product = 0;
+      Total square, product;
       each([&](const Place& at) {
         Layers layers;
         Vec phi[kPlanes];
-        look(at, phi);
-        const Vec step = forward(at, phi, layers);
-        square += sum(step * step);
-        product += sum(step * at.get(c_.u)) * -t_.scales[0];
+        look<FACTORED>(at, phi);
+        const Vec step = forward<FACTORED>(at, phi, layers);
+        square.add(step * step);
+        product.add(step * at.get(c_.u));
       });
-      step_root = 1 / std::sqrt(static_cast<float>(square / n) + s_.norm_eps);
-      along = static_cast<float>(product / n) * step_root * step_root * step_root;
+      step_root = 1 / std::sqrt(static_cast<float>(square.value() / n) + s_.norm_eps);
+      along = static_cast<float>(product.value() * -t_.scales[0] / n) * step_root *
+              step_root * step_root;
     }
     float param_scale = 1;
     if (flags_ & kWithParamScale)
@@ -51,20 +136,28 @@ class Backward {
 
     // Through the network.
     const float factor = -t_.scales[0] * param_scale;
-    double d_scale = 0, d_decay = 0;
+    Total by_scale, by_decay;
+    Vec row[H] = {};
     each([&](const Place& at) {
       Layers layers;
-      Vec phi[kPlanes];
-      const Point point = look(at, phi);
-      const Vec step = forward(at, phi, layers), u = at.get(c_.u);
-      d_scale -= sum(at.part(u * step));
-      d_decay -= sum(at.part(u * point.p));
+      Vec phi[kPlanes], d_first[H];
+      const Point point = look<FACTORED>(at, phi);
+      const Vec step = forward<FACTORED>(at, phi, layers), u = at.get(c_.u);
+      by_scale.add(at.part(u * step));
+      by_decay.add(at.part(u * point.p));
       const Vec d_step = at.part(u * (factor * step_root) - step * along);
-      through_layers(at, phi, layers, step, d_step);
+      through_layers<FACTORED>(phi, layers, step, d_step, d_first);
+      for (int h = 0; h < H; ++h) at.put(b_.hidden[h].data(), d_first[h]);
+      if (!FACTORED) return;
+      for (int h = 0; h < H; ++h) {
+        row[h] = at.first ? d_first[h] : row[h] + d_first[h];
+        if (at.last) b_.x_hidden[h][at.x] = sum(row[h]);
+        at.add_y(b_.y_hidden[h].data(), d_first[h]);
+      }
     });
-    finish_weights();
-    float k[kPlanes];
-    feature_slopes(k);
+    const double d_scale = -by_scale.value();
+    finish_weights<FACTORED>();
+    feature_slopes();
 
     // Through the features.
     const float d_param_scale =
@@ -72,65 +165,38 @@ class Backward {
             ? static_cast<float>(d_scale) * t_.scales[0] / (n * param_scale)
             : 0.0f;
     c_.scales[0] += static_cast<float>(d_scale) * param_scale * step_root;
-    c_.scales[1] += static_cast<float>(d_decay);
-    rows_.assign(9 * t_.blocks() * t_.na, 0.0f);
-    columns_.assign(9 * t_.blocks() * t_.width(), 0.0f);
-    for (auto& x : d_decays_) x = Vec{};
-    each([&](const Place& at) { through_features(at, k, d_param_scale); });
-    if (t_.factored) {
+    c_.scales[1] -= static_cast<float>(by_decay.value());
+    Vec root_row[3] = {};
+    each([&](const Place& at) {
+      through_features<FACTORED>(at, d_param_scale, root_row);
+    });
+    if (FACTORED) {
       factored_moments();
       each([&](const Place& at) {
         const Vec raw = at.get(t_.g), g = clip(raw, s_.grad_bound);
-        const Vec by_row = splat(x_slope_[at.q * t_.na + at.i]);
-        const Vec by_column = at.get_y(y_slope_.data() + at.q * t_.width());
-        const Vec d = at.get(c_.out_g) + 2.0f * g * (by_row + by_column);
+        const Vec slope = b_.x_slope[at.x] + at.get_y(b_.y_slope.data());
+        const Vec d = at.get(c_.out_g) + 2.0f * g * slope;
         at.put(c_.out_g, inside(raw, s_.grad_bound, d));
       });
     }
     for (int d = 0; d < 7; ++d) c_.decays[d] += sum(d_decays_[d]);
   }
 
- private:
-  // A vector of elements: where it is, and how many there are.
-  struct Place {
-    int64_t q, i, j, at;
-    int n;
-    Vec get(const float* from) const {
-      return n == kLanes ? load(from + at) : load(from + at, n);
-    }
-    Vec get_y(const float* from) const {
-      return n == kLanes ? load(from + j) : load(from + j, n);
-    }
-    void put(float* to, Vec v) const {
-      n == kLanes ? store(to + at, v) : store(to + at, v, n);
-    }
-    void add_y(float* to, Vec v) const {
-      v += get_y(to);
-      n == kLanes ? store(to + j, v) : store(to + j, v, n);
-    }
-    Vec part(Vec v) const { return n == kLanes ? v : first(v, n); }
-  };
-
-  // What the features are made of.
-  struct Point {
-    Vec raw, g, p, m[3], rms, root;
-    Vec factor[3];                  // of fac_g and fac_m, of a vector for fac_g
-    Vec x_root[3], y_root[3];       // their parts
-    Vec moment[3], moment_root[3];  // a vector's v and (v + eps)^-1/2 for fac_m
-  };
-
-  struct Layers {
-    Vec first[H], second[H], direction, exponential;
-  };
+  int64_t rows() const { return t_.blocks() * t_.na; }
+  int64_t columns() const { return t_.blocks() * t_.width(); }
 
   template <typename Body>
   void each(const Body& body) {
     const int64_t width = t_.width();
     for (int64_t q = 0; q < t_.blocks(); ++q)
-      for (int64_t i = 0; i < t_.na; ++i)
-        for (int64_t j = 0; j < width; j += kLanes)
-          body(Place{q, i, j, t_.offset(q, i) + j,
-                     static_cast<int>(std::min<int64_t>(kLanes, width - j))});
+      for (int64_t i = 0; i < t_.na; ++i) {
+        const int64_t start = t_.offset(q, i);
+        for (int64_t j = 0; j < width; j += kLanes) {
+          const int n = std::min<int64_t>(kLanes, width - j);
+          const bool last = j + kLanes >= width;
+          body(Place{start + j, q * t_.na + i, q * width + j, n, j == 0, last});
+        }
+      }
   }
 
   // The forward passes but for the last, with results in memory of our own.
@@ -138,13 +204,12 @@ class Backward {
     const int64_t n = t_.size();
     Tensor t = t_;
     for (int d = 0; d < 3; ++d) {
-      t.new_m[d] = fit(new_m_[d], n);
-      const int64_t x = t_.blocks() * t_.na, y = t_.blocks() * t_.width();
-      const int64_t row = !t_.factored ? n : t_.row_is_x ? x : y;
-      t.new_row[d] = fit(new_row_[d], row);
-      t.new_col[d] = fit(new_col_[d], t_.row_is_x ? y : x);
+      t.new_m[d] = fit(b_.new_m[d], n);
+      const int64_t row = !t_.factored ? n : t_.row_is_x ? rows() : columns();
+      t.new_row[d] = fit(b_.new_row[d], row);
+      t.new_col[d] = fit(b_.new_col[d], t_.row_is_x ? columns() : rows());
     }
-    t.new_rms = fit(new_rms_, n);
+    t.new_rms = fit(b_.new_rms, n);
     Update<H>(t, s_, flags_, k_).prepare(Threads());
   }
 
@@ -153,18 +218,18 @@ class Backward {
     return x.data();
   }
 
-  bool moments() const { return t_.factored || (flags_ & kVectorMoments); }
   bool present(int f) const {
     if ((f == kClipG || f == kGNorm) && !(flags_ & kClipped)) return false;
-    return moments() || f < kRow;
+    return moments_ || f < kRow;
   }
 
-  Point look(const Place& at, Vec* phi) const {
+  template <bool FACTORED>
+  L2O_INLINE Point look(const Place& at, Vec* phi) const {
     Point o;
     o.raw = at.get(t_.g);
     o.g = clip(o.raw, s_.grad_bound);
     o.p = at.get(t_.p);
-    o.rms = at.get(new_rms_.data());
+    o.rms = at.get(b_.new_rms.data());
     o.root = rsqrt(o.rms + s_.rms_eps);
     phi[kG] = o.g;
     phi[kClipG] = clip(o.g, 0.1f);
@@ -172,45 +237,38 @@ class Backward {
     phi[kRms] = o.rms;
     phi[kRsqrtRms] = o.root;
     phi[kGNorm] = o.g * o.root;
-    const int64_t x_at = at.q * t_.na + at.i, y_at = at.q * t_.width();
     for (int d = 0; d < 3; ++d) {
-      o.m[d] = at.get(new_m_[d].data());
+      o.m[d] = at.get(b_.new_m[d].data());
       phi[kM + d] = o.m[d];
       phi[kMNorm + d] = o.m[d] * o.root;
-      if (t_.factored) {
-        o.x_root[d] = splat(k_.x_root[d][x_at]);
-        o.y_root[d] = at.get_y(&k_.y_root[d][y_at]);
+      if (FACTORED) {
+        o.x_root[d] = splat(k_.x_root[d][at.x]);
+        o.y_root[d] = at.get_y(k_.y_root[d].data());
         o.factor[d] = o.x_root[d] * o.y_root[d];
-        const Vec x = splat(k_.x_moment[d][x_at]), y = at.get_y(&k_.y_moment[d][y_at]);
-        phi[kRow + d] = t_.row_is_x ? x : y;
-        phi[kCol + d] = t_.row_is_x ? y : x;
         phi[kFacM + d] = o.m[d] * o.factor[d];
       } else {
-        const Vec v = at.get(new_row_[d].data()), floor = splat(kFloor);
-        o.moment[d] = v;
+        const Vec v = at.get(b_.new_row[d].data()), floor = splat(kFloor);
         o.factor[d] = rsqrt(v + kFloor < floor ? floor : v + kFloor);
-        o.moment_root[d] = rsqrt(v + s_.vector_eps);
-        phi[kRow + d] = phi[kCol + d] = v;
+        // Zero where it has no weights or there is no element: it may be infinite.
+        o.moment_root[d] = moments_ ? at.part(rsqrt(v + s_.vector_eps)) : Vec{};
+        phi[kRow + d] = moments_ ? v : Vec{};
+        phi[kRsqrtRow + d] = moments_ ? rsqrt(v + 1e-8f) : Vec{};
         phi[kFacM + d] = o.m[d] * o.moment_root[d];
       }
-      phi[kRsqrtRow + d] = rsqrt(phi[kRow + d] + 1e-8f);
-      phi[kRsqrtCol + d] = rsqrt(phi[kCol + d] + 1e-8f);
       phi[kFacG + d] = o.g * o.factor[d];
     }
     return o;
   }
 
-  // A vector's `col` is its `row`; its weights are added to those.
-  bool merged(int f) const {
-    return !t_.factored && ((f >= kCol && f < kCol + 3) || (f >= kRsqrtCol && f < kFacM));
-  }
-
-  Vec forward(const Place& at, const Vec* phi, Layers& layers) const {
+  template <bool FACTORED>
+  L2O_INLINE Vec forward(const Place& at, const Vec* phi, Layers& layers) const {
     const Network<H>& net = k_.network;
-    for (int h = 0; h < H; ++h) layers.first[h] = splat(net.b0[h]);
-    for (int l = 0; l < planes_count_; ++l) {
-      const int f = planes_[l];
-      if (merged(f)) continue;
+    for (int h = 0; h < H; ++h)
+      layers.first[h] = FACTORED ? k_.x_hidden[h][at.x] + at.get_y(k_.y_hidden[h].data())
+                                 : splat(net.b0[h]);
+#pragma GCC unroll 30
+    for (int f = 0; f < kPlanes; ++f) {
+      if (!seen<FACTORED>(f)) continue;
       for (int h = 0; h < H; ++h) layers.first[h] += phi[f] * net.w0[f][h];
     }
     for (int h = 0; h < H; ++h) {
@@ -231,14 +289,15 @@ class Backward {
     return layers.direction * layers.exponential;
   }
 
-  void through_layers(const Place& at, const Vec* phi, const Layers& layers, Vec step,
-                      Vec d_step) {
+  template <bool FACTORED>
+  L2O_INLINE void through_layers(const Vec* phi, const Layers& layers, Vec step,
+                                 Vec d_step, Vec* d_first) {
     const Network<H>& net = k_.network;
     const Vec d_direction = d_step * layers.exponential;
     const Vec d_magnitude = d_step * step * s_.exp_mult;
     d_b2_[0] += d_direction;
     d_b2_[1] += d_magnitude;
-    Vec d_second[H], d_first[H];
+    Vec d_second[H];
     for (int h = 0; h < H; ++h) {
       d_w2_[0][h] += layers.second[h] * d_direction;
       d_w2_[1][h] += layers.second[h] * d_magnitude;
@@ -254,26 +313,33 @@ class Backward {
       }
       d_first[i] = layers.first[i] > 0.0f ? d : Vec{};
       d_b0_[i] += d_first[i];
-      at.put(d_hidden_[i].data(), d_first[i]);
     }
-    for (int l = 0; l < planes_count_; ++l) {
-      const int f = planes_[l];
-      if (merged(f)) continue;
+#pragma GCC unroll 30
+    for (int f = 0; f < kPlanes; ++f) {
+      if (!seen<FACTORED>(f)) continue;
       for (int h = 0; h < H; ++h) d_w0_[f][h] += phi[f] * d_first[h];
     }
   }
 
   // Sums over elements become gradients of the packed weights.
+  template <bool FACTORED>
   void finish_weights() {
-    float* out = c_.weights;
-    const bool clips = flags_ & kClipped;
-    for (int f = 0; f < kPlanes; ++f) {
-      if (!clips && (f == kClipG || f == kGNorm)) continue;
-      const int from = merged(f) ? f - 3 : f;
+    for (int f = 0; f < kPlanes; ++f)
+      for (int h = 0; h < H; ++h)
+        slope_[f][h] = present(f) && seen<FACTORED>(f) ? sum(d_w0_[f][h]) : 0;
+    for (int d = 0; FACTORED && d < 3; ++d) {
+      moment_slopes(x_plane() + d, k_.x_moment[d], b_.x_hidden);
+      moment_slopes(y_plane() + d, k_.y_moment[d], b_.y_hidden);
+    }
+    for (int d = 0; !FACTORED && d < 3; ++d)
       for (int h = 0; h < H; ++h) {
-        slope_[f][h] = present(f) ? sum(d_w0_[from][h]) : 0;
-        out[h] += slope_[f][h] * k_.scale[f];
+        slope_[kCol + d][h] = slope_[kRow + d][h];
+        slope_[kRsqrtCol + d][h] = slope_[kRsqrtRow + d][h];
       }
+    float* out = c_.weights;
+    for (int f = 0; f < kPlanes; ++f) {
+      if (absent(f)) continue;
+      for (int h = 0; h < H; ++h) out[h] += slope_[f][h] * k_.scale[f];
       out += H;
     }
     for (int h = 0; h < H; ++h) *out++ += sum(d_b0_[h]);
@@ -285,39 +351,69 @@ class Backward {
     for (int o = 0; o < 2; ++o) *out++ += sum(d_b2_[o]);
   }
 
+  int x_plane() const { return t_.row_is_x ? kRow : kCol; }
+  int y_plane() const { return t_.row_is_x ? kCol : kRow; }
+  // Whether w0 has no such row.
+  bool absent(int f) const {
+    return (f == kClipG || f == kGNorm) && !(flags_ & kClipped);
+  }
+
+  // Of the weights of moments of rows or columns, and of their inverse roots.
+  void moment_slopes(int plane, const std::vector<float>& moment,
+                     const std::vector<float>* d_hidden) {
+    Vec by_moment[H] = {}, by_inverse[H] = {};
+    const int64_t n = moment.size();
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = std::min<int64_t>(kLanes, n - i);
+      const Vec v = load_some(&moment[i], count), inverse = rsqrt(v + 1e-8f);
+      for (int h = 0; h < H; ++h) {
+        const Vec d = load_some(&d_hidden[h][i], count);
+        by_moment[h] += v * d;
+        by_inverse[h] += inverse * d;
+      }
+    }
+    for (int h = 0; h < H; ++h) {
+      slope_[plane][h] = sum(by_moment[h]);
+      slope_[plane + kRsqrtRow - kRow][h] = sum(by_inverse[h]);
+    }
+  }
+
   // What a feature's normaliser takes from its cotangent, per unit of the feature.
-  void feature_slopes(float* k) const {
+  void feature_slopes() {
     const float* w = t_.weights;
     for (int f = 0; f < kPlanes; ++f) {
-      k[f] = 0;
-      if (!(flags_ & kClipped) && (f == kClipG || f == kGNorm)) continue;
+      along_[f] = 0;
+      if (absent(f)) continue;
       if (present(f)) {
         double d_scale = 0;
         for (int h = 0; h < H; ++h) d_scale += w[h] * slope_[f][h];
         const double s = k_.scale[f];
-        k[f] = static_cast<float>(d_scale * s * s * s / t_.size());
+        along_[f] = static_cast<float>(d_scale * s * s * s / t_.size());
       }
       w += H;
     }
-    for (int f = 0; f < kPlanes; ++f)
-      if (merged(f)) k[f - 3] += k[f];
+    for (int d = 0; !t_.factored && d < 3; ++d) {
+      along_[kRow + d] += along_[kCol + d];
+      along_[kRsqrtRow + d] += along_[kRsqrtCol + d];
+    }
   }
 
-  static Vec inside(Vec x, float bound, Vec d) {
+  L2O_INLINE static Vec inside(Vec x, float bound, Vec d) {
     d = x > -bound ? d : Vec{};
     return x < bound ? d : Vec{};
   }
 
-  void through_features(const Place& at, const float* k, float d_param_scale) {
+  template <bool FACTORED>
+  L2O_INLINE void through_features(const Place& at, float d_param_scale, Vec* root_row) {
     const Network<H>& net = k_.network;
-    Vec phi[kPlanes], d_phi[kPlanes] = {};
-    const Point o = look(at, phi);
+    Vec phi[kPlanes], d_phi[kPlanes];
+    const Point o = look<FACTORED>(at, phi);
     Vec d_hidden[H];
-    for (int h = 0; h < H; ++h) d_hidden[h] = at.get(d_hidden_[h].data());
-    for (int l = 0; l < planes_count_; ++l) {
-      const int f = planes_[l];
-      if (merged(f)) continue;
-      Vec d = phi[f] * -k[f];
+    for (int h = 0; h < H; ++h) d_hidden[h] = at.get(b_.hidden[h].data());
+#pragma GCC unroll 30
+    for (int f = 0; f < kPlanes; ++f) {
+      if (!seen<FACTORED>(f)) continue;
+      Vec d = phi[f] * -along_[f];
       for (int h = 0; h < H; ++h) d += d_hidden[h] * net.w0[f][h];
       d_phi[f] = d;
     }
@@ -332,23 +428,19 @@ class Backward {
       d_m[d] = d_phi[kM + d] + d_phi[kMNorm + d] * o.root;
       d_root += d_phi[kMNorm + d] * o.m[d];
       d_g += d_fac_g * o.factor[d];
-      if (t_.factored) {
+      if (FACTORED) {
         d_m[d] += d_fac_m * o.factor[d];
         const Vec d_factor = at.part(d_fac_g * o.g + d_fac_m * o.m[d]);
-        const int x_plane = t_.row_is_x ? kRow : kCol, x_inverse = x_plane + 6;
-        const int y_plane = t_.row_is_x ? kCol : kRow, y_inverse = y_plane + 6;
-        add_row(at, d, d_factor * o.y_root[d]);
-        add_row(at, 3 + d, d_phi[x_plane + d]);
-        add_row(at, 6 + d, d_phi[x_inverse + d]);
-        add_column(at, d, d_factor * o.x_root[d]);
-        add_column(at, 3 + d, d_phi[y_plane + d]);
-        add_column(at, 6 + d, d_phi[y_inverse + d]);
+        const Vec by_x = d_factor * o.y_root[d];
+        root_row[d] = at.first ? by_x : root_row[d] + by_x;
+        if (at.last) b_.x_root[d][at.x] = sum(root_row[d]);
+        at.add_y(b_.y_root[d].data(), d_factor * o.x_root[d]);
         continue;
       }
       Vec d_v = at.get(c_.row[d]);
       const Vec fac_root = o.factor[d];
       d_v += d_fac_g * o.g * -0.5f * fac_root * fac_root * fac_root;
-      if (moments()) {
+      if (moments_) {
         const Vec root = o.moment_root[d], inverse = phi[kRsqrtRow + d];
         d_m[d] += d_fac_m * root;
         d_v += d_fac_m * o.m[d] * -0.5f * root * root * root;
@@ -361,7 +453,8 @@ class Backward {
       const Vec change = at.get(t_.row[d]) - (o.g * o.g + kTiny);
       d_decays_[4 + d] += at.part(d_v * change);
     }
-    const Vec d_rms = at.get(c_.rms) + d_phi[kRms] - 0.5f * d_root * o.root * o.root * o.root;
+    const Vec root3 = o.root * o.root * o.root;
+    const Vec d_rms = at.get(c_.rms) + d_phi[kRms] - 0.5f * d_root * root3;
     at.put(c_.out_rms, d_rms * t_.decays[3]);
     d_g += d_rms * (1 - t_.decays[3]) * 2.0f * o.g;
     d_decays_[3] += at.part(d_rms * (at.get(t_.rms) - o.g * o.g));
@@ -372,79 +465,109 @@ class Backward {
       d_decays_[d] += at.part(d_m[d] * (at.get(t_.m[d]) - o.g));
     }
     // A matrix still lacks what comes through rows and columns.
-    at.put(c_.out_g, t_.factored ? d_g : inside(o.raw, s_.grad_bound, d_g));
+    at.put(c_.out_g, FACTORED ? d_g : inside(o.raw, s_.grad_bound, d_g));
   }
 
-  void add_row(const Place& at, int kind, Vec v) {
-    rows_[(kind * t_.blocks() + at.q) * t_.na + at.i] += sum(at.part(v));
-  }
-  void add_column(const Place& at, int kind, Vec v) {
-    at.add_y(&columns_[(kind * t_.blocks() + at.q) * t_.width()], v);
-  }
+  // The moments of an axis, and what is known of their cotangents.
+  struct Axis {
+    int plane;          // of the first of them
+    int64_t n, summed;  // sizes of the axis and of the other
+    bool by_row;        // whether a block's moments lie apart in memory
+    const std::vector<float>*moment, *root, *d_root, *d_hidden;
+    const float *square, *const *old, *const *cotangent;
+    float* const* out;
+    std::vector<float>* slope;
+  };
 
   // From factors and features of rows and columns to the old moments and to g^2.
   void factored_moments() {
-    const int64_t nx = t_.na, ny = t_.width();
-    x_slope_.assign(t_.blocks() * nx, 0.0f);
-    y_slope_.assign(t_.blocks() * ny, 0.0f);
-    for (int64_t q = 0; q < t_.blocks(); ++q)
-      for (int d = 0; d < 3; ++d) {
-        const float *row = t_.row[d], *col = t_.col[d];
-        const auto &c_row = c_.row[d], &c_col = c_.col[d];
-        float *out_row = c_.out_row[d], *out_col = c_.out_col[d];
-        moments_back(q, d, nx, ny, rows_, k_.x_moment[d], k_.x_root[d], &k_.x_square[q * nx],
-                     t_.row_is_x, t_.row_is_x ? row : col, t_.row_is_x ? c_row : c_col,
-                     t_.row_is_x ? out_row : out_col, true, x_slope_);
-        moments_back(q, d, ny, nx, columns_, k_.y_moment[d], k_.y_root[d],
-                     &k_.y_square[q * ny], !t_.row_is_x, t_.row_is_x ? col : row,
-                     t_.row_is_x ? c_col : c_row, t_.row_is_x ? out_col : out_row, false,
-                     y_slope_);
-      }
+    const bool x = t_.row_is_x;
+    const Axis axes[] = {
+        {x_plane(), t_.na, t_.nb, true, k_.x_moment, k_.x_root, b_.x_root, b_.x_hidden,
+         k_.x_square.data(), x ? t_.row : t_.col, x ? c_.row : c_.col,
+         x ? c_.out_row : c_.out_col, &b_.x_slope},
+        {y_plane(), t_.nb, t_.na, false, k_.y_moment, k_.y_root, b_.y_root, b_.y_hidden,
+         k_.y_square.data(), x ? t_.col : t_.row, x ? c_.col : c_.row,
+         x ? c_.out_col : c_.out_row, &b_.y_slope},
+    };
+    for (const Axis& axis : axes) {
+      axis.slope->assign(t_.blocks() * axis.n, 0.0f);
+      for (int64_t q = 0; q < t_.blocks(); ++q)
+        for (int d = 0; d < 3; ++d) moments_back(axis, q, d);
+    }
   }
 
-  void moments_back(int64_t q, int d, int64_t n, int64_t other,
-                    const std::vector<float>& sums, const std::vector<float>& moment,
-                    const std::vector<float>& root, const float* square, bool is_row,
-                    const float* old, const float* cotangent, float* out, bool x,
-                    std::vector<float>& slope) {
-    const float *d_root = &sums[(d * t_.blocks() + q) * n];
-    const float *d_moment = &sums[((3 + d) * t_.blocks() + q) * n];
-    const float *d_inverse = &sums[((6 + d) * t_.blocks() + q) * n];
-    const float *v = &moment[q * n], *r = &root[q * n];
-    double mean = 0, d_mean = 0;
-    for (int64_t i = 0; i < n; ++i) mean += v[i];
-    const float over = is_row ? static_cast<float>(mean / n) + kFloor : 1.0f;
-    for (int64_t i = 0; is_row && i < n; ++i)
-      if (v[i] / over > kFloor)
-        d_mean += 0.5 * d_root[i] * r[i] * r[i] * r[i] * v[i] / (over * over);
-    const float decay = t_.decays[4 + d];
-    double d_decay = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      float total = d_moment[i] + static_cast<float>(d_mean / n);
-      if (v[i] / over > kFloor) total -= 0.5f * d_root[i] * r[i] * r[i] * r[i] / over;
-      const float inverse = 1 / std::sqrt(v[i] + 1e-8f);
-      total -= 0.5f * d_inverse[i] * inverse * inverse * inverse;
-      const int64_t at =
-          x ? (q / t_.b * t_.na + i) * t_.b + q % t_.b : q * n + i;  // in memory
-      total += cotangent[at];
-      out[at] = decay * total;
-      d_decay += total * (old[at] - square[i]);
-      slope[q * n + i] += (1 - decay) * total / other;
+  void moments_back(const Axis& a, int64_t q, int d) {
+    const int64_t n = a.n, start = q * n;
+    const float *v = &a.moment[d][start], *r = &a.root[d][start];
+    const float *d_root = &a.d_root[d][start], *square = a.square + start;
+    // In memory blocks may alternate.
+    const int64_t stride = a.by_row ? t_.b : 1;
+    const int64_t from = a.by_row ? q / t_.b * n * t_.b + q % t_.b : start;
+    const float *old = a.old[d] + from, *cotangent = a.cotangent[d] + from;
+    float* out = a.out[d] + from;
+    if (stride > 1) {
+      for (auto* x : {&b_.old, &b_.cotangent}) {
+        const float* y = x == &b_.old ? old : cotangent;
+        x->resize(n);
+        for (int64_t i = 0; i < n; ++i) (*x)[i] = y[i * stride];
+      }
+      old = b_.old.data(), cotangent = b_.cotangent.data();
+      out = b_.old.data();
     }
-    c_.decays[4 + d] += static_cast<float>(d_decay);
+    const bool is_row = a.plane == kRow;
+    float over = 1;
+    double d_mean = 0;
+    if (is_row) {
+      // Factors are of the moments over their mean.
+      double total = 0;
+      for (int64_t i = 0; i < n; ++i) total += v[i];
+      over = static_cast<float>(total / n) + kFloor;
+      for (int64_t i = 0; i < n; ++i)
+        if (v[i] > kFloor * over)
+          d_mean += 0.5 * d_root[i] * r[i] * r[i] * r[i] * v[i];
+      d_mean /= n * static_cast<double>(over) * over;
+    }
+    const float decay = t_.decays[4 + d];
+    const int f = a.plane + d, inverse_f = f + kRsqrtRow - kRow;
+    const float along = -along_[f] * a.summed, inverse_along = -along_[inverse_f] * a.summed;
+    const Network<H>& net = k_.network;
+    const Vec scale = splat(-0.5f / over), mean = splat(static_cast<float>(d_mean));
+    Vec d_decay = {};
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = std::min<int64_t>(kLanes, n - i);
+      const auto get = [&](const float* x) { return load_some(x + i, count); };
+      const Vec moment = get(v), root = get(r), inverse = rsqrt(moment + 1e-8f);
+      Vec by_moment = moment * along, by_inverse = inverse * inverse_along;
+      for (int h = 0; h < H; ++h) {
+        const Vec d_hidden = get(&a.d_hidden[h][start]);
+        by_moment += d_hidden * net.w0[f][h];
+        by_inverse += d_hidden * net.w0[inverse_f][h];
+      }
+      const Vec by_root = scale * get(d_root) * root * root * root;
+      Vec total = by_moment + mean + get(cotangent);
+      total += moment > kFloor * over ? by_root : Vec{};
+      total += -0.5f * by_inverse * inverse * inverse * inverse;
+      d_decay += first_some(total * (get(old) - get(square)), count);
+      store_some(out + i, decay * total, count);
+      float* slope = a.slope->data() + start;
+      const Vec new_slope = get(slope) + total * ((1 - decay) / a.summed);
+      store_some(slope + i, new_slope, count);
+    }
+    for (int64_t i = 0; stride > 1 && i < n; ++i) a.out[d][from + i * stride] = out[i];
+    c_.decays[4 + d] += sum(d_decay);
   }
 
   const Tensor t_;
   const Cotangents c_;
   const Settings s_;
   const int flags_;
-  Scratch<H> k_;
-  int planes_[kPlanes], planes_count_ = 0;
-  float slope_[kPlanes][H] = {};
+  const bool moments_;  // whether second moments are among the features
+  ReverseScratch<H>& b_;
+  Scratch<H>& k_;
+  float slope_[kPlanes][H], along_[kPlanes];
   Vec d_w0_[kPlanes][H] = {}, d_b0_[H] = {}, d_w1_[H][H] = {}, d_b1_[H] = {},
       d_w2_[2][H] = {}, d_b2_[2] = {}, d_decays_[7] = {};
-  std::vector<float> new_m_[3], new_rms_, new_row_[3], new_col_[3], d_hidden_[H];
-  std::vector<float> rows_, columns_, x_slope_, y_slope_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "backward.h"
 #include "kernels.h"
+#include "statistics.h"
 
 namespace {
 
@@ -42,6 +43,21 @@ void update(const Call& call, const Threads& threads) {
     for (int64_t i = task ? ends[task - 1] : 0; i < ends[task]; ++i)
       Update<H>(*small[i], call.settings, call.flags, own).run(Threads());
   });
+}
+
+int64_t size(const xla_ffi::Values& values, int64_t i) {
+  const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i]);
+  int64_t n = 1;
+  for (int64_t d = 0; d < buffer->rank; ++d) n *= buffer->dims[d];
+  return n;
+}
+
+// An operand of n floats; none if it is something else.
+float* floats(const xla_ffi::Values& values, int64_t i, int64_t n) {
+  const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i]);
+  constexpr int32_t kFloat = 11;
+  if (buffer->dtype != kFloat || size(values, i) != n) return nullptr;
+  return static_cast<float*>(buffer->data);
 }
 
 // Reads the operands in the order that l2o/_native.py gives them.
@@ -159,22 +175,12 @@ class Reader {
   }
 
  private:
-  static int64_t size(const xla_ffi::Values& values, int64_t i) {
-    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i]);
-    int64_t n = 1;
-    for (int64_t d = 0; d < buffer->rank; ++d) n *= buffer->dims[d];
-    return n;
-  }
   float* next(const xla_ffi::Values& values, int64_t& i, int64_t n) {
     if (n == 0) return nullptr;  // a vector has no columns
-    constexpr int32_t kFloat = 11;
-    if (i >= values.size || size(values, i) != n) {
-      bad_ = true;
-      return nullptr;
-    }
-    const auto* buffer = static_cast<const xla_ffi::Buffer*>(values.values[i++]);
-    if (buffer->dtype != kFloat) bad_ = true;
-    return static_cast<float*>(buffer->data);
+    float* data = i < values.size ? floats(values, i, n) : nullptr;
+    ++i;
+    if (!data) bad_ = true;
+    return data;
   }
   const float* input(int64_t n) { return next(frame_->args, arg_, n); }
   float* output(int64_t n) { return next(frame_->rets, ret_, n); }
@@ -193,9 +199,12 @@ template <int H>
 void differentiate(const Call& call, const Threads& threads) {
   // Tensors of one batch entry add to the same cotangents.
   threads.each(call.batch, [&](int64_t b) {
+    static thread_local ReverseScratch<H> scratch;
     for (size_t i = 0; i < call.entries.size(); ++i)
       if (call.cotangents[i].decays == call.cotangents[0].decays + b * 7)
-        Backward<H>(call.entries[i], call.cotangents[i], call.settings, call.flags).run();
+        Backward<H>(call.entries[i], call.cotangents[i], call.settings, call.flags,
+                    scratch)
+            .run();
   });
 }
 
@@ -205,8 +214,8 @@ xla_ffi::Error* failure(const xla_ffi::CallFrame* frame, const char* message) {
   return frame->api->error_create(&args);
 }
 
-template <bool REVERSE>
-xla_ffi::Error* handle(xla_ffi::CallFrame* frame) {
+// Answers what is asked before a call is run; whether that was all.
+bool answered(xla_ffi::CallFrame* frame) {
   if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
     auto* metadata =
         reinterpret_cast<xla_ffi::MetadataExtension*>(frame->extensions)->metadata;
@@ -214,9 +223,14 @@ xla_ffi::Error* handle(xla_ffi::CallFrame* frame) {
     metadata->api_version.major = frame->api->api_version.major;
     metadata->api_version.minor = frame->api->api_version.minor;
     metadata->traits = 0;
-    return nullptr;
+    return true;
   }
-  if (frame->stage != xla_ffi::kExecute) return nullptr;
+  return frame->stage != xla_ffi::kExecute;
+}
+
+template <bool REVERSE>
+xla_ffi::Error* handle(xla_ffi::CallFrame* frame) {
+  if (answered(frame)) return nullptr;
   Call call;
   int hidden;
   if (const char* message = Reader(frame).read(&call, &hidden, REVERSE))
@@ -246,6 +260,45 @@ xla_ffi::Error* handle(xla_ffi::CallFrame* frame) {
   return failure(frame, "no kernel of this width");
 }
 
+// Means and variances of all operands: results of shapes (batch, operands).
+xla_ffi::Error* statistics(xla_ffi::CallFrame* frame) {
+  if (answered(frame)) return nullptr;
+  const auto* sizes = static_cast<const xla_ffi::Array*>(frame->attrs.values[0]);
+  const int64_t* n = static_cast<const int64_t*>(sizes->data);
+  const int64_t count = sizes->size, batch = size(frame->rets, 0) / count;
+  float* means = floats(frame->rets, 0, batch * count);
+  float* variances = floats(frame->rets, 1, batch * count);
+  constexpr int64_t kPiece = 16 * kBlock;
+  struct Piece {
+    const float* from;
+    int64_t size, result;
+    Spread spread;
+  };
+  std::vector<Piece> pieces;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* x = floats(frame->args, i, batch * n[i]);
+    if (!x || !means || !variances)
+      return failure(frame, "an operand has the wrong type or size");
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t j = 0; j < n[i]; j += kPiece)
+        pieces.push_back({x + b * n[i] + j, std::min(kPiece, n[i] - j), b * count + i, {}});
+  }
+  const auto work = [&](int64_t i) {
+    pieces[i].spread = spread(pieces[i].from, pieces[i].size);
+  };
+  int64_t elements = 0;
+  for (const Piece& piece : pieces) elements += piece.size;
+  const Threads threads = elements < kTask ? Threads() : Threads(frame);
+  threads.each(pieces.size(), work);
+  std::vector<Spread> all(batch * count);
+  for (const Piece& piece : pieces) all[piece.result].add(piece.spread);
+  for (int64_t i = 0; i < batch * count; ++i) {
+    means[i] = static_cast<float>(all[i].mean);
+    variances[i] = static_cast<float>(all[i].squares / all[i].count);
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 #define L2O_EXPORT extern "C" __attribute__((visibility("default")))
@@ -256,6 +309,10 @@ L2O_EXPORT xla_ffi::Error* l2o_update(xla_ffi::CallFrame* frame) {
 
 L2O_EXPORT xla_ffi::Error* l2o_update_vjp(xla_ffi::CallFrame* frame) {
   return handle<true>(frame);
+}
+
+L2O_EXPORT xla_ffi::Error* l2o_statistics(xla_ffi::CallFrame* frame) {
+  return statistics(frame);
 }
 
 // The best instruction set of this processor: avx512, avx2 or the generic one.

@@ -439,10 +439,10 @@ class Update {
     const bool moments = t_.factored || (flags_ & kVectorMoments);
     const float* w = t_.weights;
     for (int f = 0; f < kPlanes; ++f) {
-      if (!clips() && (f == kClipG || f == kGNorm)) continue;  // there is no such row
+      const bool known = clips() || (f != kClipG && f != kGNorm);
       for (int h = 0; h < H; ++h)
-        net->w0[f][h] = moments || f < kRow ? w[h] * scale[f] : 0;
-      w += H;
+        net->w0[f][h] = known && (moments || f < kRow) ? w[h] * scale[f] : 0;
+      if (known) w += H;
     }
     const float* from = w;
     auto take = [&](float* to, int n) {
@@ -482,14 +482,6 @@ class Update {
         store_some(&out[h][at + i], total, count);
       }
     }
-  }
-
-  static L2O_INLINE Vec load_some(const float* p, int n) {
-    return n == kLanes ? load(p) : load(p, n);
-  }
-  static L2O_INLINE Vec first_some(Vec v, int n) { return n == kLanes ? v : first(v, n); }
-  static L2O_INLINE void store_some(float* p, Vec v, int n) {
-    n == kLanes ? store(p, v) : store(p, v, n);
   }
 
   // What a loop over elements reads; a copy, because stores may change what `this`

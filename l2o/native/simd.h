@@ -78,6 +78,19 @@ L2O_INLINE Vec first(Vec x, int n) {
 #endif
 }
 
+// As these, for n <= kLanes.
+L2O_INLINE Vec load_some(const float* p, int n) {
+#if defined(__AVX512F__)
+  return load(p, n);
+#else
+  return n == kLanes ? load(p) : load(p, n);
+#endif
+}
+L2O_INLINE void store_some(float* p, Vec v, int n) {
+  n == kLanes ? store(p, v) : store(p, v, n);
+}
+L2O_INLINE Vec first_some(Vec x, int n) { return n == kLanes ? x : first(x, n); }
+
 // max(x, 0), and NaN stays NaN.
 L2O_INLINE Vec relu(Vec x) {
 #if defined(__AVX512F__)

@@ -1,0 +1,27 @@
+"""Statistics of whole tensors."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from . import _native
+from ._backend import chosen_backend
+
+
+def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Of every array its mean and its mean squared distance from it.
+
+    Args:
+      arrays: float32 with elements, of any shapes.
+
+    Returns:
+      Two arrays of shape (arrays,).
+    """
+    if chosen_backend() == "native":
+        return _native.mean_and_variance(arrays)
+    means = [jnp.mean(x) for x in arrays]
+    variances = [
+        jnp.mean((x - mean) ** 2) for x, mean in zip(arrays, means, strict=True)
+    ]
+    return jnp.stack(means), jnp.stack(variances)
