@@ -13,6 +13,7 @@ from ._celo import celo as celo
 from ._celo2 import celo2 as celo2
 from ._celo2_base import celo2_base as celo2_base
 from ._celo_adam import celo_adam as celo_adam
+from ._compact import compact as compact
 from ._elo import elo as elo
 from ._elo_celo2 import elo_celo2 as elo_celo2
 from ._frozen import load as load

@@ -9,6 +9,7 @@ from ._celo import celo
 from ._celo2 import celo2
 from ._celo2_base import celo2_base
 from ._celo_adam import celo_adam
+from ._compact import compact
 from ._elo import elo
 from ._elo_celo2 import elo_celo2
 from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
@@ -55,6 +56,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
 
 WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "clip": clip,
+    "compact": compact,
     "extend_horizon": extend_horizon,
     "float32_updates": float32_updates,
     "grafted": grafted,

@@ -87,8 +87,8 @@ def weight_decay(
         return stable_dtypes(tx.init, update_fn)
 
     arguments = {"rate": rate, "kind": kind, "add_to_loss": add_to_loss}
-    wrapped = _wrapped("weight_decay", {"optimizer": optimizer}, arguments, bind)
-    return wrapped._replace(needs=_with("params", optimizer.needs))
+    joined = wrapped("weight_decay", {"optimizer": optimizer}, arguments, bind)
+    return joined._replace(needs=_with("params", optimizer.needs))
 
 
 def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
@@ -116,7 +116,7 @@ def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
 
         return stable_dtypes(tx.init, update_fn)
 
-    return _wrapped("clip", {"optimizer": optimizer}, {"bound": bound}, bind)
+    return wrapped("clip", {"optimizer": optimizer}, {"bound": bound}, bind)
 
 
 class GraftedState(NamedTuple):
@@ -172,7 +172,7 @@ def grafted(
 
         return stable_dtypes(init_fn, update_fn)
 
-    return _wrapped("grafted", parts, {"per_tensor": per_tensor}, bind)
+    return wrapped("grafted", parts, {"per_tensor": per_tensor}, bind)
 
 
 class HorizonState(NamedTuple):
@@ -261,8 +261,8 @@ def extend_horizon(
         return stable_dtypes(init_fn, update_fn)
 
     parts = {"optimizer": optimizer}
-    wrapped = _wrapped("extend_horizon", parts, {"max_steps": max_steps}, bind)
-    return wrapped._replace(needs=_with("num_steps", optimizer.needs))
+    joined = wrapped("extend_horizon", parts, {"max_steps": max_steps}, bind)
+    return joined._replace(needs=_with("num_steps", optimizer.needs))
 
 
 class NominalState(NamedTuple):
@@ -356,8 +356,8 @@ def nominal(
         "momentum_decays": list(decays),
         "rms_decay": rms_decay,
     }
-    wrapped = _wrapped("nominal", {"learned": learned}, arguments, bind, init_step_size)
-    return wrapped._replace(needs=_with("params", learned.needs))
+    joined = wrapped("nominal", {"learned": learned}, arguments, bind, init_step_size)
+    return joined._replace(needs=_with("params", learned.needs))
 
 
 def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
@@ -388,10 +388,10 @@ def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
 
         return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
-    return _wrapped("float32_updates", {"optimizer": optimizer}, {}, bind)
+    return wrapped("float32_updates", {"optimizer": optimizer}, {}, bind)
 
 
-def _wrapped(
+def wrapped(
     name: str,
     parts: Mapping[str, LearnedOptimizer],
     arguments: Mapping[str, Any],

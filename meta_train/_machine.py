@@ -13,7 +13,7 @@ from l2o.tasks import cache_folder
 from ._mesh import Topology
 
 _config: Any = jax.config  # whose attributes its type does not name
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt
 
 
 def keep() -> None:
@@ -30,6 +30,7 @@ def keep() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TOP_PAD, 2**26)  # the size of a thread's heaps: none is given up
 
 
 def share_cores(particles: int, topology: Topology) -> None:

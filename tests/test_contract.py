@@ -38,6 +38,7 @@ SMALL = {
 TINY = l2o.learnable_sgdm()  # compiles fast; what is wrapped is tested unwrapped
 WRAPPED = {
     "clip": l2o.clip(TINY),
+    "compact": l2o.compact(l2o.small_fc(), second_moment="factored"),
     "extend_horizon": l2o.extend_horizon(SMALL["celo_adam"], max_steps=1000),
     "float32_updates": l2o.float32_updates(TINY),
     "grafted": l2o.grafted(TINY, l2o.learnable_adam()),
