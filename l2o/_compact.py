@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -14,7 +15,7 @@ from ._wrappers import wrapped
 Momentum = Literal["float32", "nearest", "stochastic"]
 SecondMoment = Literal["full", "factored"]
 
-_KEPT_BITS = jnp.uint32(0xFFFF0000)  # of a float32, which are a bfloat16
+_KEPT_BITS = np.uint32(0xFFFF0000)  # of a float32, which are a bfloat16
 
 
 class CompactState(NamedTuple):

@@ -132,12 +132,18 @@ def _kernel_update(kernels, rule, tensors, nn, scale, shared):
 def _xla_update(rule, tensors, nn, scale, shared):
     def together(members):
         stack = jax.tree.map(lambda *x: jnp.stack(x), *[tensors[i] for i in members])
-        given = stack, _rows(nn, members), _rows(scale, members)
         # Of what is one for all, no copies are made.
-        axes = 0, *(None if _count(x) == 1 else 0 for x in given[1:])
-        given = stack, *(_row(x, 0) if _count(x) == 1 else x for x in given[1:])
-        one = jax.vmap(functools.partial(update_one, rule), in_axes=(*axes, None))
-        new = one(*given, shared)
+        rows = _rows(nn, members), _rows(scale, members)
+        common = [_row(x, 0) if _count(x) == 1 else None for x in rows]
+        own = [None if _count(x) == 1 else x for x in rows]
+
+        def one(member):
+            tensor, *rows = member
+            rows = (y if x is None else x for x, y in zip(rows, common, strict=True))
+            return update_one(rule, tensor, *rows, shared)
+
+        # A loop, because XLA would cut what is vectorised into the members again.
+        new = jax.lax.map(one, (stack, *own))
         return [_row(new, k) for k in range(len(members))]
 
     shapes: dict[tuple[int, ...], list[int]] = {}
