@@ -24,6 +24,8 @@ def keep() -> None:
     if _config.jax_compilation_cache_dir is None:
         folder = Path(cache_folder()) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # A hundred programs of a few milliseconds make up half of a start.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # XLA asks for its temporaries at every step. glibc would return large ones to the
     # system, which fills new ones with zeros, page by page.
     with contextlib.suppress(OSError, AttributeError):  # no glibc

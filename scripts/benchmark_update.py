@@ -33,6 +33,8 @@ import numpy as np
 import optax
 
 import l2o
+from l2o._celo2_base import NS_COEFFS
+from l2o._rule import newton_schulz
 
 # 10.4 million parameters: dense, embedding, convolutions, vectors.
 MIXED = {
@@ -56,6 +58,20 @@ def many(tensors: int) -> dict[str, tuple[int, ...]]:
     n = int(math.sqrt(10e6 / tensors / 0.82))
     shapes = [(n, n), (n, 2 * n), (2 * n, n), (n, n // 2), (n, n), (n,), (2 * n,), (n,)]
     return {f"t{i}": shapes[i % len(shapes)] for i in range(tensors)}
+
+
+def orthogonalized() -> optax.GradientTransformationExtraArgs:
+    """The matrix products of celo2 and nothing else."""
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        orthogonal = jax.tree.map(
+            lambda g: newton_schulz(g, *NS_COEFFS, 5, 1e-8) if g.ndim > 1 else g,
+            updates,
+        )
+        return orthogonal, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
 
 
 OPTIMIZERS: dict[str, Callable[[], l2o.LearnedOptimizer]] = {
@@ -134,6 +150,9 @@ def measure(
                 tx = optimizer.bind(theta, num_steps=10_000)
                 label = f"{name}, {backend}"
                 programs[label] = Program(tx, shapes, donate, options)
+    if "celo2" in names:
+        label = "Newton-Schulz of celo2 alone"
+        programs[label] = Program(orthogonalized(), shapes, donate, options)
     grads = draw(1, shapes)
     rivals = [label for label in programs if label != "optax.adam"]
     baselines: dict[str, list[np.ndarray]] = {label: [] for label in rivals}

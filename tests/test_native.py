@@ -986,3 +986,44 @@ def test_what_is_compiled_grows_with_the_shapes():
     )
     assert few > 500
     assert many < 2 * few
+
+
+@pytest.mark.parametrize("networks", [1, 5], ids=["shared", "per_tensor"])
+def test_equal_shapes_are_updated_as_each_alone(networks):
+    layout = layout_of("velo", [(3, 4)] * 5)
+    operands = operands_of(layout, networks=networks)
+    tensors = [
+        Tensor(g, p, Accumulators(x[:3], x[3:4], x[4:7], x[7:]))
+        for g, p, *x in split(layout, operands)
+    ]
+    tensors = jax.tree.map(jnp.asarray, tensors)
+    sizes = {"w0": (30, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 2)}
+    sizes["b2"] = (2,)
+    nn = normal(0, {name: (networks, *size) for name, size in sizes.items()})
+    scale = jnp.arange(1.0, 1 + networks)
+    decays = Decays(*np.split(operands[0], [3, 4]))
+
+    def rows(tree, group):
+        index = np.array([0] if networks == 1 else group)
+        return jax.tree.map(lambda x: x[index], tree)
+
+    def updates(groups, nn):
+        new = []
+        for group in groups:
+            some = [tensors[i] for i in group]
+            given = rows(nn, group), rows(scale, group)
+            new += update_tensors(layout.rule, some, *given, Shared(decays))
+        return new
+
+    def product(groups, nn):
+        new = updates(groups, nn)
+        return sum(jnp.vdot(u, t.param) for (u, _), t in zip(new, tensors))
+
+    @functools.partial(quick, static_argnums=0)
+    def everything(groups, nn):
+        return updates(groups, nn), jax.grad(product, 1)(groups, nn)
+
+    with l2o.backend("xla"):
+        together = everything((tuple(range(5)),), nn)
+        alone = everything(tuple((i,) for i in range(5)), nn)
+    assert_close(*map(jax.tree.leaves, (together, alone)), 1e-6)
