@@ -25,8 +25,8 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
     | "xla" | plain JAX, on every platform |
     | None | what L2O_BACKEND in the environment says, else native where possible |
 
-    What a `jax.jit` has compiled is kept per backend. Derivatives are always those of
-    plain JAX.
+    What a `jax.jit` has compiled is kept per backend. All derivatives work with each;
+    plain JAX computes them but for the native kernels' reverse mode.
 
     Args:
       name: from the table.
@@ -60,7 +60,7 @@ def chosen_backend() -> Backend:
     _check(name, _VARIABLE)
     if name == "native" and not _native_runs():
         return "xla"
-    return name if _sees_whole_tensors() else "xla"
+    return name if sees_whole_tensors() else "xla"
 
 
 def native_kernels() -> str | None:
@@ -75,7 +75,8 @@ def _native_runs() -> bool:
     return _native.unavailable() is None and jax.default_backend() == "cpu"
 
 
-def _sees_whole_tensors() -> bool:
+def sees_whole_tensors() -> bool:
+    """Whether what is traced here is certain not to be sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names:
         return jax.device_count() == 1

@@ -57,7 +57,7 @@ def compact(
         two to four thousandths. "stochastic" rounds up as often as it takes for the
         mean to be right; its random bits depend on the count of updates alone.
       second_moment: "factored" drops the second moments of single parameters and
-        rebuilds them before each update from the rows and columns of the slowest decay;
+        rebuilds them before each update from the rows and columns of the last decay;
         a vector's are kept as its rows anyway, and its own are dropped.
 
     Raises:
@@ -146,6 +146,8 @@ def _check(state: Any, factored: bool) -> None:
 
 def _rounded_by_chance(x: Accumulators, key: jax.Array) -> Accumulators:
     """With momenta in bfloat16."""
+    if not x.momentum:
+        return x
     leaves = [jax.tree.leaves(tree) for tree in x.momentum]
     structure = jax.tree.structure(x.momentum[0])
     small: list[list[jax.Array]] = [[] for _ in leaves]

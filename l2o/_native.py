@@ -1,7 +1,7 @@
 """The native kernels of the per-parameter update, for CPUs.
 
-`native/kernels.cc` is compiled when the package is built, once per instruction set, if
-there is a C++ compiler; the best for the processor is loaded when it is first needed.
+`native/` is compiled when the package is built, once per instruction set, if there is a
+C++ compiler; the best for the processor is loaded when it is first needed.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _COUNTS = (3, 1, 3)  # momenta, second moments, factored second moments
 _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 _ALONE = 32768  # a tensor of so many elements has a call of its own
 _TOGETHER = 16  # what XLA does about a call grows with the square of its operands
-# Bits of `flags`; see native/kernels.cc.
+# Bits of `flags`; see native/kernels.h.
 _PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED = 1, 2, 4, 8
 
 
@@ -43,7 +43,7 @@ def unavailable() -> str | None:
     """Why there are no native kernels; None if there are."""
     try:
         _load()
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RuntimeError) as error:
         return str(error)
     return None
 
@@ -89,7 +89,7 @@ def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array
 
 @jax.custom_jvp
 def _mean_and_variance(*arrays: jax.Array) -> list[jax.Array]:
-    _, like = _varying_alike([arrays[0], jnp.zeros(len(arrays))])
+    _, like = _varying_alike([arrays[0], jnp.zeros(len(arrays), jnp.float32)])
     results = [jax.typeof(like)] * 2
     call = jax.ffi.ffi_call(_STATISTICS, results, vmap_method="broadcast_all")
     return list(call(*arrays, sizes=np.array([x.size for x in arrays], np.int64)))
@@ -129,7 +129,10 @@ def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
     axes = factored_axes(shape, rule.factoring)
     if len(shape) <= 2 or rule.normalized_axes == "all":
         return True
-    # What is normalised apart must be what is factored.
+    # What is normalised apart is one tensor of several for the kernels: it must be what
+    # is factored, and the parameters' scale is that of all.
+    if rule.param_scale:
+        return False
     last = {len(shape) - 2, len(shape) - 1}
     return rule.normalized_axes == "last" and set(axes or ()) == last
 
@@ -169,6 +172,7 @@ def update(
             factors if len(factors) == 1 else factors[index],
             *(x for i in members for x in _flat(tensors[i])),
         ]
+        operands = [jnp.asarray(x, jnp.float32) for x in operands]
         new = _update(layout, *_varying_alike(operands))
         answers = iter(new)
         for i in members:

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _native
 from ._accumulators import Accumulators
-from ._backend import chosen_backend
+from ._backend import chosen_backend, sees_whole_tensors
 from ._rule import Rule, Shared, Tensor, finished, update_one, with_decay
 from ._tensors import map_together
 
@@ -119,7 +119,8 @@ def _kernel_update(kernels, rule, tensors, nn, scale, shared):
         steps = rule._replace(
             orthogonalize=None, param_scale=False, normalize_step=False
         )
-        given = (_rows(nn, matrices), -jnp.ones(1), shared._replace(weight_decay=0.0))
+        one = -jnp.ones(1, jnp.float32)
+        given = (_rows(nn, matrices), one, shared._replace(weight_decay=0.0))
         new = kernels.update(steps, [tensors[i] for i in matrices], *given)
         for i, (step, accumulators) in zip(matrices, new, strict=True):
             param = tensors[i].param
@@ -139,8 +140,10 @@ def _xla_update(rule, tensors, nn, scale, shared):
 
         def one(member):
             tensor, *rows = member
-            rows = (y if x is None else x for x, y in zip(rows, common, strict=True))
-            return update_one(rule, tensor, *rows, shared)
+            network, factor = (
+                y if x is None else x for x, y in zip(rows, common, strict=True)
+            )
+            return update_one(rule, tensor, network, factor, shared)
 
         # A loop, because XLA would cut what is vectorised into the members again.
         new = jax.lax.map(one, (stack, *own))
@@ -151,7 +154,8 @@ def _xla_update(rule, tensors, nn, scale, shared):
         shapes.setdefault(tensor.grad.shape, []).append(i)
     results: dict[int, Any] = {}
     for members in shapes.values():
-        if len(members) >= _STACKED:
+        # What is sharded must not be stacked: it would be gathered.
+        if len(members) >= _STACKED and sees_whole_tensors():
             # What XLA has to compile grows with the shapes, not with the tensors.
             results.update(zip(members, together(members), strict=True))
             continue

@@ -169,7 +169,7 @@ def make_episodes(
 
     def advance(runs, thetas, data):
         steps = runs.step[:, None] + jnp.arange(truncation)
-        inner, values = over_runs(run, 2, 4)(
+        inner, values = over_runs(run, 2, 4, replaced=1)(
             thetas, runs.inner, runs.config, runs.key, runs.length, steps, data
         )
         counts = steps < runs.length[:, None]  # (N, K)
@@ -222,18 +222,21 @@ def total(counts: jax.Array) -> jax.Array:
     return jnp.sum(counts, dtype=jnp.float32).astype(jnp.int32)
 
 
-def over_runs(f: Callable, signed: int, shared: int) -> Callable:
+def over_runs(
+    f: Callable, signed: int, shared: int, *, replaced: int | None = None
+) -> Callable:
     """Maps `f(*signed, *shared, data)` over the S runs of N particles.
 
     The first `signed` arguments lead with (S, N), the next `shared` with (N,). Nested,
-    so that what the runs of a particle share (batches, keys) is computed once.
+    so that what the runs of a particle share (batches, keys) is computed once. The
+    first result may take the memory of the argument of number `replaced`.
     """
     over_particles = jax.vmap(f, in_axes=(0,) * (signed + shared) + (None,))
     over = jax.vmap(over_particles, in_axes=(0,) * signed + (None,) * (shared + 1))
-    return per_device(_pair_by_pair(over, signed), signed, shared)
+    return per_device(_pair_by_pair(over, signed, replaced), signed, shared)
 
 
-def _pair_by_pair(over: Callable, signed: int) -> Callable:
+def _pair_by_pair(over: Callable, signed: int, replaced: int | None) -> Callable:
     """On a CPU one particle with two runs after the other.
 
     A core's cache holds no more. Single runs share more than that costs; and of an axis
@@ -242,22 +245,31 @@ def _pair_by_pair(over: Callable, signed: int) -> Callable:
 
     def one_by_one(*arguments):
         *mapped, data = arguments
-        if len(jax.tree.leaves(mapped)[0]) < 2 or jax.default_backend() != "cpu":
+        signs, particles = jax.tree.leaves(mapped)[0].shape[:2]
+        if signs < 2 or jax.default_backend() != "cpu":
             return over(*arguments)
 
-        def one(particle):
-            alone = jax.tree.map(lambda x: x[:, None], particle[:signed])
-            shared = jax.tree.map(lambda x: x[None], particle[signed:])
-            return jax.tree.map(lambda x: x[:, 0], over(*alone, *shared, data))
+        def at(i, results):
+            def one(number, tree):
+                tree = results[0] if number == replaced else tree
+                axis = 1 if number < signed else 0
+                return jax.tree.map(
+                    lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, axis), tree
+                )
 
-        mapped[:signed] = _swapped(mapped[:signed])
-        return _swapped(jax.lax.map(one, tuple(mapped)))
+            new = over(*(one(k, tree) for k, tree in enumerate(mapped)), data)
+            return jax.tree.map(
+                lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i, 1),
+                results,
+                new,
+            )
+
+        empty = jax.tree.map(_placeholder, jax.eval_shape(over, *arguments))
+        if replaced is not None:
+            empty = (mapped[replaced], *empty[1:])
+        return jax.lax.fori_loop(0, particles, at, empty)
 
     return one_by_one
-
-
-def _swapped(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def where(condition: jax.Array, new: Any, old: Any, axis: int = 0) -> Any:

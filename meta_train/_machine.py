@@ -28,7 +28,7 @@ def keep() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # XLA asks for its temporaries at every step. glibc would return large ones to the
     # system, which fills new ones with zeros, page by page.
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -4,10 +4,11 @@
     python scripts/benchmark_meta_training.py --google google --celo celo \
         --google-python google-env/bin/python
 
-Ours is `l2o.meta_train.run`, the loop of `l2o meta-train` with all that it writes, on
-as many CPU devices as the command takes. The rival (scripts/google_rival.py says how to
-get it) makes gradient estimates only. Both train MLPs 64-32-10 on batches of 128 images
-in windows of 50 steps, in processes of their own that take turns.
+Ours is `l2o.meta_train.run`, the loop of `l2o meta-train` with all that it writes but
+checkpoints, on as many CPU devices as the command takes. The rival
+(scripts/google_rival.py says how to get it) makes gradient estimates only. Both train
+MLPs 64-32-10 on batches of 128 images in windows of 50 steps, in processes of their own
+that take turns.
 
 Printed per program: median over rounds of inner steps per second and per CPU-second,
 with the smallest and largest; the median over rounds of the ratio of CPU-seconds within

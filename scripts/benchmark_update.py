@@ -65,11 +65,11 @@ def orthogonalized() -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        orthogonal = jax.tree.map(
-            lambda g: newton_schulz(g, *NS_COEFFS, 5, 1e-8) if g.ndim > 1 else g,
-            updates,
-        )
-        return orthogonal, state
+
+        def orthogonal(g):
+            return newton_schulz(g, NS_COEFFS, 5, 1e-8) if g.ndim > 1 else g
+
+        return jax.tree.map(orthogonal, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: (), update)
 

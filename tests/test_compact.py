@@ -164,6 +164,14 @@ def test_whatever_keeps_accumulators(optimizer):
     assert 0 < worst(small, full) < 0.05
 
 
+def test_without_momenta():
+    inner = l2o.celo2_base(momentum_decays=(), features=("g", "p", "rms"))
+    params, grads = (normal(seed, {"w": (3, 2)}) for seed in range(2))
+    full, _ = updates_of(inner, [grads] * 2, params)
+    compact, _ = updates_of(l2o.compact(inner), [grads] * 2, params)
+    assert worst(compact, full) == 0
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="unknown kind 'half'; known: float32"):
         l2o.compact(SMALL_FC, momentum="half")

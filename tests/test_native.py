@@ -77,6 +77,11 @@ def pull(layout, operands, cotangents):
 gradient = quick(pull, static_argnums=0)
 
 
+@functools.partial(quick, static_argnums=0)
+def plain_gradient(layout, operands, cotangents):
+    return jax.vjp(functools.partial(_native._oracle, layout), *operands)[1](cotangents)
+
+
 def fits(rule, shape):
     last = {len(shape) - 2, len(shape) - 1}
     two = len(shape) <= 2 or rule.normalized_axes == "all"
@@ -283,6 +288,18 @@ def test_nan_stays_in_its_tensor(kind):
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", [(70_000, 1), (1, 70_000), (40_000, 3), (9000, 70)])
+def test_sums_of_many_equal_terms(shape):
+    # Each is rounded the same way, so that errors of a long float sum would add up.
+    layout = layout_of("small_fc", [shape])
+    operands = operands_of(layout)
+    operands[3] = np.full(shape, 0.7, np.float32)
+    for k in range(9, 15):
+        operands[k] = np.full(operands[k].shape, 0.3, np.float32)
+    assert_close(update(layout, *operands)[1:], slow(layout, operands)[1:], 4e-6)
+
+
+@needs_kernels
 def test_updates_are_deterministic():
     layout = layout_of("velo", (*SHAPES, *LARGE), 8)
     operands = operands_of(layout)
@@ -432,6 +449,28 @@ def test_gradients_without_a_kernel(kind, shapes, width):
 
 
 @needs_kernels
+@pytest.mark.parametrize("kind", RULES)
+def test_gradients_of_long_sums(kind):
+    layout = layout_of(kind, ((70, 61), (1500,)))
+    operands = operands_of(layout)
+    cotangents = cotangents_of(update(layout, *operands))
+    plain = plain_gradient(layout, operands, cotangents)
+    assert_close(gradient(layout, operands, cotangents), plain, 2e-4, least=1.0)
+
+
+@needs_kernels
+def test_gradients_at_ties():
+    layout = layout_of("velo", ((5, 7), (17,)))
+    operands = operands_of(layout)
+    for k in (3, 15):
+        bounds = np.float32([-1.5, -0.1, 0.1, 1.5])
+        operands[k] = np.resize(bounds, operands[k].shape)
+    cotangents = cotangents_of(update(layout, *operands))
+    plain = plain_gradient(layout, operands, cotangents)
+    assert_close(gradient(layout, operands, cotangents), plain, 1e-5, least=1.0)
+
+
+@needs_kernels
 def test_gradients_under_vmap():
     layout, entries = some_entries((5, 7), (17,), (2, 3, 4))
     cotangents = [cotangents_of(update(layout, *entry)) for entry in entries]
@@ -560,12 +599,21 @@ OPTIMIZERS = {
     "velo": l2o.velo(**HYPER, ff_mult=3.0),
     "celo2_base": l2o.celo2_base(learning_rate=0.1, exp_mult=0.1, orthogonalize=False),
     "celo2": l2o.celo2(learning_rate=0.1, weight_decay=0.1),
+    "scaled": l2o.celo2_base(
+        learning_rate=0.1,
+        exp_mult=0.1,
+        orthogonalize=False,
+        param_scale_mult=True,
+        normalize_output=False,
+    ),
     "mulo": l2o.mulo(hidden_size=16, exp_mult=0.1, step_mult=0.1),
 }
 
 
 def small_tree(seed):
-    tree = normal(seed, {"bias": (6,), "matrix": (5, 3), "scalar": ()})
+    shapes = {"bias": (6,), "blocks": (2, 4, 5), "matrix": (5, 3), "scalar": ()}
+    tree = normal(seed, shapes)
+    tree["blocks"] *= jnp.array([1.0, 10.0]).reshape(2, 1, 1)
     return {**tree, "bias": tree["bias"].astype(jnp.bfloat16)}
 
 
@@ -607,6 +655,25 @@ def test_optimizers_are_the_same_in_plain_jax(name):
         # bfloat16 has eight bits; orthogonalisation amplifies rounding.
         close = 1e-2 if x.dtype == jnp.bfloat16 else 2e-4 if name == "celo2" else 3e-5
         assert_close([x], [y], close, least=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["celo2", "small_fc", "velo"])
+def test_double_precision_elsewhere(name):
+    optimizer = OPTIMIZERS[name]
+    params = normal(0, {"bias": (6,), "matrix": (5, 3)})
+
+    def first(theta):
+        tx = optimizer.bind(theta, num_steps=40)
+        return tx.update(params, tx.init(params), params, value=1.0)[0]
+
+    theta = optimizer.init_theta(jax.random.key(0))
+    expected = quick(first)(theta)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), theta)
+        for given in (theta, wide):
+            actual = jax.block_until_ready(quick(first)(given))
+            assert_close(*map(jax.tree.leaves, (actual, expected)), 1e-4)
 
 
 # --- Other processes ---
@@ -909,6 +976,7 @@ CONSTANTS = {
     "kInvalidArgument": "Error_Code_INVALID_ARGUMENT",
     "kExecute": "ExecutionStage_EXECUTE",
     "11": "DataType_F32",  # as handlers.h has it
+    "kMajor": "API_MAJOR",
 }
 
 
@@ -986,6 +1054,14 @@ def test_what_is_compiled_grows_with_the_shapes():
     )
     assert few > 500
     assert many < 2 * few
+
+
+def test_what_may_be_sharded_is_not_stacked():
+    shapes = [(5, 3)] * 6
+    assert "stablehlo.while" in text_of(shapes, "xla")
+    mesh = AbstractMesh((2,), ("d",), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert "stablehlo.while" not in text_of(shapes, "xla")
 
 
 @pytest.mark.parametrize("networks", [1, 5], ids=["shared", "per_tensor"])

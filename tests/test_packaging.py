@@ -1,5 +1,7 @@
 """What is installed is what is in the tree, under one name."""
 
+import platform
+import shutil
 import tomllib
 import zipfile
 from importlib import metadata
@@ -40,6 +42,10 @@ def test_the_wheel_has_one_top_level_package():
     assert {name for name in top if not name.endswith(".dist-info")} == {"l2o"}
     for name in ("l2o/py.typed", "l2o/tasks/__init__.py", "l2o/meta_train/_es.py"):
         assert name in names
+    if shutil.which("c++") and platform.machine() in ("x86_64", "AMD64"):
+        for name in ("generic", "avx2", "avx512"):
+            assert f"l2o/native/{name}.so" in names
+        assert l2o.native_kernels() is not None
     for shipped in l2o.shipped():
         assert f"l2o/checkpoints/{shipped}/model.safetensors" in names
 

@@ -17,29 +17,6 @@ struct Cotangents {
   float *decays, *weights, *scales;  // added to
 };
 
-// A sum of many terms: in float for a while, then in double.
-class Total {
- public:
-  L2O_INLINE void add(Vec x) {
-    part_ += x;
-    if (++count_ == 64) flush();
-  }
-  double value() {
-    flush();
-    return total_;
-  }
-
- private:
-  void flush() {
-    total_ += sum(part_);
-    part_ = Vec{};
-    count_ = 0;
-  }
-  Vec part_{};
-  double total_ = 0;
-  int count_ = 0;
-};
-
 // What is kept of a tensor between the passes, as `Scratch`.
 template <int H>
 struct ReverseScratch {
@@ -398,9 +375,10 @@ class Backward {
     }
   }
 
+  // What reaches x through its cut to the bound: half at the bound, as JAX has it.
   L2O_INLINE static Vec inside(Vec x, float bound, Vec d) {
-    d = x > -bound ? d : Vec{};
-    return x < bound ? d : Vec{};
+    d = x < -bound || x > bound ? Vec{} : d;
+    return x == -bound || x == bound ? 0.5f * d : d;
   }
 
   template <bool FACTORED>

@@ -1,6 +1,9 @@
 // What XLA calls: operands and results of a call, and the loop over its tensors.
 #pragma once
 
+#include <new>
+#include <vector>
+
 #include "backward.h"
 #include "kernels.h"
 #include "statistics.h"
@@ -18,6 +21,7 @@ struct Call {
 
 constexpr int64_t kWhole = 2 * kChunk;  // elements that one thread updates alone
 constexpr int64_t kTask = 16384;        // elements that are worth another thread
+constexpr int64_t kKept = 1 << 18;      // memory for larger ones is given back
 
 template <int H>
 void update(const Call& call, const Threads& threads) {
@@ -28,6 +32,7 @@ void update(const Call& call, const Threads& threads) {
   for (const Tensor& t : call.entries) {
     if (t.size() > kWhole) {
       Update<H>(t, call.settings, call.flags, scratch).run(threads);
+      if (t.blocks() * (t.na * t.c + t.width()) > kKept) scratch = {};
       continue;
     }
     small.push_back(&t);
@@ -73,6 +78,8 @@ class Reader {
     if (settings->size * sizeof(float) != sizeof(Settings)) return "wrong settings";
     std::memcpy(&call->settings, settings->data, sizeof(Settings));
     const int64_t* s = static_cast<const int64_t*>(spec->data);
+    if (spec->size < 5 || spec->size != 5 + 8 * static_cast<size_t>(s[2]))
+      return "wrong spec: install l2o again";
     *hidden = s[0];
     call->flags = s[1];
     call->tensors = s[2];
@@ -198,13 +205,16 @@ class Reader {
 template <int H>
 void differentiate(const Call& call, const Threads& threads) {
   // Tensors of one batch entry add to the same cotangents.
+  std::vector<std::vector<int64_t>> entries(call.batch);
+  for (size_t i = 0; i < call.entries.size(); ++i)
+    entries[(call.cotangents[i].decays - call.cotangents[0].decays) / 7].push_back(i);
   threads.each(call.batch, [&](int64_t b) {
     static thread_local ReverseScratch<H> scratch;
-    for (size_t i = 0; i < call.entries.size(); ++i)
-      if (call.cotangents[i].decays == call.cotangents[0].decays + b * 7)
-        Backward<H>(call.entries[i], call.cotangents[i], call.settings, call.flags,
-                    scratch)
-            .run();
+    for (int64_t i : entries[b]) {
+      const Tensor& t = call.entries[i];
+      Backward<H>(t, call.cotangents[i], call.settings, call.flags, scratch).run();
+      if (t.size() > kKept) scratch = {};
+    }
   });
 }
 
@@ -219,9 +229,8 @@ bool answered(xla_ffi::CallFrame* frame) {
   if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
     auto* metadata =
         reinterpret_cast<xla_ffi::MetadataExtension*>(frame->extensions)->metadata;
-    // What is used has not changed since the first version.
-    metadata->api_version.major = frame->api->api_version.major;
-    metadata->api_version.minor = frame->api->api_version.minor;
+    metadata->api_version.major = xla_ffi::kMajor;
+    metadata->api_version.minor = xla_ffi::kMinor;
     metadata->traits = 0;
     return true;
   }
@@ -299,20 +308,30 @@ xla_ffi::Error* statistics(xla_ffi::CallFrame* frame) {
   return nullptr;
 }
 
+// XLA is not written for exceptions.
+template <xla_ffi::Error* (*HANDLER)(xla_ffi::CallFrame*)>
+xla_ffi::Error* caught(xla_ffi::CallFrame* frame) {
+  try {
+    return HANDLER(frame);
+  } catch (const std::bad_alloc&) {
+    return failure(frame, "out of memory");
+  }
+}
+
 }  // namespace
 
 #define L2O_EXPORT extern "C" __attribute__((visibility("default")))
 
 L2O_EXPORT xla_ffi::Error* l2o_update(xla_ffi::CallFrame* frame) {
-  return handle<false>(frame);
+  return caught<handle<false>>(frame);
 }
 
 L2O_EXPORT xla_ffi::Error* l2o_update_vjp(xla_ffi::CallFrame* frame) {
-  return handle<true>(frame);
+  return caught<handle<true>>(frame);
 }
 
 L2O_EXPORT xla_ffi::Error* l2o_statistics(xla_ffi::CallFrame* frame) {
-  return statistics(frame);
+  return caught<statistics>(frame);
 }
 
 // The best instruction set of this processor: avx512, avx2 or the generic one.

@@ -1,6 +1,6 @@
 // The whole update of tensors by a per-parameter MLP on Adafactor features.
 //
-// What it computes is said in l2o/_per_parameter.py, which is also its oracle. Memory
+// What it computes is said in l2o/_rule.py, which is also its oracle. Memory
 // is read in three passes: one sums g^2 over rows and columns, one updates the
 // accumulators and sums the squares of the features, one computes the features again
 // and applies the network. A tensor is seen as (A, Na, B, Nb, C), factored over the
@@ -17,6 +17,29 @@
 #define L2O_LAMBDA __attribute__((always_inline))
 
 namespace {
+
+// A sum of many terms: in float for a while, then in double.
+class Total {
+ public:
+  L2O_INLINE void add(Vec x) {
+    part_ += x;
+    if (++count_ == 64) flush();
+  }
+  double value() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    total_ += sum(part_);
+    part_ = Vec{};
+    count_ = 0;
+  }
+  Vec part_{};
+  double total_ = 0;
+  int count_ = 0;
+};
 
 struct Yes {
   static constexpr bool value = true;
@@ -117,6 +140,7 @@ struct Scratch {
   std::vector<float> x_square, y_square;  // means of g^2, per block
   std::vector<float> mean;
   double p_square;
+  float step_square;
 };
 
 template <int H>
@@ -140,7 +164,11 @@ class Update {
   void run(const Threads& threads) {
     prepare(threads);
     each(threads, &Update::apply);
-    if (finishes()) each(threads, &Update::finish);
+    if (!finishes()) return;
+    double total = 0;
+    for (int64_t i = 0; i < chunks(); ++i) total += k_.squares[i];
+    k_.step_square = static_cast<float>(total / t_.size());
+    each(threads, &Update::finish);
   }
 
   // exp(x mult); 1 for mult = 0, but for what is not finite.
@@ -218,7 +246,15 @@ class Update {
     const int64_t n = t_.width();
     const int whole = n / kLanes, rest = n % kLanes;
     Vec sums[kNarrow + 1] = {};
+    double totals[(kNarrow + 1) * kLanes] = {};
+    const auto flush = [&] {
+      for (int v = 0; v <= kNarrow; ++v) {
+        for (int l = 0; l < kLanes; ++l) totals[v * kLanes + l] += sums[v][l];
+        sums[v] = Vec{};
+      }
+    };
     for (int64_t i = k.i0; i < k.i1; ++i) {
+      if ((i & 63) == 63) flush();  // few enough terms for float
       const float* g = t_.g + t_.offset(k.block, i);
       Vec total = {};
       for (int v = 0; v < kNarrow; ++v) {
@@ -235,8 +271,12 @@ class Update {
       }
       rows[i] = sum(total);
     }
-    for (int v = 0; v < whole; ++v) store(columns + v * kLanes, sums[v]);
-    if (rest) store(columns + whole * kLanes, sums[kNarrow], rest);
+    flush();
+    const double* last = totals + kNarrow * kLanes;
+    for (int64_t j = 0; j < n; ++j) {
+      const bool in_rest = j >= whole * kLanes;
+      columns[j] = static_cast<float>(in_rest ? last[j - whole * kLanes] : totals[j]);
+    }
   }
 
   // The new factored moments of all blocks, and what follows from them alone.
@@ -342,10 +382,7 @@ class Update {
   // Fourth pass over a chunk: normalises the steps.
   void finish(int64_t number) {
     const Chunk& k = k_.chunks[number];
-    double total = 0;
-    for (int64_t i = 0; i < chunks(); ++i) total += k_.squares[i];
-    const float mean = static_cast<float>(total / t_.size());
-    const float scale = -t_.scales[0] / std::sqrt(mean + s_.norm_eps);
+    const float scale = -t_.scales[0] / std::sqrt(k_.step_square + s_.norm_eps);
     const float decay = -t_.scales[1];
     for (int64_t i = k.i0; i < k.i1; ++i) {
       const int64_t at = t_.offset(k.block, i);
@@ -379,10 +416,19 @@ class Update {
 
   static void fold(const float* parts, int64_t count, int64_t n, float scale,
                    float* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = parts[i];
-    for (int64_t k = 1; k < count; ++k)
-      for (int64_t i = 0; i < n; ++i) out[i] += parts[k * n + i];
-    for (int64_t i = 0; i < n; ++i) out[i] *= scale;
+    if (count == 1) {
+      for (int64_t i = 0; i < n; ++i) out[i] = parts[i] * scale;
+      return;
+    }
+    constexpr int64_t kBlock = 64;
+    for (int64_t start = 0; start < n; start += kBlock) {
+      const int64_t size = std::min(kBlock, n - start);
+      double total[kBlock] = {};
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t i = 0; i < size; ++i) total[i] += parts[k * n + start + i];
+      for (int64_t i = 0; i < size; ++i)
+        out[start + i] = static_cast<float>(total[i] * scale);
+    }
   }
 
   static void decayed(float decay, const float* value, int64_t n, float* moment) {
@@ -393,16 +439,16 @@ class Update {
   // Of a plane of moments, and of its inverse root.
   void mean_squares(int64_t q, const float* x, int64_t n, int plane) {
     const int root = plane < kCol ? plane - kRow + kRsqrtRow : plane - kCol + kRsqrtCol;
-    Vec square = {}, inverse = {};
+    Total square, inverse;
     for (int64_t i = 0; i < n; i += kLanes) {
       const int count = std::min<int64_t>(kLanes, n - i);
       const Vec v = load_some(x + i, count);
       const Vec r = first_some(rsqrt(v + 1e-8f), count);
-      square += v * v;
-      inverse += r * r;
+      square.add(v * v);
+      inverse.add(r * r);
     }
-    k_.row_means[q * kPlanes + plane] = sum(square) / n;
-    k_.row_means[q * kPlanes + root] = sum(inverse) / n;
+    k_.row_means[q * kPlanes + plane] = square.value() / n;
+    k_.row_means[q * kPlanes + root] = inverse.value() / n;
   }
 
   // The factors of fac_g and fac_m: of `row` over its mean, of `col` as it is.
@@ -413,10 +459,10 @@ class Update {
     for (int64_t r = 0; is_row && r < c; ++r) {
       double total = 0;
       if (c == 1) {
-        Vec parts = {};
+        Total parts;
         for (int64_t i = 0; i < n; i += kLanes)
-          parts += load_some(x + i, std::min<int64_t>(kLanes, n - i));
-        total = sum(parts);
+          parts.add(load_some(x + i, std::min<int64_t>(kLanes, n - i)));
+        total = parts.value();
       }
       for (int64_t i = 0; c > 1 && i < n; ++i) total += x[i * c + r];
       k_.mean[r] = static_cast<float>(total / n) + kFloor;

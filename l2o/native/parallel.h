@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
 
 #include "xla_ffi.h"
 
@@ -51,7 +52,8 @@ class Threads {
       }
     }
     job->work();
-    while (job->done.load(std::memory_order_acquire) < n) L2O_PAUSE();
+    for (int spins = 0; job->done.load(std::memory_order_acquire) < n; ++spins)
+      spins < 1000 ? L2O_PAUSE() : std::this_thread::yield();
     job->release();
   }
 

@@ -171,7 +171,7 @@ L2O_INLINE Vec small_exponential(Vec r) {
   return p * r + 1.0f;
 }
 
-// 0 below -87, infinity above 88; NaN stays NaN.
+// exp(-87) below -87, infinity above 88; NaN stays NaN.
 L2O_INLINE Vec exponential(Vec x) {
   if (__builtin_expect(all_within(x, 0.34f), 1)) return small_exponential(x);
   const Vec low = splat(-87.0f), high = splat(88.8f);

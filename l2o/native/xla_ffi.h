@@ -1,8 +1,9 @@
 // The part of XLA's foreign-function ABI that the kernels use.
 //
-// Declared here, so that building needs neither JAX nor its headers; XLA keeps this ABI
-// stable and only ever appends to its structures. tests/test_native.py holds these
-// declarations against the headers of the installed jaxlib.
+// Declared here, so that building needs neither JAX nor its headers. A version of the ABI
+// is supported for a year or more after the next, and refused afterwards: then plain JAX
+// is used. tests/test_native.py holds these declarations against the headers of the
+// installed jaxlib.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,8 @@ struct Version {
   int32_t major;
   int32_t minor;
 };
+
+constexpr int32_t kMajor = 0, kMinor = 3;  // what is declared here
 
 struct Metadata {
   size_t struct_size;
