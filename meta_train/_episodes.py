@@ -125,47 +125,58 @@ def make_episodes(
             values = values.at[0].set(end)
         return inner, normalized(objective, task, values)
 
+    def renewed(theta, inner, config, key, length, done, data):
+        new = start(theta, config, key, length, data)
+        return (jax.tree.map(lambda x, y: jnp.where(done, x, y), new, inner),)
+
     def draw(key, step):
         k_config, k_length, k_init, k_steps = jax.random.split(key, 4)
         return problem.sample(k_config), schedule(k_length, step), k_init, k_steps
 
-    def begin(key, thetas, offset, data, step):
-        """N new particles, at their first step."""
+    def begin(key, offset, step):
+        """N particles at their first step, and the keys of their missing states."""
         config, length, k_init, k_steps = jax.vmap(draw, in_axes=(0, None))(
             jax.random.split(key, particles), step
         )
-        length = jnp.maximum(length - offset, 1)
-        inner = over_runs(start, 1, 3)(thetas, config, k_init, length, data)
-        signs = len(jax.tree.leaves(thetas)[0])
-        return Runs(
-            inner=inner,
-            previous=jnp.zeros((signs, particles)) if telescoping else (),
+        runs = Runs(
+            inner=(),
+            previous=(),
             config=config,
             key=k_steps,
             step=jnp.zeros(particles, jnp.int32),
-            length=length,
+            length=jnp.maximum(length - offset, 1),
             offset=jnp.zeros(particles, jnp.int32),
         )
+        return runs, k_init
 
     def init(key, thetas, data):
         k_offset, k_episodes = jax.random.split(key)
         offset = jax.random.randint(k_offset, (particles,), 0, max_offset + 1)
+
+        def whole(thetas, data):
+            runs, k_init = begin(k_episodes, offset, 0)
+            inner = over_runs(start, 1, 3)(
+                thetas, runs.config, k_init, runs.length, data
+            )
+            signs = len(jax.tree.leaves(thetas)[0])
+            previous = jnp.zeros((signs, particles)) if telescoping else ()
+            return runs._replace(inner=inner, previous=previous)
+
         # Steps 0 of length 0: every particle has ended, so the first window begins
         # episodes, and what is in this state but the offsets is never read.
-        shapes = jax.eval_shape(begin, k_episodes, thetas, offset, data, 0)
+        shapes = jax.eval_shape(whole, thetas, data)
         return jax.tree.map(_placeholder, shapes)._replace(offset=offset)
 
     def restart(runs, key, thetas, data, step):
         done = runs.step >= runs.length
-        new = begin(key, thetas, runs.offset, data, step)
-        signed = ("inner", "previous")
-        chosen = {
-            name: where(done, getattr(new, name), getattr(runs, name), axis=1)
-            for name in signed
-        }
-        none = dict.fromkeys(signed, ())
-        rest = where(done, new._replace(**none), runs._replace(**none))
-        return rest._replace(**chosen)
+        new, k_init = begin(key, runs.offset, step)
+        # Where it has ended only, so that there is no second state of all.
+        (inner,) = over_runs(renewed, 2, 4, replaced=1)(
+            thetas, runs.inner, new.config, k_init, new.length, done, data
+        )
+        previous = jax.tree.map(lambda x: jnp.where(done, 0.0, x), runs.previous)
+        rest = where(done, new, runs._replace(inner=(), previous=()))
+        return rest._replace(inner=inner, previous=previous)
 
     def advance(runs, thetas, data):
         steps = runs.step[:, None] + jnp.arange(truncation)
@@ -272,13 +283,11 @@ def _pair_by_pair(over: Callable, signed: int, replaced: int | None) -> Callable
     return one_by_one
 
 
-def where(condition: jax.Array, new: Any, old: Any, axis: int = 0) -> Any:
-    """`jnp.where` on trees whose leaves have `condition`'s axis at `axis`."""
+def where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`jnp.where` on trees whose leaves lead with `condition`'s axis."""
 
     def select(x, y):
-        shape = [1] * x.ndim
-        shape[axis] = condition.size
-        return jnp.where(condition.reshape(shape), x, y)
+        return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
     return jax.tree.map(select, new, old)
 
