@@ -138,9 +138,10 @@ def make_episodes(
         config, length, k_init, k_steps = jax.vmap(draw, in_axes=(0, None))(
             jax.random.split(key, particles), step
         )
+        none: Any = ()
         runs = Runs(
-            inner=(),
-            previous=(),
+            inner=none,
+            previous=none,
             config=config,
             key=k_steps,
             step=jnp.zeros(particles, jnp.int32),
