@@ -14,7 +14,7 @@ import pytest
 import l2o
 from l2o import meta_train as mt
 from l2o.meta_train import Objective, constant, learn_optimizer, log_uniform
-from l2o.tasks import TaskFamily, stateless
+from l2o.tasks import TaskFamily, make_family, stateless
 
 THETA, STD = jnp.float32(cf.THETA), cf.STD
 
@@ -1049,3 +1049,21 @@ def test_schedules_that_grow():
         log_uniform(1, 2, start=(1, 1))
     with pytest.raises(ValueError, match="over >= 1 and 0 <= jitter < 1"):
         mt.growing(1, 2, over=3, jitter=1.0)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="particles at once there")
+def test_memory_of_a_particle_is_that_of_its_states():
+    problem = learn_optimizer(l2o.learnable_adam(), make_family("mlp32"))
+    theta = problem.init_theta(jax.random.key(0))
+
+    def memory(particles):
+        estimator = mt.pes(problem, constant(20), particles=particles, truncation=5)
+        state = jax.eval_shape(estimator.init, jax.random.key(0), theta)
+        estimate = jax.jit(estimator.estimate, donate_argnums=2)
+        lowered = estimate.lower(jax.random.key(0), theta, state, problem.data, 0)
+        temporary = lowered.compile().memory_analysis().temp_size_in_bytes
+        return temporary, sum(4 * x.size for x in jax.tree.leaves(state))
+
+    temporary, own = np.subtract(memory(6), memory(2))
+    assert own > 4 * 2 * 3 * 4 * 2000  # particles, signs, Adam, bytes, parameters
+    assert temporary < 0.1 * own
