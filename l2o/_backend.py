@@ -5,9 +5,9 @@ import os
 from typing import Any, Literal, get_args
 
 import jax
-from jax.sharding import AxisType
 
 from . import _native
+from ._tensors import sees_whole_tensors
 
 Backend = Literal["native", "pallas", "xla"]
 _VARIABLE = "L2O_BACKEND"
@@ -73,15 +73,6 @@ def native_kernels() -> str | None:
 
 def _native_runs() -> bool:
     return _native.unavailable() is None and jax.default_backend() == "cpu"
-
-
-def sees_whole_tensors() -> bool:
-    """Whether what is traced here is certain not to be sharded."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names:
-        return jax.device_count() == 1
-    axes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    return all(kind == AxisType.Manual or size == 1 for kind, size in axes)
 
 
 def _check(name: str, where: str) -> None:

@@ -8,6 +8,7 @@ are never expanded.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def adafactor_features(
     rms_eps: float = 1e-6,
     vector_eps: float = 0.0,
     fac_g_from: Accumulators | None = None,
-    fused_row_mean: bool = False,
+    roots: tuple[Any, Any] | None = None,
 ) -> list[jax.Array]:
     """The planes of the named groups, not normalised.
 
@@ -92,7 +93,7 @@ def adafactor_features(
       rms_eps: added to rms under the root.
       vector_eps: added to a vector's v for fac_m; published optimizers differ.
       fac_g_from: other accumulators for fac_g: where biases are corrected, its are not.
-      fused_row_mean: see `inverse_roots`.
+      roots: `inverse_roots` for fac_g and for fac_m, if known.
 
     Source: "Practical tradeoffs between memory, compute, and performance in learned
     optimizers" (Metz et al., 2022); "VeLO: Training versatile learned optimizers by
@@ -108,15 +109,15 @@ def adafactor_features(
 
     def fac_g():
         source = accumulators if fac_g_from is None else fac_g_from
-        roots = inverse_roots(source, axes, fused_row_mean=fused_row_mean)
-        return [math.prod(root, start=grad) for root in roots]
+        factors = inverse_roots(source, axes) if roots is None else roots[0]
+        return [math.prod(root, start=grad) for root in factors]
 
     def fac_m():
         if axes is None:
-            roots = [[lax.rsqrt(v + vector_eps)] for v in row]
+            factors = [[lax.rsqrt(v + vector_eps)] for v in row]
         else:
-            roots = inverse_roots(accumulators, axes, fused_row_mean=fused_row_mean)
-        return [math.prod(root, start=m) for m, root in pairs(momentum, roots)]
+            factors = inverse_roots(accumulators, axes) if roots is None else roots[1]
+        return [math.prod(root, start=m) for m, root in pairs(momentum, factors)]
 
     groups: dict[str, Callable[[], list[jax.Array]]] = {
         "g": lambda: [grad],

@@ -76,7 +76,7 @@ def mlp(
                 for m, d in zip(momentum, decays, strict=True)
             )
             planes = [grad, param, *momentum]
-            scales = [inverse_rms(plane, _EPS) for plane in planes]
+            scales = jnp.stack([inverse_rms(plane, _EPS) for plane in planes])
             direction, magnitude = apply_mlp(
                 theta["nn"], planes, scales, time, grad.shape
             )

@@ -47,7 +47,7 @@ def init_mlp(key: jax.Array, sizes: Sequence[int]) -> dict[str, jax.Array]:
 def apply_mlp(
     theta: dict[str, jax.Array],
     planes: Sequence[jax.Array],
-    scales: Sequence[jax.Array],
+    scales: jax.Array | None,
     constants: jax.Array | None,
     shape: tuple[int, ...],
     activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
@@ -58,14 +58,16 @@ def apply_mlp(
       theta: from `init_mlp`, sizes[0] = len(planes) + len(constants). More rows in
         `w0` are not used.
       planes: features that broadcast to `shape`, in the order of `w0`'s rows.
-      scales: one scalar per plane, multiplied into its row of `w0`.
+      scales: shape (planes,), multiplied into the rows of `w0`; None for ones.
       constants: shape (n,), features that are equal for the whole tensor; the last
         rows of `w0`; None for none.
       shape: the tensor's shape, at least 1-D.
       activation: between the layers.
     """
     n = len(planes)
-    w0 = theta["w0"][:n] * jnp.stack(scales)[:, None]
+    w0 = theta["w0"][:n]
+    if scales is not None:
+        w0 = w0 * scales[:, None]
     bias = theta["b0"]
     if constants is not None:
         bias = bias + jnp.matmul(

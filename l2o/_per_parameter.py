@@ -14,9 +14,9 @@ import numpy as np
 
 from . import _native
 from ._accumulators import Accumulators
-from ._backend import chosen_backend, sees_whole_tensors
+from ._backend import chosen_backend
 from ._rule import Rule, Shared, Tensor, finished, update_one, with_decay
-from ._tensors import map_together
+from ._tensors import map_together, sees_whole_tensors
 
 _STACKED = 4  # so many tensors of one shape are updated as one stack
 

@@ -147,7 +147,7 @@ def rnn_mlp(
         def update_tensor(param, planes, constants):
             """The step, and the message to the LSTM."""
             planes = [jnp.atleast_1d(plane) for plane in planes]
-            scales = [inverse_rms(plane, _EPS) for plane in planes]
+            scales = jnp.stack([inverse_rms(plane, _EPS) for plane in planes])
             direction, magnitude, *message = apply_mlp(
                 theta["nn"], planes, scales, constants, planes[0].shape
             )

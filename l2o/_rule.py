@@ -25,11 +25,14 @@ from ._accumulators import (
     Decays,
     Factoring,
     factored_axes,
+    inverse_roots,
     torch_axes,
     update_accumulators,
 )
+from ._chunks import cut, map_over, mean_over
 from ._features import adafactor_features, inverse_rms
 from ._network import apply_mlp
+from ._tensors import sees_whole_tensors
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
@@ -123,7 +126,15 @@ def update_one(
     seen = accumulators
     if rule.bias_correction:
         seen = _without_bias(accumulators, shared.decays, shared.count)
-    step = _step(rule, grad, param, accumulators, seen, axes, nn, shared.constants)
+    roots = None
+    if axes is not None:
+        # Their means are over whole rows.
+        roots = tuple(
+            inverse_roots(x, axes, fused_row_mean=rule.fused_row_mean)
+            for x in (accumulators, seen)
+        )
+    view = _View(grad, param, accumulators, seen, roots)
+    step = _step(rule, view, axes, nn, shared.constants)
     step = finished(rule, step, param, seen)
     return with_decay(-(scale * step), param, shared), accumulators
 
@@ -136,41 +147,85 @@ def with_decay(update: jax.Array, param: jax.Array, shared: Shared) -> jax.Array
     return update - decay * param
 
 
+class _View(NamedTuple):
+    """What features are made of: along every axis of the tensor's size or one.
+
+    Attributes:
+      grad, param: as in `Tensor`.
+      accumulators: after they have seen `grad`.
+      seen: the same, without bias if the rule says so.
+      roots: `inverse_roots` of both if the tensor is factored.
+    """
+
+    grad: jax.Array
+    param: jax.Array
+    accumulators: Accumulators
+    seen: Accumulators
+    roots: tuple[Any, Any] | None
+
+
 def _step(
-    rule: Rule,
-    grad: jax.Array,
-    param: jax.Array,
-    accumulators: Accumulators,
-    seen: Accumulators,
-    axes: Axes,
-    nn: Any,
-    constants: jax.Array | None,
+    rule: Rule, view: _View, axes: Axes, nn: Any, constants: jax.Array | None
 ) -> jax.Array:
-    """`d e^(lambda a)`."""
-    planes = adafactor_features(
+    """`d e^(lambda a)`; of a large tensor in two passes over chunks."""
+    over = _normalized_axes(rule, view.grad.ndim)
+    chunks = None
+    if sees_whole_tensors() and not rule.aggregate_mag:
+        chunks = cut(view.grad.shape)
+        if chunks is not None and over is not None and chunks.axis not in over:
+            chunks = None
+
+    def mean_squares(view):
+        planes = _planes(rule, view, axes)
+        if over is None:
+            return jnp.stack([jnp.mean(x * x) for x in planes])
+        return [jnp.mean(x * x, over, keepdims=True) for x in planes]
+
+    scales: Any = None
+    if rule.normalize_input:
+        if chunks is None:
+            means = mean_squares(view)
+        else:
+            means = mean_over(chunks, mean_squares, view)
+        scales = jax.tree.map(lambda x: lax.rsqrt(x + rule.norm_eps), means)
+
+    def step(view):
+        planes = _planes(rule, view, axes)
+        if rule.normalize_input and over is not None:
+            planes = [x * scale for x, scale in zip(planes, scales, strict=True)]
+        if chunks is not None:
+            # Else features would be computed again for every hidden unit.
+            planes = list(lax.optimization_barrier(tuple(planes)))
+        direction, magnitude, *_ = apply_mlp(
+            nn,
+            planes,
+            scales if over is None else None,
+            constants,
+            view.grad.shape,
+            ACTIVATIONS[rule.activation],
+        )
+        if rule.aggregate_mag:
+            magnitude = jnp.mean(magnitude)
+        return direction * jnp.exp(magnitude * rule.exp_mult)
+
+    if chunks is None:
+        return step(view)
+    start = scales[0].ravel()[0] if rule.normalize_input else 0.0
+    return map_over(chunks, step, view, start)
+
+
+def _planes(rule: Rule, view: _View, axes: Axes) -> list[jax.Array]:
+    return adafactor_features(
         rule.vector_features if axes is None else rule.features,
-        grad,
-        param,
-        seen,
+        view.grad,
+        view.param,
+        view.seen,
         axes,
         rms_eps=rule.rms_eps,
         vector_eps=rule.vector_eps,
-        fac_g_from=accumulators,
-        fused_row_mean=rule.fused_row_mean,
+        fac_g_from=view.accumulators,
+        roots=view.roots,
     )
-    over = _normalized_axes(rule, grad.ndim)
-    scales = [jnp.ones(())] * len(planes)
-    if rule.normalize_input:
-        scales = [inverse_rms(plane, rule.norm_eps, over) for plane in planes]
-        if over is not None:
-            planes = [plane * s for plane, s in zip(planes, scales, strict=True)]
-            scales = [jnp.ones(())] * len(planes)
-    direction, magnitude, *_ = apply_mlp(
-        nn, planes, scales, constants, grad.shape, ACTIVATIONS[rule.activation]
-    )
-    if rule.aggregate_mag:
-        magnitude = jnp.mean(magnitude)
-    return direction * jnp.exp(magnitude * rule.exp_mult)
 
 
 def finished(

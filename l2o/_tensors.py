@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import AxisType
 
 
 def map_tensors(
@@ -111,6 +112,15 @@ def sharded_like(x: jax.Array, param: Any) -> jax.Array:
     """`x`, the first axes of which are those of `param` and are sharded as these."""
     zeros = zeros_like(param, x.dtype)
     return x + lax.expand_dims(zeros, range(zeros.ndim, x.ndim))
+
+
+def sees_whole_tensors() -> bool:
+    """Whether what is traced here is certain not to be sharded."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names:
+        return jax.device_count() == 1
+    axes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    return all(kind == AxisType.Manual or size == 1 for kind, size in axes)
 
 
 def with_elements(tree: Any) -> list[Any]:
