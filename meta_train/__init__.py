@@ -29,8 +29,6 @@ from ._es import gpes as gpes
 from ._es import nres as nres
 from ._es import pes as pes
 from ._es import truncated_es as truncated_es
-from ._evaluate import TaskResult as TaskResult
-from ._evaluate import evaluate as evaluate
 from ._follow import follow as follow
 from ._forward import ForwardState as ForwardState
 from ._forward import forward_gradient as forward_gradient
@@ -66,3 +64,4 @@ from ._unroll import InnerState as InnerState
 from ._unroll import inner_init as inner_init
 from ._unroll import inner_step as inner_step
 from ._unroll import unroll as unroll
+from .evaluation import evaluate as evaluate

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
-from l2o.tasks import Split, resolve, suites
+from l2o.tasks import Split, TaskSpec, resolve, suites
 
 from ._objective import Over
 from ._recipe import check_recipe
@@ -48,9 +48,9 @@ def _check_types(config: Any) -> None:
             ) from None
 
 
-def _resolved(field: str, names: tuple[str, ...]) -> None:
+def _resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
     try:
-        resolve(names)
+        return resolve(names)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
 
@@ -236,36 +236,57 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
 }
 
 
+Tuning = Literal["task", "set", "none"]
+
+
 @_strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """An evaluation beside Adam with a swept learning rate."""
+    """Optimizers beside tuned Adam on the tasks of a suite."""
 
-    tasks: tuple[str, ...] = ("demo/heldout",)
-    """Task families or suites; one task of each family, drawn with the seed."""
-    steps: int = 1000
-    """Inner steps of every run."""
-    seeds: int = 5
-    """Runs per task and optimizer; all optimizers share initialisations and batches."""
-    learning_rates: tuple[float, ...] = (
-        1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1,
-    )  # fmt: skip
-    """Adam's grid; per task the one with the lowest mean final loss is its rival."""
-    eval_every: int = 10
+    optimizers: tuple[str, ...] = ()
+    """Baselines by name (`all` for every one of them), as in adamw, adamw+cosine (with
+    a schedule) or adamw:0.001 (at that rate, not tuned); weights as `l2o.load` takes
+    them. Adam always takes part."""
+    suite: str = "demo/heldout"
+    """A suite, a task, or a JSON file of tasks."""
+    tasks: tuple[str, ...] = ()
+    """Only these of the suite; by default all."""
+    tuning: Tuning = "task"
+    """Who has a rate gets one per task (the best by its loss on `outer_valid` there),
+    one for all (the best so on `tuning_set`), or its default."""
+    trials: int = 7
+    """Rates that are tried, the first of every optimizer's declared space."""
+    tuning_set: str = "train/fast"
+    """The suite on which one rate for all is chosen."""
+    steps: int | None = None
+    """Inner steps of every run; by default the suite's budget."""
+    seeds: int = 3
+    """Runs per task and trial; all optimizers share tasks, initialisations, batches."""
+    eval_every: int = 25
     """Inner steps between two points of a learning curve."""
     eval_batches: int = 4
     """Fixed batches per split behind every point."""
+    adam_horizon: int = 5
+    """Adam is also run for this many times the steps, or a speed-up over it that is
+    read from its envelope could not exceed one."""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_curves(self)
-        _require(len(self.tasks) > 0, "Evaluation.tasks names no task")
-        _require(
-            len(self.learning_rates) > 0, "Evaluation.learning_rates is an empty grid"
-        )
-        _require(
-            min(self.learning_rates) > 0, "Evaluation.learning_rates must be positive"
-        )
+        for name in ("seeds", "eval_every", "eval_batches", "trials", "adam_horizon"):
+            _require_positive(self, name)
+        specs = _resolved("Evaluation.suite", (self.suite,))
+        for task in self.tasks:
+            _require(
+                task in specs,
+                f"Evaluation.tasks: {task!r} is not in {self.suite}, which has "
+                f"{', '.join(specs)}",
+            )
+        if self.tuning == "set":
+            _resolved("Evaluation.tuning_set", (self.tuning_set,))
+        if self.steps is not None:
+            _require_positive(self, "steps")
+            _check_points(self, self.steps)
 
 
 @_strict
@@ -290,14 +311,22 @@ class Following:
         _check_curves(self)
 
 
-def _check_curves(config: Evaluation | Following) -> None:
-    kind = type(config).__name__
-    _resolved(f"{kind}.tasks", config.tasks)
+def _check_curves(config: Following) -> None:
+    _resolved("Following.tasks", config.tasks)
     for name in ("steps", "seeds", "eval_every", "eval_batches"):
-        value = getattr(config, name)
-        _require(value > 0, f"{kind}.{name} must be positive, not {value}")
+        _require_positive(config, name)
+    _check_points(config, config.steps)
+
+
+def _require_positive(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    kind = type(config).__name__
+    _require(value > 0, f"{kind}.{name} must be positive, not {value}")
+
+
+def _check_points(config: Evaluation | Following, steps: int) -> None:
     _require(
-        config.steps % config.eval_every == 0,
-        f"{kind}.steps ({config.steps}) must be a multiple of eval_every "
+        steps % config.eval_every == 0,
+        f"{type(config).__name__}.steps ({steps}) must be a multiple of eval_every "
         f"({config.eval_every})",
     )

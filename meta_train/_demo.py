@@ -17,7 +17,8 @@ from l2o.tasks import text_fingerprint
 
 from . import presets
 from ._config import Evaluation
-from ._evaluate import evaluate, save_results
+
+# from ._evaluate import evaluate, save_results
 from ._metrics import read_metrics
 from ._report import terminal_table, write_report
 from ._run import Result, run

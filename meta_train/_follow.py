@@ -21,12 +21,12 @@ from l2o.tasks import TaskFamily, resolve
 
 from ._checkpoints import attempt, steps
 from ._config import Following
-from ._evaluate import learning_curve
 from ._folder import read_config
 from ._metrics import read_records, rewrite_records
 from ._outer import Outer
 from ._population import Population
 from ._recipe import make_families, theta_of
+from .evaluation._curves import learning_curve
 
 _SALT = 0xF0110  # keeps the draws apart from the run's and from `evaluate`'s
 
@@ -207,7 +207,7 @@ def _program(
                 splits=("outer_valid",),
                 normalized=True,
             )
-            return jnp.mean(curve["outer_valid"][1:])
+            return jnp.mean(curve["outer_valid"]["loss"][1:])
 
         keys = jax.random.split(jax.random.key(_SALT), config.seeds)
         return jnp.mean(jax.lax.map(one, keys))

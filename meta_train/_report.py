@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from ._evaluate import TaskResult
-from ._speedup import compare, smooth
+# from ._evaluate import TaskResult
+# from ._speedup import compare, smooth
 
 # Okabe & Ito's palette: distinguishable with any colour vision.
 _LEARNED, _ADAM = "#D55E00", "#0072B2"

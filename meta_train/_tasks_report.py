@@ -23,7 +23,7 @@ from l2o.tasks import (
 )
 from l2o.tasks.data import is_available
 
-from ._evaluate import CURVE_SPLITS, learning_curve
+from .evaluation._curves import learning_curve
 
 _RATES = (1e-3, 1e-2, 1e-1)
 _SEEDS, _POINTS, _BATCHES = 3, 50, 4
@@ -126,7 +126,7 @@ def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> P
                 steps=every * _POINTS,
                 eval_every=every,
                 eval_batches=_BATCHES,
-                splits=CURVE_SPLITS,
+                splits=("train", "test"),
             )
 
         seeds = jnp.arange(_SEEDS)
@@ -134,7 +134,7 @@ def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> P
         return jax.lax.map(lambda run: one(*run), runs)
 
     found = {
-        split: np.asarray(x).reshape(len(_RATES), _SEEDS, -1)
+        split: np.asarray(x["loss"]).reshape(len(_RATES), _SEEDS, -1)
         for split, x in sorted(curves(family.data).items(), reverse=True)
     }
     out = out or Path(f"{label}.svg")

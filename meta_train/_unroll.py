@@ -16,6 +16,11 @@ from ._remat import checkpointed_scan
 _FRESH = 1  # folded into a step's key: draws of the objective, apart from training's
 
 
+def value_only(loss_fn: Callable, loss: jax.Array, grads: Any) -> dict[str, Any]:
+    del loss_fn, grads
+    return {"value": loss}
+
+
 class InnerState(NamedTuple):
     """What changes while a task is trained."""
 
@@ -40,6 +45,7 @@ def inner_step(
     split: Split = "train",
     *,
     second_derivatives: bool = True,
+    extra: Callable[[Callable, jax.Array, Any], dict[str, Any]] = value_only,
 ) -> tuple[InnerState, jax.Array, dict[str, Any]]:
     """One update; returns the batch's loss and aux *before* it.
 
@@ -51,6 +57,8 @@ def inner_step(
       split: where the batch comes from.
       second_derivatives: False takes the gradient for a constant when this step is
         differentiated (cheaper, biased).
+      extra: `(params -> loss, loss, gradient) -> ` extra arguments of `tx.update`; the
+        loss as `value` by default.
     """
     k_batch, k_loss = jax.random.split(key)
     batch = on_batch(task.batch(k_batch, split))
@@ -63,7 +71,8 @@ def inner_step(
     )
     if not second_derivatives:
         grads = jax.lax.stop_gradient(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+    more = extra(lambda params: loss_fn(params)[0], loss, grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, **more)
     params = optax.apply_updates(state.params, updates)
     return InnerState(params, opt_state, model_state), loss, aux
 

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.meta_train._evaluate import learning_curve
 from l2o.meta_train._unroll import inner_init, unroll
+from l2o.meta_train.evaluation import learning_curve
 from l2o.tasks import TaskFamily, make_family
 
 VARIANTS: dict[str, Any] = {
@@ -114,7 +114,7 @@ def losses(
                 eval_batches=20,
                 splits=("train",),
             )
-            return curve["train"][-1], *ten_steps(tx, family, key)
+            return curve["train"]["loss"][-1], *ten_steps(tx, family, key)
 
         return jax.jit(lambda seeds: jax.lax.map(one, seeds))(jnp.arange(options.seeds))
 

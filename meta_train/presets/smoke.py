@@ -17,9 +17,10 @@ META_TRAIN = Config(
 
 EVALUATION = Evaluation(
     tasks=("deep_mlp", "autoencoder"),
+    trials=2,
     steps=20,
     seeds=2,
-    learning_rates=(1e-3, 1e-2),
     eval_every=5,
     eval_batches=1,
+    adam_horizon=1,
 )

@@ -1,0 +1,243 @@
+"""All results of an evaluation, each entrant with the trial that tuning has chosen."""
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._runs import Protocol
+from ._scores import Envelope, Speedup, diverged, envelope, final, improvement, speedup
+from ._store import Result, Store, key_of
+
+REFERENCE = "adam"
+MANIFEST = "evaluation.json"
+_FORMAT = "l2o evaluation"
+_VERSION = 1
+
+
+class Contestant(NamedTuple):
+    """An entrant, as a board keeps it.
+
+    Attributes:
+      name, learned, tuned: as in `Entrant`.
+      trials: task -> its results in the order of trials.
+      rate: the one that was chosen for all tasks; None if one is per task.
+      card: of its weights.
+    """
+
+    name: str
+    learned: bool
+    tuned: str
+    trials: Mapping[str, Sequence[Result]]
+    rate: float | None = None
+    card: Mapping[str, Any] | None = None
+
+
+class Board(NamedTuple):
+    """Everything that tables and pages are made of.
+
+    Attributes:
+      protocol: of all runs but the long ones of Adam.
+      tuning: of `Evaluation`.
+      split: that runs are judged on.
+      tasks: their names.
+      contestants: by name; "adam" is the reference.
+      long: task -> Adam's runs behind its envelope, a result per rate.
+      notes: for the reader.
+    """
+
+    protocol: Protocol
+    tuning: str
+    split: str
+    tasks: tuple[str, ...]
+    contestants: Mapping[str, Contestant]
+    long: Mapping[str, Sequence[Result]]
+    notes: tuple[str, ...] = ()
+
+    def chosen(self, name: str, task: str) -> Result:
+        """The trial that counts."""
+        contestant = self.contestants[name]
+        trials = contestant.trials[task]
+        if self.tuning == "none":
+            return trials[0]
+        if self.tuning == "set":
+            return next((x for x in trials if x.rate == contestant.rate), trials[0])
+        return trials[best_trial(trials)]
+
+    def at_edge(self, name: str, task: str) -> bool:
+        """Whether the chosen rate is the smallest or largest that was tried."""
+        rates = [x.rate for x in self.contestants[name].trials[task]]
+        if self.tuning != "task" or len(rates) < 3:
+            return False
+        return self.chosen(name, task).rate in (min(rates), max(rates))
+
+    def envelope(self, task: str) -> Envelope:
+        """Adam's, of its long runs."""
+        grid = [x.curves["train"]["loss"] for x in self.long[task]]
+        return envelope(grid, self.protocol.eval_every)
+
+    def speedup(self, name: str, task: str) -> Speedup:
+        """Over the envelope, (seeds,)."""
+        train = self.chosen(name, task).curves["train"]["loss"]
+        return speedup(train, self.protocol.eval_every, self.envelope(task))
+
+    def improvement(self, name: str, task: str) -> np.ndarray:
+        """Of the loss that runs are judged by, against tuned Adam's; (seeds,)."""
+        mine = self.chosen(name, task)
+        rival = self.chosen(REFERENCE, task)
+        loss = mine.curves[self.split]["loss"]
+        reached = float(np.mean(final(rival.curves[self.split]["loss"])))
+        score = improvement(final(loss), loss[:, 0], reached)
+        return np.where(diverged(mine.curves["train"]["loss"]), 0.0, score)
+
+    def scores(self, name: str) -> np.ndarray:
+        """`improvement`, (seeds, tasks)."""
+        return np.stack([self.improvement(name, task) for task in self.tasks], 1)
+
+    def speedups(self, name: str) -> Speedup:
+        """`speedup`, (seeds, tasks)."""
+        each = [self.speedup(name, task) for task in self.tasks]
+        return Speedup(*(np.stack(x, 1) for x in zip(*each, strict=True)))
+
+
+def best_trial(trials: Sequence[Result]) -> int:
+    """The index of the lowest mean final loss on `outer_valid`.
+
+    A trial of which a run is not finite comes last.
+    """
+    losses = [np.mean(final(x.curves["outer_valid"]["loss"])) for x in trials]
+    return int(np.argmin([x if np.isfinite(x) else np.inf for x in losses]))
+
+
+def save_board(folder: Path, board: Board, store: Store) -> Path:
+    """Writes what `load_board` needs beside the results; returns its path.
+
+    Results that only a database of the package has are copied into the folder.
+    """
+    for trials in (*(c.trials for c in board.contestants.values()), board.long):
+        for result in itertools.chain(*trials.values()):
+            if not store.holds(key_of(result.setting)):
+                store.put(result)
+
+    def keys(trials):
+        return {t: [key_of(x.setting) for x in found] for t, found in trials.items()}
+
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "protocol": board.protocol._asdict(),
+        "tuning": board.tuning,
+        "split": board.split,
+        "tasks": board.tasks,
+        "contestants": [
+            {**c._asdict(), "trials": keys(c.trials)}
+            for c in board.contestants.values()
+        ],
+        "long": keys(board.long),
+        "notes": board.notes,
+    }
+    path = folder / MANIFEST
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def load_board(folders: Sequence[str | Path]) -> Board:
+    """The board of one or more evaluations, which have to fit.
+
+    Args:
+      folders: that `l2o evaluate --out` wrote.
+
+    Raises:
+      ValueError: there is no evaluation, or a result of it is missing; or they differ
+        in protocol, suite, version or tasks, or give one name to two optimizers. The
+        message says which.
+    """
+    boards = [_load(Path(folder)) for folder in folders]
+    return functools.reduce(_merged, boards)
+
+
+def _load(folder: Path) -> Board:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ValueError(
+            f"{folder} holds no evaluation: there is no {MANIFEST}. `l2o evaluate "
+            f"--out {folder}` makes one"
+        )
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != _FORMAT:
+            raise KeyError("format")
+        if content["version"] != _VERSION:
+            raise ValueError(
+                f"{path} has version {content['version']}, this l2o reads {_VERSION}: "
+                "evaluate again"
+            )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no evaluation of l2o, or a damaged one") from error
+    store = Store(folder / "results")
+
+    def found(trials):
+        return {t: tuple(map(one, keys)) for t, keys in trials.items()}
+
+    def one(key):
+        result = store.get(key)
+        if result is None:
+            raise ValueError(
+                f"{folder / 'results'} lacks the result {key}: run `l2o evaluate` "
+                "again, which makes what is missing"
+            )
+        return result
+
+    contestants = [
+        Contestant(**{**c, "trials": found(c["trials"])})
+        for c in content["contestants"]
+    ]
+    return Board(
+        Protocol(**content["protocol"]),
+        content["tuning"],
+        content["split"],
+        tuple(content["tasks"]),
+        {c.name: c for c in contestants},
+        found(content["long"]),
+        tuple(content["notes"]),
+    )
+
+
+def _merged(one: Board, other: Board) -> Board:
+    """Both, if they fit."""
+    for field, mine, theirs in (
+        *zip(Protocol._fields, one.protocol, other.protocol, strict=True),
+        ("tuning", one.tuning, other.tuning),
+        ("tasks", list(one.tasks), list(other.tasks)),
+    ):
+        if mine != theirs:
+            raise ValueError(
+                "these evaluations cannot be put together: they differ in "
+                f"{field.replace('_', ' ')}, {mine} and {theirs}"
+            )
+    contestants = dict(one.contestants)
+    for name, c in other.contestants.items():
+        known = contestants.get(name)
+        if known is not None and _identity(known) != _identity(c):
+            raise ValueError(
+                f"these evaluations cannot be put together: {name} are two optimizers: "
+                "rename a folder and evaluate it again"
+            )
+        if known is None or _count(c) > _count(known):
+            contestants[name] = c
+    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
+    long = {t: max(one.long[t], other.long[t], key=len) for t in one.tasks}
+    return one._replace(contestants=contestants, long=long, notes=notes)
+
+
+def _identity(contestant: Contestant) -> Any:
+    first = next(iter(contestant.trials.values()))[0]
+    return first.setting["identity"]
+
+
+def _count(contestant: Contestant) -> int:
+    return len(next(iter(contestant.trials.values())))

@@ -1,0 +1,207 @@
+"""Runs of entrants on tasks: those that a store does not have yet."""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from l2o.tasks import Split, TaskFamily, TaskSpec
+
+from ._curves import learning_curve
+from ._entrants import OWN, Entrant
+from ._store import VERSION, Result, Store, decode, encode, key_of
+
+SPLITS: tuple[Split, ...] = ("train", "outer_valid", "test")
+
+
+class Protocol(NamedTuple):
+    """What a run is, whoever competes.
+
+    Attributes:
+      suite, suite_version: where the tasks are from.
+      steps: of inner training.
+      seeds: each draws a task of its family, initial parameters and batches, the same
+        for all entrants.
+      eval_every, eval_batches: as in `learning_curve`.
+    """
+
+    suite: str
+    suite_version: int
+    steps: int
+    seeds: int
+    eval_every: int
+    eval_batches: int
+
+
+class Job(NamedTuple):
+    """Trials of one entrant on one task."""
+
+    entrant: Entrant
+    task: str
+    spec: TaskSpec | TaskFamily
+    rates: tuple[float | None, ...]
+
+
+def setting_of(job: Job, rate: float | None, protocol: Protocol) -> dict[str, Any]:
+    """All that the curves of a trial depend on."""
+    return {
+        "version": VERSION,
+        "task": job.task,
+        "spec": job.spec.digest() if isinstance(job.spec, TaskSpec) else None,
+        "identity": dict(job.entrant.identity),
+        "rate": rate,
+        **protocol._asdict(),
+    }
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    protocol: Protocol,
+    store: Store | None,
+    *,
+    on_progress: Callable[[Job, int], None] = lambda job, trials: None,
+    workers: int | None = None,
+) -> list[Result]:
+    """The results of all trials; what the store lacks is run and put there.
+
+    Args:
+      jobs: what to run, the most important first.
+      protocol: how.
+      store: where results are kept and, but for transformations and families of one's
+        own, which no hash can tell from others, looked for.
+      on_progress: called with every job that is done and how many trials were run.
+      workers: jobs at a time; by default one per core, because a program of small
+        models keeps no more than one busy.
+
+    Returns:
+      Per job and rate, in that order.
+    """
+    families: dict[str, TaskFamily] = {}
+    lock = threading.Lock()
+
+    def family_of(job: Job) -> TaskFamily:
+        if isinstance(job.spec, TaskFamily):
+            return job.spec
+        with lock:
+            if job.task not in families:
+                families[job.task] = job.spec.family()
+            return families[job.task]
+
+    def do(job: Job) -> list[Result]:
+        named = isinstance(job.spec, TaskSpec) and OWN not in job.entrant.identity
+        found: dict[float | None, Result] = {}
+        if store and named:
+            for rate in job.rates:
+                known = store.get(key_of(setting_of(job, rate, protocol)))
+                if known:
+                    found[rate] = known
+        missing = [rate for rate in job.rates if rate not in found]
+        if missing:
+            for result in _run(job, family_of(job), missing, protocol):
+                found[result.rate] = result
+                if store:
+                    store.put(result)
+        on_progress(job, len(missing))
+        return [found[rate] for rate in job.rates]
+
+    # Threads: what XLA runs does not hold the interpreter.
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        futures = [pool.submit(do, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [result for future in futures for result in future.result()]
+
+
+def _run(
+    job: Job,
+    family: TaskFamily,
+    rates: Sequence[float | None],
+    protocol: Protocol,
+) -> list[Result]:
+    entrant = job.entrant
+    numbers = jnp.array([0.0 if rate is None else rate for rate in rates])
+    seeds = jnp.arange(protocol.seeds)
+
+    def tx_of(rate):
+        return optax.with_extra_args_support(entrant.make(rate, protocol.steps))
+
+    def one(run: tuple[jax.Array, jax.Array], data: Any) -> Any:
+        rate, seed = run
+        return learning_curve(
+            tx_of(rate),
+            family,
+            data,
+            jax.random.key(seed),
+            steps=protocol.steps,
+            eval_every=protocol.eval_every,
+            eval_batches=protocol.eval_batches,
+            splits=SPLITS,
+            extra=entrant.extra,
+            final=entrant.final,
+        )
+
+    @jax.jit
+    def all_runs(rates: jax.Array, data: Any) -> Any:
+        runs = (jnp.repeat(rates, len(seeds)), jnp.tile(seeds, len(rates)))
+        # One after the other: small models gain nothing from vmap on a CPU.
+        return jax.lax.map(lambda run: one(run, data), runs)
+
+    compiled = all_runs.lower(numbers, family.data).compile()
+    start = time.perf_counter()
+    curves = jax.tree.map(np.asarray, compiled(numbers, family.data))
+    seconds = time.perf_counter() - start
+    count = len(rates) * protocol.seeds * protocol.steps
+
+    params = jax.eval_shape(_params_of(family), jax.random.key(0), family.data)
+    state = jax.eval_shape(tx_of(numbers[0]).init, params)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    results = []
+    for i, rate in enumerate(rates):
+        mine = slice(i * protocol.seeds, (i + 1) * protocol.seeds)
+        result = Result(
+            setting=setting_of(job, rate, protocol),
+            entrant=entrant.name,
+            learned=entrant.learned,
+            curves=jax.tree.map(lambda x, mine=mine: x[mine], curves),
+            state_bytes=bytes_ / parameters,
+            parameters=parameters,
+            seconds=seconds / count,
+            origin=origin(),
+        )
+        # Rounded as in a store, so that nothing depends on where it comes from.
+        results.append(decode(encode(result)))
+    return results
+
+
+def _params_of(family: TaskFamily) -> Callable[[jax.Array, Any], Any]:
+    def params(key, data):
+        return family.task(family.sample(key), data).init(key)[0]
+
+    return params
+
+
+def origin() -> Mapping[str, Any]:
+    """Code, machine and time of a result."""
+    return {
+        "l2o": metadata.version("l2o"),
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
