@@ -26,7 +26,7 @@ from ._per_parameter import one_network, update_tree
 from ._rule import Rule, Shared
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
-_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
+SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 
 
 class SmallFCState(NamedTuple):
@@ -103,7 +103,7 @@ def small_fc(
 
 def small_fc_sizes(decays: Decays, hidden_size: int, hidden_layers: int) -> list[int]:
     """Layer sizes of the network over the features and time."""
-    planes = sum(feature_sizes(_FEATURES, *map(len, decays)))
+    planes = sum(feature_sizes(SMALL_FC_FEATURES, *map(len, decays)))
     return [planes + len(TIME_SCALES), *[hidden_size] * hidden_layers, 2]
 
 
@@ -145,8 +145,8 @@ def small_fc_transformation(
     """The rule of `small_fc` for given weights and decays."""
 
     rule = Rule(
-        _FEATURES,
-        _FEATURES,
+        SMALL_FC_FEATURES,
+        SMALL_FC_FEATURES,
         exp_mult,
         vector_eps=1e-6,
         fused_row_mean=fused_row_mean,

@@ -17,7 +17,7 @@ from l2o.tasks import suites
 
 from . import presets
 from ._config import Config, Evaluation, Following, Option
-from ._demo import demo, evaluate_frozen
+from ._demo import demo
 from ._diagnose import Diagnosis
 from ._diagnosis_report import diagnose_source
 from ._follow import follow
@@ -26,14 +26,16 @@ from ._mesh import ProcessLost, Topology, is_main
 from ._recipe import ESTIMATORS
 from ._run import Result, run
 from ._tasks_report import list_tasks, show_task
+from .evaluation._command import evaluate_command, report_command
 
 _USAGE = """usage: l2o COMMAND [options]
 
 commands:
   demo        meta-train a preset, freeze it, evaluate it in a fresh process, report
   meta-train  meta-train a learned optimizer, or resume an interrupted run
-  evaluate    train tasks with a frozen optimizer beside Adam with a swept rate;
+  evaluate    optimizers, learned or not, beside tuned Adam on the tasks of a suite;
               with --follow RUN: score the checkpoints of a run in progress
+  report      one HTML page about runs and evaluations; --follow serves a live one
   diagnose    variance and bias of every meta-gradient estimator; which one to use
   tasks       suites and their tasks, with data and cost; --show draws one's curves
   list        architectures, estimators, presets, shipped optimizers
@@ -71,22 +73,36 @@ class _MetaTrain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Evaluate:
-    """Train tasks with a frozen optimizer beside Adam with a swept learning rate.
+    """Optimizers, learned or not, beside tuned Adam on the tasks of a suite.
 
+    What was evaluated before under the same settings is not run again.
     `l2o evaluate --follow RUN` scores the checkpoints of a run in progress instead;
     `l2o evaluate --follow RUN --help` shows its options.
     """
 
-    source: tyro.conf.Positional[str]
-    """Weights as `l2o.load` takes them: a folder, a published file, a shipped name."""
     config: tyro.conf.OmitArgPrefixes[Evaluation]
-    options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Arguments of the factory, such as `learning_rate 1e-3` of celo2."""
     preset: _Preset = "demo"
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
-    """Folder for results.json and report.html."""
+    """Folder for the results, evaluation.json and report.html."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Report:
+    """One HTML page about a meta-training run, evaluations, or both.
+
+    Evaluations of one protocol are put together.
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """What `l2o meta-train --out` and `l2o evaluate --out` wrote."""
+    out: Path | None = None
+    """The page; by default report.html in the first folder."""
+    follow: bool = False
+    """Serve it on the local host instead, made again for every visit."""
+    port: int = 8000
+    """Where --follow serves; 0 takes a free one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": _run_demo,
         "meta-train": _run_meta_train,
         "evaluate": _run_evaluate,
+        "report": _run_report,
         "diagnose": _run_diagnose,
         "tasks": _run_tasks,
         "list": _run_list,
@@ -232,20 +249,22 @@ def _run_evaluate(arguments: list[str]) -> int:
         "evaluate",
         _Evaluate,
         arguments,
-        default=_Evaluate(
-            source=tyro.MISSING,
-            config=presets.load(preset).evaluation,
-            preset=preset,
-        ),
+        default=_Evaluate(config=presets.load(preset).evaluation, preset=preset),
     )
     keep()
-    evaluate_frozen(
-        options.source,
-        options.config,
+    evaluate_command(options.config, options.out, run=options.run, console=Console())
+    return 0
+
+
+def _run_report(arguments: list[str]) -> int:
+    options = _parse("report", _Report, arguments)
+    if not options.folders:
+        raise ValueError("name a folder: of a run, or of an evaluation")
+    report_command(
+        options.folders,
         options.out,
-        run_folder=options.run,
+        port=options.port if options.follow else None,
         console=Console(),
-        options=options.options,
     )
     return 0
 

@@ -35,11 +35,13 @@ from .augment import delayed_gradient as delayed_gradient
 from .augment import es_gradient as es_gradient
 from .augment import gradient_noise as gradient_noise
 from .augment import label_noise as label_noise
+from .augment import nan_gradient as nan_gradient
 from .augment import normalized_gradient as normalized_gradient
 from .augment import random_directions as random_directions
 from .augment import reduced_batch as reduced_batch
 from .augment import reduced_precision as reduced_precision
 from .augment import reparametrize as reparametrize
+from .augment import scaled_loss as scaled_loss
 from .augment import truncated_data as truncated_data
 from .augment import velo_augmentations as velo_augmentations
 from .data import DATASETS as DATASETS

@@ -43,11 +43,13 @@ AUGMENTATIONS: dict[str, str] = {
     "es_gradient": "augment._es",
     "gradient_noise": "augment._noise",
     "label_noise": "augment._data",
+    "nan_gradient": "augment._hazards",
     "normalized_gradient": "augment._normalize",
     "random_directions": "augment._directions",
     "reduced_batch": "augment._batch",
     "reduced_precision": "augment._precision",
     "reparametrize": "augment._reparam",
+    "scaled_loss": "augment._hazards",
     "truncated_data": "augment._data",
 }
 

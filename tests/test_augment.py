@@ -34,10 +34,12 @@ from l2o.tasks import (
     es_gradient,
     gradient_noise,
     label_noise,
+    nan_gradient,
     normalized_gradient,
     random_directions,
     reduced_batch,
     reduced_precision,
+    scaled_loss,
     truncated_data,
     velo_augmentations,
 )
@@ -51,11 +53,13 @@ EXAMPLES = {
     "es_gradient": ({}, {"std": (0.1, 1.0), "pairs": 2}),
     "gradient_noise": ({"std": 0.1}, {"std": (0.1, 1.0), "relative": False}),
     "label_noise": ({"probability": 0.2}, {"probability": (0.2, 0.4)}),
+    "nan_gradient": ({"probability": 0.5}, {"probability": (0.1, 0.5)}),
     "normalized_gradient": ({}, {"eps": 1e-6}),
     "random_directions": ({"count": 2}, {"count": (1, 5), "sign": True}),
     "reduced_batch": ({"fraction": 0.5}, {"fraction": (0.1, 1.0)}),
     "reduced_precision": ({}, {"dtype": "float16"}),
     "reparametrize": ({}, {"level": "tensor", "scale_range": (0.1, 10.0)}),
+    "scaled_loss": ({"factor": 100.0}, {"factor": (1e-4, 1e4)}),
     "truncated_data": ({"fraction": 0.5}, {"fraction": (0.1, 1.0)}),
 }
 BACKWARD = (
@@ -245,9 +249,10 @@ def test_augmentations_leave_everything_else_to_the_family(name):
         assert family.data is REGRESSION.data
         assert family.name.startswith("regression/")
         assert_close(config["base"], _configs()["base"], rtol=0, atol=0)
-        assert family.optimum(config, family.data) is config["base"]["target"]
+        if name != "scaled_loss":
+            assert family.optimum(config, family.data) is config["base"]["target"]
         task = family.task(_entry(config, 0), family.data)
-        assert float(task.normalize(7.0)) == 1
+        assert float(task.normalize(7e6)) == 1
         without = _augmented(name, options, REGRESSION._replace(optimum=None))
         assert without.optimum is None
 
@@ -314,6 +319,38 @@ def test_ranges_are_drawn_as_documented():
         assert np.all(abs(counts[1:] / len(KEYS) - p) < ERRORS * error)
     correlation = np.corrcoef(np.stack(list(drawn.values()))) - np.eye(7)
     assert abs(correlation).max() < 5 / math.sqrt(len(KEYS))
+
+
+def test_hazards_of_gradients_and_losses():
+    broken, scaled = nan_gradient(BOWL, 0.25), scaled_loss(BOWL, 1e3)
+
+    def gradient(family):
+        task = family.task(family.sample(KEY), family.data)
+        x = task.init(KEY)[0]
+
+        def one(key):
+            def loss(x):
+                return task.loss(x, (), key, task.batch(KEY, "train"))[0]
+
+            return jax.value_and_grad(loss)(x)
+
+        return jax.vmap(one)(jax.random.split(KEY, 4000)), task
+
+    (value, true), plain = gradient(BOWL)
+    (kept, found), _ = gradient(broken)
+    assert_close(kept, value)
+    bad = np.isnan(found).reshape(4000, -1)
+    assert np.all(bad.all(1) == bad.any(1))  # all of a step's or none
+    assert_close(np.asarray(found)[~bad[:, 0]], np.asarray(true)[~bad[:, 0]])
+    assert abs(bad[:, 0].mean() - 0.25) < ERRORS * np.sqrt(0.25 * 0.75 / 4000)
+    (larger, steeper), task = gradient(scaled)
+    assert_close(larger, 1e3 * value)
+    assert_close(steeper, 1e3 * true)
+    assert_close(task.normalize(larger[0]), plain.normalize(value[0]))
+    larger = scaled_loss(REGRESSION, 1e3)
+    config = larger.sample(KEY)
+    optimum = larger.optimum(config, larger.data)
+    assert_close(optimum, 1e3 * config["base"]["target"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
-"""Evaluation, its numbers, and the report people look at."""
+"""Evaluations: entrants, tuning, cache, boards, and the command."""
 
-import base64
 import dataclasses
 import json
-import re
-from html.parser import HTMLParser
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +11,64 @@ import pytest
 from rich.console import Console
 
 import l2o
-from l2o.meta_train import Evaluation, evaluate
-from l2o.meta_train._demo import evaluate_frozen
-from l2o.meta_train._report import table_rows, write_report
-from l2o.meta_train._speedup import best_learning_rate, compare, smooth
-from l2o.tasks import TaskFamily, stateless
+from l2o.meta_train import Evaluation, evaluate, inner_init, inner_step
+from l2o.meta_train.evaluation import (
+    Job,
+    Protocol,
+    Store,
+    baselines,
+    claim,
+    entrant,
+    leaderboard,
+    load_board,
+    run_jobs,
+    save_board,
+)
+from l2o.meta_train.evaluation._baselines import half_decades, scheduled_rate
+from l2o.meta_train.evaluation._command import evaluate_command, report_command
+from l2o.meta_train.evaluation._entrants import of_optimizer
+from l2o.meta_train.evaluation._scores import final
+from l2o.tasks import TaskFamily, make_family, stateless
 
 CONFIG = Evaluation(
-    tasks=("quadratic10",),
+    suite="quadratic10",
     steps=40,
     seeds=3,
-    learning_rates=(1e-3, 0.3, 1e3),
+    trials=3,
     eval_every=10,
     eval_batches=2,
+    adam_horizon=2,
 )
+PROTOCOL = Protocol("mine", 1, 40, 2, 10, 2)
+TASK = "quadratic10"
+
+
+def _learned(rate):
+    optimizer = l2o.learnable_sgd(learning_rate=rate)
+    return optimizer, optimizer.init_theta(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
-def results():
-    # SGD with a rate near the inverse of the largest curvature: beats Adam at 1e-3.
-    tx = l2o.learnable_sgd().bind({"log_lr": jnp.log(0.9)})
-    return evaluate(tx, CONFIG)
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("evaluation") / "results", shipped=False)
 
 
-def test_curves_are_those_of_a_plain_loop(results):
-    (result,) = results
-    from l2o.meta_train import inner_init, inner_step
-    from l2o.tasks import make_family
+@pytest.fixture(scope="module")
+def board(store):
+    entrants = [of_optimizer("learned", *_learned(0.9)), entrant("sgd")]
+    return evaluate(
+        CONFIG, own={"mine": optax.sgd(0.9)}, entrants=entrants, store=store
+    )
 
-    family = make_family("quadratic10")
+
+def test_curves_are_those_of_a_plain_loop(board):
+    family = make_family(TASK)
     k_config, k_init, k_steps, _ = jax.random.split(jax.random.key(1), 4)
     task = family.task(family.sample(k_config), family.data)
-    for tx, curves in (
-        (optax.sgd(0.9), result.learned),
-        (optax.adam(result.adam_learning_rate), result.adam),
+    adam = board.chosen("adam", TASK)
+    for tx, result in (
+        (optax.sgd(0.9), board.chosen("mine", TASK)),
+        (optax.adam(adam.rate), adam),
     ):
         tx = optax.with_extra_args_support(tx)
         step = jax.jit(lambda state, key, tx=tx: inner_step(tx, task, state, key))
@@ -59,65 +80,147 @@ def test_curves_are_those_of_a_plain_loop(results):
             state, *_ = step(state, jax.random.fold_in(k_steps, t))
         losses.append(task.loss(state.params, (), k_init, 0.0)[0])
         # Quadratic without noise: every evaluation batch has the same loss.
-        np.testing.assert_allclose(curves["train"][1], losses, rtol=1e-4, atol=1e-7)
-        np.testing.assert_allclose(curves["test"][1], losses, rtol=1e-4, atol=1e-7)
+        for split in ("train", "outer_valid", "test"):
+            curve = result.curves[split]["loss"][1]
+            np.testing.assert_allclose(curve, losses, rtol=1e-4, atol=1e-7)
 
 
-def test_adam_gets_the_best_rate_of_the_grid(results):
-    (result,) = results
-    assert result.adam_learning_rate == 0.3
-    assert min(result.adam_grid, key=result.adam_grid.get) == 0.3
-    assert list(result.steps) == [0, 10, 20, 30, 40]
+def test_the_same_optimizer_in_three_ways_has_the_same_curves(board):
+    mine, learned = (board.chosen(x, TASK) for x in ("mine", "learned"))
+    loss = mine.curves["train"]["loss"]
+    np.testing.assert_allclose(learned.curves["train"]["loss"], loss, rtol=1e-5)
+    assert board.contestants["learned"].learned
+    assert not board.contestants["sgd"].learned
 
 
-def test_a_diverging_rate_is_not_chosen():
-    grid = np.ones((3, 2, 4))
-    grid[0] *= 0.5
-    grid[0, 1, -1] = np.nan  # the lowest, but one seed diverged
-    grid[1] *= 0.7
-    best, finals = best_learning_rate(grid)
-    assert best == 1 and finals[0] == np.inf
+def test_the_trial_with_the_lowest_validation_loss_counts(board):
+    trials = board.contestants["sgd"].trials[TASK]
+    assert [x.rate for x in trials] == list(baselines()["sgd"].space[:3])
+    losses = [np.mean(final(x.curves["outer_valid"]["loss"])) for x in trials]
+    assert board.chosen("sgd", TASK) is trials[int(np.argmin(losses))]
+    assert board.at_edge("sgd", TASK) == (
+        board.chosen("sgd", TASK).rate in (min(_rates(trials)), max(_rates(trials)))
+    )
+    untuned = board._replace(tuning="none")
+    assert untuned.chosen("sgd", TASK) is trials[0]
 
 
-def test_smoothing_is_a_trailing_mean_of_up_to_five_points():
-    x = np.arange(8.0) ** 2
-    expected = [np.mean(x[max(0, i - 4) : i + 1]) for i in range(8)]
-    np.testing.assert_allclose(smooth(x), expected)
+def _rates(trials):
+    return [x.rate for x in trials]
 
 
-def test_speedup_by_hand():
-    steps = np.arange(0, 101, 10)
-    slow = np.linspace(1.0, 0.0, 11)  # loss 1 - step / 100
-    fast = np.maximum(1.0 - steps / 50, 0.0)
-    c = compare(steps, np.stack([fast, slow]), np.stack([slow, fast]))
-    # Smoothed finals: mean of the last five points.
-    assert np.allclose(c.adam_final, [0.2, 0.0])
-    # fast's trailing mean falls to 0.2 at step 60 (0.6 0.4 0.2 0 0 -> .24 at 60?).
-    trailing = [np.mean(fast[max(0, i - 4) : i + 1]) for i in range(11)]
-    first = steps[np.argmax(np.array(trailing) <= 0.2)]
-    assert c.speedup[0] == 100 / first
-    assert np.isnan(c.speedup[1])  # slow never reaches fast's 0
-    assert c.adam_fraction[1] == first / 100
+def test_a_diverged_trial_is_not_chosen(board):
+    trials = list(board.contestants["sgd"].trials[TASK])
+    best = board.chosen("sgd", TASK)
+    curves = {k: {"loss": v["loss"].copy()} for k, v in best.curves.items()}
+    curves["outer_valid"]["loss"][1, -1] = np.nan
+    broken = dataclasses.replace(best, curves=curves)
+    trials[trials.index(best)] = broken
+    sgd = board.contestants["sgd"]._replace(trials={TASK: trials})
+    changed = board._replace(contestants={**board.contestants, "sgd": sgd})
+    assert changed.chosen("sgd", TASK) is not broken
 
 
-def test_diverged_runs_are_named_in_the_table(results):
-    (result,) = results
-    curves = result.learned["train"].copy()
-    curves[2, -1] = np.nan
-    broken = dataclasses.replace(result, learned={"train": curves})
-    (row,) = table_rows([broken])
-    assert "diverged in 1 of 3" in row[1]
-    assert row[5] == "2/3"
+def test_one_rate_for_all_is_chosen_on_the_tuning_set(store):
+    config = dataclasses.replace(
+        CONFIG, tuning="set", tuning_set="quadratic10", optimizers=("sgd",)
+    )
+    chosen = evaluate(config, store=store)
+    per_task = evaluate(dataclasses.replace(config, tuning="task"), store=store)
+    # Tuned on the very task it is what tuning per task finds.
+    assert chosen.contestants["sgd"].rate == per_task.chosen("sgd", TASK).rate
+    assert chosen.chosen("sgd", TASK).rate == chosen.contestants["sgd"].rate
 
 
-def test_a_worse_optimizer_is_reported_as_behind():
-    tx = l2o.learnable_sgd().bind({"log_lr": jnp.log(1e-3)})
-    (row,) = table_rows(evaluate(tx, CONFIG))
-    assert row[4:6] == ("<1 (<1–<1)", "0/3")
-    assert 0 < int(row[6].removesuffix("%")) < 100
+def test_adams_reference_is_one_and_its_long_runs_go_on_from_the_short(board):
+    np.testing.assert_allclose(np.mean(board.scores("adam")), 1.0, atol=1e-6)
+    long = board.long[TASK]
+    assert len(long) == CONFIG.trials
+    for short, far in zip(board.contestants["adam"].trials[TASK], long, strict=True):
+        a, b = (x.curves["train"]["loss"] for x in (short, far))
+        assert b.shape[1] == 2 * a.shape[1] - 1
+        np.testing.assert_allclose(b[:, : a.shape[1]], a, rtol=1e-5)
 
 
-def test_own_families_and_progress():
+def test_nothing_is_run_twice_and_what_is_missing_is(board, store, monkeypatch):
+    from l2o.meta_train.evaluation import _runs
+
+    ran = []
+    original = _runs._run
+
+    def counted(job, family, rates, protocol):
+        ran.append((job.entrant.name, tuple(rates), protocol.steps))
+        return original(job, family, rates, protocol)
+
+    monkeypatch.setattr(_runs, "_run", counted)
+    entrants = [of_optimizer("learned", *_learned(0.9)), entrant("sgd")]
+    again = evaluate(CONFIG, entrants=entrants, store=store)
+    assert ran == []
+    for name in again.contestants:
+        assert leaderboard(again) and again.scores(name) is not None
+    # A transformation of one's own cannot be told from another.
+    evaluate(CONFIG, own={"mine": optax.sgd(0.1)}, store=store)
+    assert ran == [("mine", (None,), 40)]
+    ran.clear()
+    more = dataclasses.replace(CONFIG, trials=4)
+    evaluate(more, entrants=[entrant("sgd")], store=store)
+    adam = ("adam", (baselines()["adam"].space[3],))
+    sgd = ("sgd", (baselines()["sgd"].space[3],))
+    assert sorted(ran) == [(*adam, 40), (*adam, 80), (*sgd, 40)]
+    ran.clear()
+    other = of_optimizer("learned", *_learned(0.8))
+    evaluate(CONFIG, entrants=[other], store=store)
+    assert ran == [("learned", (None,), 40)]
+
+
+def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    save_board(one, board, Store(one / "results", shipped=False))
+    assert leaderboard(load_board([one])) == leaderboard(board)
+
+    def save(changed):
+        save_board(other, changed, Store(other / "results", shipped=False))
+
+    lion = evaluate(CONFIG, entrants=[entrant("lion")], store=store)
+    save(lion)
+    merged = load_board([one, other])
+    assert set(merged.contestants) == {"adam", "sgd", "mine", "learned", "lion"}
+
+    save(board._replace(protocol=board.protocol._replace(steps=80)))
+    with pytest.raises(ValueError, match="differ in steps, 40 and 80"):
+        load_board([one, other])
+    save(board._replace(protocol=board.protocol._replace(suite_version=7)))
+    with pytest.raises(ValueError, match="differ in suite version, 0 and 7"):
+        load_board([one, other])
+    imposter = evaluate(
+        CONFIG, entrants=[of_optimizer("learned", *_learned(0.5))], store=store
+    )
+    save(imposter)
+    with pytest.raises(ValueError, match="learned are two optimizers"):
+        load_board([one, other])
+
+    next((one / "results").glob("*.json")).unlink()
+    with pytest.raises(ValueError, match="lacks the result"):
+        load_board([one])
+    with pytest.raises(ValueError, match="holds no evaluation"):
+        load_board([tmp_path])
+    (one / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"evaluation.json is no evaluation"):
+        load_board([one])
+    content = json.loads((other / "evaluation.json").read_text())
+    (other / "evaluation.json").write_text(json.dumps({**content, "version": 9}))
+    with pytest.raises(ValueError, match="version 9"):
+        load_board([other])
+
+
+def test_claims_come_with_a_p_value(board):
+    found = claim(board, "mine", "learned")
+    assert found == {"tasks": (0, 1), "improves": 0.5, "p": 1.0}
+
+
+def test_families_of_ones_own_and_progress():
     task = stateless(
         init=lambda key: jnp.ones(2),
         batch=lambda key, split: (),
@@ -125,97 +228,140 @@ def test_own_families_and_progress():
     )
     family = TaskFamily(lambda key: (), lambda config, data: task, name="mine")
     seen = []
-    (result,) = evaluate(
-        optax.sgd(0.1), CONFIG, families=[family], on_progress=lambda *x: seen.append(x)
-    )
-    assert result.task == "mine" and seen == [(0, 2), (1, 2), (2, 2)]
-
-
-class _Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.images, self.links, self.cells, self.open = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if tag == "img":
-            self.images.append(attributes)
-        self.links += [attributes[k] for k in ("src", "href") if k in attributes]
-        self.open.append(tag)
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells.append(data)
-
-
-def test_the_whole_evaluation_of_a_frozen_optimizer(tmp_path):
-    optimizer = l2o.learnable_sgd(learning_rate=0.5)
-    folder = l2o.save("frozen", optimizer, optimizer.init_theta(jax.random.key(0)))
-    records = [
-        {"step": i, "family": f"family{i % 2}", "meta_loss": 1 / (1 + i)}
-        for i in range(1, 9)
-    ]
-    (tmp_path / "run").mkdir()
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
-    console = Console(record=True, width=200)
-    path = evaluate_frozen(
-        folder,
+    board = evaluate(
         CONFIG,
-        tmp_path / "out",
-        run_folder=tmp_path / "run",
-        console=console,
+        own={"sgd": optax.sgd(0.1)},
+        families=[family],
+        on_progress=lambda *x: seen.append(x),
     )
-    text = console.export_text()
-    assert str(path) in text and "quadratic10" in text
-    assert "n = 3 seeds; Adam's grid: 0.001, 0.3, 1000" in text
-
-    stored = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert stored["evaluation"]["seeds"] == 3
-    curve = np.array(stored["results"][0]["learned"]["train"])
-    assert curve.shape == (3, 5)
-
-    html = path.read_text()
-    page = _Page()
-    page.feed(html)
-    # Self-contained: every picture is inside, with words for who cannot see it.
-    assert len(page.images) == 2
-    assert all(image["alt"] for image in page.images)
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
-    for image in page.images:
-        svg = base64.b64decode(image["src"].split(",")[1]).decode()
-        assert svg.lstrip().startswith("<?xml") and "</svg>" in svg
-    # The page's numbers are the terminal's, which are those of the stored curves.
-    final = f"{np.median(smooth(curve)[:, -1]):.3g}"
-    assert any(cell.startswith(final + " (") for cell in page.cells)
-    assert re.search(rf"\b{re.escape(final)}\b", text)
-
-
-def test_the_page_escapes_what_it_is_given(results, tmp_path):
-    card = {
-        "optimizer": {"name": "<script>alert(1)</script>"},
-        "meta_parameters": 1,
-        "card": {},
-    }
-    path = tmp_path / "report.html"
-    write_report(path, results, card=card, evaluation=CONFIG, notes=["<b>&"])
-    html = path.read_text()
-    assert (
-        "<script>" not in html and "&lt;script&gt;" in html and "&lt;b&gt;&amp;" in html
-    )
+    assert board.tasks == ("mine",)
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
-    "bad, match",
+    ("change", "message"),
     [
-        ({"tasks": ("mnist",)}, "Evaluation.tasks: unknown task 'mnist'"),
-        ({"learning_rates": ()}, "empty grid"),
-        ({"learning_rates": (0.1, -1.0)}, "must be positive"),
-        ({"steps": 15}, "multiple of eval_every"),
-        ({"seeds": 0}, "seeds must be positive"),
-        ({"sedes": 1}, "unknown option sedes"),
+        ({"suite": "heldout/smal"}, "heldout/small"),
+        ({"suite": "demo/heldout", "tasks": ("graphs",)}, "not in demo/heldout"),
+        ({"steps": 30, "eval_every": 25}, "multiple of eval_every"),
+        ({"trials": 0}, "trials must be positive"),
+        ({"tuning": "set", "tuning_set": "nowhere"}, "tuning_set"),
+        ({"learning_rates": (1.0,)}, "unknown option learning_rates"),
     ],
 )
-def test_bad_evaluation(bad, match):
-    with pytest.raises(ValueError, match=match):
-        Evaluation(**bad)
+def test_a_bad_evaluation_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(**change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adamm", "did you mean .*adam"),
+        ("adam+linear", "unknown schedule 'linear'; known: constant, cosine"),
+        ("lbfgs:0.1", "no rate to give"),
+        ("prodigyy+cosine", "unknown optimizer"),
+        ("rprop+cosine", "takes no schedule"),
+        ("small_fc_digits+cosine", "needs no learning rate"),
+    ],
+)
+def test_an_unknown_entrant_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        entrant(text)
+
+
+def test_two_optimizers_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two optimizers are called adam"):
+        evaluate(CONFIG, own={"adam": optax.sgd(0.1)}, entrants=[entrant("adam")])
+
+
+def test_entrants_by_name():
+    assert entrant("adamw+cosine").name == "adamw+cosine"
+    assert entrant("adamw+cosine").identity == {
+        "baseline": "adamw",
+        "schedule": "cosine",
+    }
+    assert entrant("adam:3e-4").space == (3e-4,)
+    assert entrant("small_fc_digits").trials(7) == (None,)
+    assert entrant("small_fc_digits").card["optimizer"]["name"] == "small_fc"
+    assert half_decades(1e-3)[:3] == (1e-3, 3.16e-3, 3.16e-4)
+    # The default is tried first, however far from the centre.
+    assert half_decades(1e-3, 10**-2.5)[0] == 1e-3
+    assert len(set(half_decades(1e-3, 10**-2.5))) == 7
+
+
+def test_cosine_warms_up_and_falls_to_zero():
+    rate = scheduled_rate("cosine", 0.4, 100)
+    values = [float(rate(jnp.int32(t))) for t in (0, 5, 100)]
+    np.testing.assert_allclose(values, [0.0, 0.4, 0.0], atol=1e-7)
+    assert scheduled_rate("constant", 0.4, 100) == 0.4
+
+
+def test_a_learned_optimizer_with_a_rate_is_tuned_in_it(tmp_path):
+    optimizer = l2o.celo2_base(hidden_size=2)
+    theta = optimizer.init_theta(jax.random.key(0))
+    folder = l2o.save(tmp_path / "mine", optimizer, theta)
+    made = entrant(str(folder))
+    assert made.name == "mine" and made.space[0] == 1e-3
+    params, grads = {"w": jnp.ones((3, 2))}, {"w": jnp.full((3, 2), 0.3)}
+    ours = made.make(0.02, 10)
+    exact = l2o.load(folder, learning_rate=0.02)
+    first, second = (
+        tx.update(grads, tx.init(params), params, value=1.0)[0]["w"]
+        for tx in (ours, exact)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_what_is_evaluated_may_be_other_than_the_parameters(store):
+    made = entrant("schedule_free_sgd:0.5")
+    family = make_family(TASK)
+    job = Job(made, TASK, family, made.trials(1))
+    (averaged,) = run_jobs([job], PROTOCOL, None)
+    (raw,) = run_jobs([job._replace(entrant=made._replace(final=None))], PROTOCOL, None)
+    a, b = (x.curves["train"]["loss"][:, -1] for x in (averaged, raw))
+    assert np.all(np.abs(a - b) > 1e-3 * np.abs(a))
+
+
+# All of them take half a minute: every one is compiled.
+EVERY = sorted(baselines())
+FEW = {"adam", "lbfgs", "muon", "prodigy", "sam", "schedule_free_adamw", "sophia"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [x if x in FEW else pytest.param(x, marks=pytest.mark.slow) for x in EVERY],
+)
+def test_every_baseline_learns_in_its_search_space(name):
+    made = entrant(name)
+    jobs = [Job(made, TASK, make_family(TASK), made.trials(7))]
+    results = run_jobs(jobs, PROTOCOL, None, workers=1)
+    gains = []
+    for result in results:
+        loss = result.curves["train"]["loss"]
+        assert loss.shape == (2, 5)
+        gains.append(np.mean(final(loss)) / np.mean(loss[:, 0]))
+    assert np.nanmin(gains) < 0.9
+    assert results[0].state_bytes >= 0
+
+
+def test_the_command_from_weights_to_page(tmp_path, monkeypatch):
+    from l2o.meta_train.evaluation import _command
+
+    monkeypatch.setattr(_command, "behaviour_figures", lambda *_: [])
+    folder = l2o.save(tmp_path / "mine", *_learned(0.5))
+    console = Console(record=True, width=120)
+    out = tmp_path / "out"
+    config = dataclasses.replace(CONFIG, optimizers=(str(folder),), trials=1)
+    path = evaluate_command(config, out, run=None, console=console)
+    text = console.export_text()
+    assert str(path.resolve()) in text and TASK in text and "mine" in text
+    assert path.read_text().startswith("<!doctype html>")
+
+    # The page again, from the folder alone.
+    before = path.read_bytes()
+    path.unlink()
+    assert report_command([out], None, console=console) == out / "report.html"
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="neither a run"):
+        report_command([tmp_path / "nowhere"], None, console=console)

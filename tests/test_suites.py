@@ -49,6 +49,7 @@ def test_suites_are_the_ones_that_are_documented():
         "train/fast": 4,
         "train/broad": 30,
         "heldout/small": 18,
+        "axes": 17,
         "heldout/velodrome": 119,
         "convex": 25,
     }
@@ -78,6 +79,7 @@ DIGESTS = {
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "f40a742394ed",
+    "axes": "6900d70866ec",
     "convex": "8466c8858288",
 }
 

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ._runs import Protocol
 from ._scores import Envelope, Speedup, diverged, envelope, final, improvement, speedup
 from ._store import Result, Store, key_of
+from ._timing import Timing
 
 REFERENCE = "adam"
 MANIFEST = "evaluation.json"
@@ -26,7 +28,7 @@ class Contestant(NamedTuple):
       name, learned, tuned: as in `Entrant`.
       trials: task -> its results in the order of trials.
       rate: the one that was chosen for all tasks; None if one is per task.
-      card: of its weights.
+      source, card: of its weights, as in `Entrant`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Contestant(NamedTuple):
     tuned: str
     trials: Mapping[str, Sequence[Result]]
     rate: float | None = None
+    source: str | None = None
     card: Mapping[str, Any] | None = None
 
 
@@ -47,6 +50,7 @@ class Board(NamedTuple):
       tasks: their names.
       contestants: by name; "adam" is the reference.
       long: task -> Adam's runs behind its envelope, a result per rate.
+      timings: of updates alone, by name, as far as they were taken.
       notes: for the reader.
     """
 
@@ -56,6 +60,7 @@ class Board(NamedTuple):
     tasks: tuple[str, ...]
     contestants: Mapping[str, Contestant]
     long: Mapping[str, Sequence[Result]]
+    timings: Mapping[str, Timing] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
     def chosen(self, name: str, task: str) -> Result:
@@ -138,6 +143,7 @@ def save_board(folder: Path, board: Board, store: Store) -> Path:
             for c in board.contestants.values()
         ],
         "long": keys(board.long),
+        "timings": {name: list(x) for name, x in board.timings.items()},
         "notes": board.notes,
     }
     path = folder / MANIFEST
@@ -203,6 +209,7 @@ def _load(folder: Path) -> Board:
         tuple(content["tasks"]),
         {c.name: c for c in contestants},
         found(content["long"]),
+        {name: Timing(*x) for name, x in content["timings"].items()},
         tuple(content["notes"]),
     )
 
@@ -230,8 +237,12 @@ def _merged(one: Board, other: Board) -> Board:
         if known is None or _count(c) > _count(known):
             contestants[name] = c
     notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
-    long = {t: max(one.long[t], other.long[t], key=len) for t in one.tasks}
-    return one._replace(contestants=contestants, long=long, notes=notes)
+    return one._replace(
+        contestants=contestants,
+        long={t: max(one.long[t], other.long[t], key=len) for t in one.tasks},
+        timings={**other.timings, **one.timings},
+        notes=notes,
+    )
 
 
 def _identity(contestant: Contestant) -> Any:

@@ -31,7 +31,8 @@ class Entrant(NamedTuple):
       tuned: what the rate is called.
       learned: whether it is a learned optimizer.
       extra, final: as in `learning_curve`.
-      card: of the weights, where they have one.
+      source: of the weights, as `l2o.load` takes it.
+      card: of the weights.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entrant(NamedTuple):
     learned: bool = False
     extra: Callable[..., dict[str, Any]] = value_only
     final: Callable[[Any, Any], Any] | None = None
+    source: str | None = None
     card: Mapping[str, Any] | None = None
 
     def trials(self, count: int) -> tuple[float | None, ...]:
@@ -153,7 +155,8 @@ def _learned(name: str, schedule: str) -> Entrant:
     short = Path(name).absolute().name if Path(name).exists() else name
     if short in ("frozen", "best"):
         short = Path(name).absolute().parent.name
-    made = of_optimizer(short, optimizer, theta)._replace(card=_card(name, optimizer))
+    made = of_optimizer(short, optimizer, theta)
+    made = made._replace(source=name, card=_card(name, optimizer))
     if "learning_rate" not in optimizer.needs:
         if schedule != "constant":
             raise ValueError(f"{name} needs no learning rate: it takes no schedule")

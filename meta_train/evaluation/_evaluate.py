@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy import stats
@@ -14,9 +16,10 @@ from .._config import Evaluation
 from ._baselines import baselines
 from ._board import REFERENCE, Board, Contestant
 from ._entrants import Entrant, entrant, of_transformation
-from ._runs import Job, Protocol, run_jobs
+from ._runs import Job, Protocol, params_of, run_jobs
 from ._scores import final
 from ._store import Result, Store
+from ._timing import Timing, read_timings, time_updates, timing_key, write_timings
 
 
 def evaluate(
@@ -107,6 +110,7 @@ def evaluate(
     store = store or Store(None)
     rates = _set_rates(run_jobs(sets, _set_protocol(config), store, on_progress=count))
     found = run_jobs(jobs, protocol, store, on_progress=count)
+    timings = _timings(everyone, specs, found, store)
     envelopes = run_jobs(long, far, store, on_progress=count)
     return Board(
         protocol,
@@ -120,12 +124,39 @@ def evaluate(
                 x.tuned,
                 _by_task([r for r in found if r.entrant == x.name]),
                 rates.get(x.name),
+                x.source,
                 x.card,
             )
             for x in everyone
         },
         _by_task(envelopes),
+        timings,
     )
+
+
+def _timings(
+    everyone: Sequence[Entrant],
+    specs: Mapping[str, TaskSpec | TaskFamily],
+    results: Sequence[Result],
+    store: Store,
+) -> dict[str, Timing]:
+    """On the largest of the tasks' models; what is known is not timed again."""
+    largest = max(results, key=lambda x: x.parameters)
+    known = read_timings(store.folder)
+    keys = {x.name: timing_key(x, largest.parameters) for x in everyone}
+    found = {x.name: known[k] for x in everyone if (k := keys[x.name]) in known}
+    rest = [x for x in everyone if x.name not in found]
+    if rest:
+        spec = specs[largest.task]
+        family = spec if isinstance(spec, TaskFamily) else spec.family()
+        shapes = jax.eval_shape(params_of(family), jax.random.key(0), family.data)
+        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        new = time_updates(rest, params)
+        if store.folder is not None:
+            kept = {k: new[x] for x in new if (k := keys[x]) is not None}
+            write_timings(store.folder, kept)
+        found |= new
+    return found
 
 
 def suite_of(name: str) -> Suite:

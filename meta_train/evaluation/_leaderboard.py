@@ -26,6 +26,7 @@ class Row(NamedTuple):
       state_bytes: per parameter, median over tasks.
       step_time: seconds per inner step over Adam's, median over tasks; of machines that
         were shared, so a hint.
+      update_time: of an update alone over Adam's; None where it was not taken.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     diverged: tuple[int, int]
     state_bytes: float
     step_time: float
+    update_time: float | None
 
 
 def leaderboard(board: Board) -> list[Row]:
@@ -72,6 +74,7 @@ def _row(board: Board, name: str, adam: np.ndarray) -> Row:
         (int(np.sum(lost)), lost.size),
         float(np.median([x.state_bytes for x in chosen])),
         float(np.median(times)),
+        board.timings[name].ratio if name in board.timings else None,
     )
 
 

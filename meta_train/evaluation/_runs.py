@@ -166,7 +166,7 @@ def _run(
     seconds = time.perf_counter() - start
     count = len(rates) * protocol.seeds * protocol.steps
 
-    params = jax.eval_shape(_params_of(family), jax.random.key(0), family.data)
+    params = jax.eval_shape(params_of(family), jax.random.key(0), family.data)
     state = jax.eval_shape(tx_of(numbers[0]).init, params)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -188,7 +188,7 @@ def _run(
     return results
 
 
-def _params_of(family: TaskFamily) -> Callable[[jax.Array, Any], Any]:
+def params_of(family: TaskFamily) -> Callable[[jax.Array, Any], Any]:
     def params(key, data):
         return family.task(family.sample(key), data).init(key)[0]
 

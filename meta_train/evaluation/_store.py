@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
+import lzma
 import math
 import os
 import tempfile
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 VERSION = 1  # of what a run computes; results of two are not to be mixed
-_DATABASES = Path(__file__).with_name("databases")
+DATABASES = Path(__file__).with_name("databases")
 _DIGITS = 6  # significant ones
 
 
@@ -27,8 +27,8 @@ class Result:
       setting: what the curves depend on: version, suite, task, entrant's identity,
         rate, protocol. Its hash is the name of the file.
       entrant: its name; `learned`: whether it is a learned optimizer.
-      curves: split -> metric -> (seeds, points), NaN where not finite. Of a trial that
-        a database keeps in short, only the last points.
+      curves: split -> metric -> (seeds, points), NaN where not finite. Databases keep
+        the last points only of `outer_valid`, by which trials are chosen.
       state_bytes: of the optimizer's state, per parameter.
       parameters: of the task's model.
       seconds: per inner step, all that it takes, on a machine that may be shared.
@@ -107,7 +107,7 @@ class Store:
         if self._shipped is None:
             every = (
                 result
-                for path in sorted(_DATABASES.glob("*.jsonl.gz"))
+                for path in sorted(DATABASES.glob("*.jsonl.xz"))
                 for result in read_database(path)
             )
             self._shipped = {key_of(result.setting): result for result in every}
@@ -137,15 +137,14 @@ def read_result(path: Path) -> Result:
 
 def read_database(path: Path) -> list[Result]:
     """The results in a file of `write_database`."""
-    with gzip.open(path, "rt") as file:
+    with lzma.open(path, "rt") as file:
         return [decode(line) for line in file]
 
 
 def write_database(path: Path, results: Iterable[Result]) -> None:
     """One compressed file of many results; the same results give the same bytes."""
     lines = sorted(encode(result) for result in results)
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
-        file.write("".join(lines).encode())
+    path.write_bytes(lzma.compress("".join(lines).encode()))
 
 
 def encode(result: Result) -> str:

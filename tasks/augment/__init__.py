@@ -7,6 +7,8 @@ from ._delay import delayed_gradient as delayed_gradient
 from ._directions import random_directions as random_directions
 from ._es import es_gradient as es_gradient
 from ._gradient import with_gradient as with_gradient
+from ._hazards import nan_gradient as nan_gradient
+from ._hazards import scaled_loss as scaled_loss
 from ._noise import gradient_noise as gradient_noise
 from ._normalize import normalized_gradient as normalized_gradient
 from ._precision import reduced_precision as reduced_precision

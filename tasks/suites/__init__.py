@@ -2,6 +2,7 @@
 
 import functools
 
+from ._axes import AXES
 from ._base import Suite as Suite
 from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
@@ -19,6 +20,7 @@ def suites() -> dict[str, Suite]:
         TRAIN_FAST,
         train_broad(),
         HELDOUT_SMALL,
+        AXES,
         VELODROME,
         CONVEX,
     )
