@@ -32,8 +32,8 @@ def test_the_demo_in_small(tmp_path):
         "model.safetensors",
     ]
     assert l2o.read_card(frozen)["optimizer"]["name"] == "small_fc"
-    results = json.loads((tmp_path / "run/evaluation/results.json").read_text())
-    assert [r["task"] for r in results["results"]] == ["deep_mlp", "autoencoder"]
+    content = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
+    assert content["tasks"] == ["deep_mlp", "autoencoder"]
     assert "Meta-training" in (tmp_path / "run/evaluation/report.html").read_text()
 
 
@@ -113,8 +113,12 @@ def test_a_preset_fills_the_defaults(capsys):
         ),
         ("meta-train --out x --std 0", ["std must be positive"]),
         ("demo --preset full", ["unknown preset 'full'", "smoke"]),
-        ("evaluate nowhere", ["'nowhere' is neither a file or folder nor"]),
-        ("evaluate nowhere --seedz 3", ["--seedz", "--learning-rates"]),
+        ("evaluate --optimizers nowhere", ["unknown optimizer 'nowhere'", "adamw"]),
+        ("evaluate --seedz 3", ["--seedz", "--tuning-set"]),
+        ("evaluate --suite nowhere", ["Evaluation.suite: unknown task 'nowhere'"]),
+        ("evaluate --tuning often", ["--tuning", "often"]),
+        ("report", ["name a folder"]),
+        ("report nowhere", ["nowhere holds neither a run", "evaluation.json"]),
         ("evaluate --follow nowhere", ["nowhere holds no run", "config.json"]),
         ("evaluate --follow x --seedz 3", ["--seedz", "--eval-every", "--follow"]),
         ("train", ["unknown command 'train'", "meta-train"]),
