@@ -16,10 +16,10 @@ CHUNK = 2**16  # elements; a core's cache holds some planes of that size
 
 
 class Chunks(NamedTuple):
-    """`count` chunks of `size` along `axis`, and one of `rest`."""
+    """`whole` chunks of `size` along `axis`, and one of `rest`."""
 
     axis: int
-    count: int
+    whole: int
     size: int
     rest: int
 
@@ -46,7 +46,7 @@ def mean_over(chunks: Chunks, mean: Callable[[Any], Any], tree: Any) -> Any:
     """
 
     def weighted(start, length):
-        share = length / (chunks.count * chunks.size + chunks.rest)
+        share = length / (chunks.whole * chunks.size + chunks.rest)
         means = mean(_part(tree, chunks.axis, start, length))
         return jax.tree.map(lambda x: x * share, means)
 
@@ -54,9 +54,9 @@ def mean_over(chunks: Chunks, mean: Callable[[Any], Any], tree: Any) -> Any:
         more = weighted(i * chunks.size, chunks.size)
         return jax.tree.map(jnp.add, total, more)
 
-    total = lax.fori_loop(1, chunks.count, add, weighted(0, chunks.size))
+    total = lax.fori_loop(1, chunks.whole, add, weighted(0, chunks.size))
     if chunks.rest:
-        rest = weighted(chunks.count * chunks.size, chunks.rest)
+        rest = weighted(chunks.whole * chunks.size, chunks.rest)
         total = jax.tree.map(jnp.add, total, rest)
     return total
 
@@ -80,12 +80,12 @@ def map_over(
     like = jax.eval_shape(f, tree)
     out = lax.fori_loop(
         0,
-        chunks.count,
+        chunks.whole,
         lambda i, out: write(out, i * chunks.size, chunks.size),
         jnp.full(like.shape, start, like.dtype),
     )
     if chunks.rest:
-        out = write(out, chunks.count * chunks.size, chunks.rest)
+        out = write(out, chunks.whole * chunks.size, chunks.rest)
     return out
 
 

@@ -129,9 +129,10 @@ def update_one(
     roots = None
     if axes is not None:
         # Their means are over whole rows.
-        roots = tuple(
-            inverse_roots(x, axes, fused_row_mean=rule.fused_row_mean)
-            for x in (accumulators, seen)
+        fused = rule.fused_row_mean
+        roots = (
+            inverse_roots(accumulators, axes, fused_row_mean=fused),
+            inverse_roots(seen, axes, fused_row_mean=fused),
         )
     view = _View(grad, param, accumulators, seen, roots)
     step = _step(rule, view, axes, nn, shared.constants)

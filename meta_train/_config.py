@@ -245,7 +245,7 @@ class Evaluation:
     """Optimizers beside tuned Adam on the tasks of a suite."""
 
     optimizers: tuple[str, ...] = ()
-    """Baselines by name (`all` for every one of them), as in adamw, adamw+cosine (with
+    """Baselines by name (`all` for all of them), as in adamw, adamw+cosine (with
     a schedule) or adamw:0.001 (at that rate, not tuned); weights as `l2o.load` takes
     them. Adam always takes part."""
     suite: str = "demo/heldout"

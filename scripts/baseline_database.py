@@ -23,7 +23,8 @@ import numpy as np
 
 from l2o.meta_train import Evaluation
 from l2o.meta_train._machine import keep
-from l2o.meta_train.evaluation import Result, Store, baselines, evaluate
+from l2o.meta_train.evaluation import Result, Store, evaluate
+from l2o.meta_train.evaluation._baselines import everyone
 from l2o.meta_train.evaluation._scores import WINDOW
 from l2o.meta_train.evaluation._store import (
     DATABASES,
@@ -46,7 +47,7 @@ FIRST = (
 
 def names() -> list[str]:
     """All entrants, in order."""
-    return [*FIRST, *(x for x in sorted(baselines()) if x not in FIRST)]
+    return [*FIRST, *(x for x in sorted(everyone()) if x not in FIRST)]
 
 
 def run(store: Store) -> None:

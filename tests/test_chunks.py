@@ -79,7 +79,7 @@ def test_the_derivative_passes_through_chunks(monkeypatch):
 )
 def test_chunks_cover_the_tensor(shape):
     chunks = cut(shape)
-    assert chunks.count * chunks.size + chunks.rest == shape[chunks.axis]
+    assert chunks.whole * chunks.size + chunks.rest == shape[chunks.axis]
     assert chunks.rest < chunks.size
     size = np.prod(shape) / shape[chunks.axis] * chunks.size
     assert CHUNK / 2 < size < 2 * CHUNK

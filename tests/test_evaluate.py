@@ -270,6 +270,21 @@ def test_an_unknown_entrant_is_refused(text, message):
         entrant(text)
 
 
+def test_steps_of_a_suite_have_to_fit_the_points():
+    config = dataclasses.replace(
+        CONFIG, suite="demo/heldout", steps=None, eval_every=30
+    )
+    with pytest.raises(ValueError, match="500 steps of demo/heldout are no multiple"):
+        evaluate(config)
+
+
+def test_a_result_is_found_under_another_name(store):
+    one, other = (of_optimizer(x, *_learned(0.7)) for x in ("one", "other"))
+    evaluate(CONFIG, entrants=[one], store=store)
+    board = evaluate(CONFIG, entrants=[other], store=store)
+    assert board.chosen("other", TASK).entrant == "other"
+
+
 def test_two_optimizers_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two optimizers are called adam"):
         evaluate(CONFIG, own={"adam": optax.sgd(0.1)}, entrants=[entrant("adam")])

@@ -190,7 +190,7 @@ def input_groups(optimizer: l2o.LearnedOptimizer, theta: Any) -> dict[str, range
     small = optimizer.name == "small_fc"
     names = SMALL_FC_FEATURES if small else arguments.get("features", ())
     nn = theta.get("nn") if isinstance(theta, dict) else None
-    if not names or not isinstance(nn, dict) or np.ndim(nn.get("w0")) != 2:
+    if not names or not isinstance(nn, dict) or np.ndim(nn.get("w0", 0)) != 2:
         return {}
     counts = [
         len(arguments[f"{kind}_decays"]) for kind in ("momentum", "rms", "adafactor")

@@ -75,7 +75,8 @@ class Board(NamedTuple):
 
     def at_edge(self, name: str, task: str) -> bool:
         """Whether the chosen rate is the smallest or largest that was tried."""
-        rates = [x.rate for x in self.contestants[name].trials[task]]
+        trials = self.contestants[name].trials[task]
+        rates = [x.rate for x in trials if x.rate is not None]
         if self.tuning != "task" or len(rates) < 3:
             return False
         return self.chosen(name, task).rate in (min(rates), max(rates))

@@ -13,7 +13,7 @@ from l2o.tasks import TaskFamily, TaskSpec, resolve
 from l2o.tasks.suites import Suite, suites
 
 from .._config import Evaluation
-from ._baselines import baselines
+from ._baselines import everyone
 from ._board import REFERENCE, Board, Contestant
 from ._entrants import Entrant, entrant, of_transformation
 from ._runs import Job, Protocol, params_of, run_jobs
@@ -49,7 +49,8 @@ def evaluate(
         task.
 
     Raises:
-      ValueError: an unknown optimizer, or two of one name.
+      ValueError: an unknown optimizer, or two of one name; steps that are no multiple
+        of `config.eval_every`.
 
     Example:
       >>> import optax
@@ -62,15 +63,15 @@ def evaluate(
     suite = suite_of(config.suite)
     names = config.optimizers
     if "all" in names:
-        names = (*(x for x in names if x != "all"), *baselines())
-    everyone = [
+        names = (*(x for x in names if x != "all"), *everyone())
+    entering = [
         *map(entrant, dict.fromkeys(names)),
         *(of_transformation(name, tx) for name, tx in (own or {}).items()),
         *entrants,
     ]
-    known = [x.name for x in everyone]
+    known = [x.name for x in entering]
     if REFERENCE not in known:
-        everyone.insert(0, entrant(REFERENCE))
+        entering.insert(0, entrant(REFERENCE))
     if twice := sorted({x for x in known if known.count(x) > 1}):
         raise ValueError(f"two optimizers are called {', '.join(twice)}: rename one")
 
@@ -81,6 +82,11 @@ def evaluate(
     else:
         specs = {family.name: family for family in families}
     steps = config.steps or suite.steps
+    if steps % config.eval_every:
+        raise ValueError(
+            f"the {steps} steps of {suite.name} are no multiple of eval_every "
+            f"({config.eval_every}): change that, or give steps"
+        )
     protocol = Protocol(
         suite.name if families is None else "your own",
         suite.version if families is None else 0,
@@ -92,13 +98,13 @@ def evaluate(
     trials = 1 if config.tuning == "none" else config.trials
     jobs = [
         Job(x, task, spec, x.trials(trials))
-        for x in everyone
+        for x in entering
         for task, spec in specs.items()
     ]
     adam = entrant(REFERENCE)
     far = protocol._replace(steps=steps * config.adam_horizon)
     long = [Job(adam, t, s, adam.trials(config.trials)) for t, s in specs.items()]
-    sets = _tuning_jobs(config, everyone)
+    sets = _tuning_jobs(config, entering)
     total, done = len(jobs) + len(long) + len(sets), 0
     on_progress(done, total)
 
@@ -110,7 +116,7 @@ def evaluate(
     store = store or Store(None)
     rates = _set_rates(run_jobs(sets, _set_protocol(config), store, on_progress=count))
     found = run_jobs(jobs, protocol, store, on_progress=count)
-    timings = _timings(everyone, specs, found, store)
+    timings = _timings(entering, specs, found, store)
     envelopes = run_jobs(long, far, store, on_progress=count)
     return Board(
         protocol,
@@ -127,7 +133,7 @@ def evaluate(
                 x.source,
                 x.card,
             )
-            for x in everyone
+            for x in entering
         },
         _by_task(envelopes),
         timings,

@@ -1,5 +1,6 @@
 """Runs of entrants on tasks: those that a store does not have yet."""
 
+import dataclasses
 import os
 import platform
 import threading
@@ -112,7 +113,9 @@ def run_jobs(
                 if store:
                     store.put(result)
         on_progress(job, len(missing))
-        return [found[rate] for rate in job.rates]
+        # Under this name, whatever it was called when it was run.
+        name = job.entrant.name
+        return [dataclasses.replace(found[x], entrant=name) for x in job.rates]
 
     # Threads: what XLA runs does not hold the interpreter.
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:

@@ -61,16 +61,16 @@ def time_updates(
         for _ in range(steps + 3):
             baseline = adam.step()
             ratios.append(program.step() / baseline)
-        low, middle, high = np.percentile(ratios[3:], (25, 50, 75))
-        found[entrant.name] = Timing(
-            *(float(f"{x:.3g}") for x in (middle, low, high)), steps, count
+        low, middle, high = (
+            float(f"{x:.3g}") for x in np.percentile(ratios[3:], (25, 50, 75))
         )
+        found[entrant.name] = Timing(middle, low, high, steps, count)
     return found
 
 
 def read_timings(folder: Path | None) -> dict[str, Timing]:
     """Those of a store's folder and those that came with the package, by key."""
-    found = {}
+    found: dict[str, Timing] = {}
     for place in (DATABASES, folder):
         if place is not None and (place / _FILE).exists():
             content = json.loads((place / _FILE).read_text())
