@@ -1,0 +1,169 @@
+"""Pictures of an evaluation and of a meta-training run: (title, figure, words)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ._aggregate import profile
+from ._board import REFERENCE, Board
+from ._leaderboard import leaderboard
+from ._scores import final, smooth
+
+Picture = tuple[str, Figure, str]
+# Okabe & Ito's palette, the yellow left out: distinguishable with any colour vision.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+_SHOWN = 6
+
+
+def shown(board: Board, count: int = _SHOWN) -> list[str]:
+    """Whom figures show: the learned ones, Adam, and the best of the others."""
+    ranked = [row.name for row in leaderboard(board)]
+    learned = [name for name in ranked if board.contestants[name].learned]
+    first = [*learned[: count - 1], REFERENCE]
+    rest = [name for name in ranked if name not in first]
+    return [*first, *rest[: max(count - len(first), 0)]]
+
+
+def looks(board: Board) -> dict[str, tuple[str, Any]]:
+    """Colour and line of whom figures show, the same in all of them."""
+    every = zip(COLOURS, STYLES, strict=True)
+    return dict(zip(shown(board), every, strict=False))
+
+
+def profile_figure(board: Board) -> Picture:
+    """The share of runs whose score is at least so much."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    thresholds = np.linspace(0, 2, 201)
+    names = shown(board)
+    for name, (colour, style) in looks(board).items():
+        share = profile(board.scores(name), thresholds)
+        axes.plot(thresholds, share, color=colour, ls=style, label=name)
+    axes.axvline(1, color="#888888", lw=0.8)
+    axes.set(
+        xlabel="score (1: tuned Adam's improvement)",
+        ylabel="share of runs at least as good",
+        ylim=(-0.02, 1.02),
+    )
+    axes.legend(frameon=False)
+    tidy(axes)
+    at_one = ", ".join(f"{x} {np.mean(board.scores(x) >= 1):.0%}" for x in names)
+    words = f"Performance profiles. Share of runs with a score of 1 or more: {at_one}"
+    return "Performance profile", figure, words
+
+
+def curves_figure(board: Board) -> Picture:
+    """Training loss against steps, per task: mean and range over seeds."""
+    names = shown(board)
+    figure, panels = _panels(board, "inner step", 2.9)
+    steps = np.arange(0, board.protocol.steps + 1, board.protocol.eval_every)
+    for axes, task in zip(panels, board.tasks, strict=False):
+        positive = True
+        for name, (colour, style) in looks(board).items():
+            lines = smooth(board.chosen(name, task).curves["train"]["loss"])
+            positive &= bool(np.nanmin(lines) > 0)
+            axes.plot(steps, np.mean(lines, 0), color=colour, ls=style, label=name)
+            axes.fill_between(
+                steps, lines.min(0), lines.max(0), color=colour, alpha=0.15, lw=0
+            )
+        axes.set(title=task, yscale="log" if positive else "linear")
+        start = board.chosen(REFERENCE, task).curves["train"]["loss"][:, 0]
+        low, high = axes.get_ylim()
+        top = np.max(start)  # or one that diverges would hide the others
+        axes.set_ylim(low, min(high, top + 0.3 * (top - low)))
+    _legend(figure, panels, len(names))
+    words = (
+        f"Learning curves, one panel per task ({', '.join(board.tasks)}): training "
+        f"loss against inner steps of {', '.join(names)}; their ends are in the table"
+    )
+    return "Learning curves", figure, words
+
+
+def sweep_figure(board: Board) -> Picture | None:
+    """Final loss on `outer_valid` against the rate, where one was chosen."""
+    names = [
+        name
+        for name in shown(board)
+        if all(len(x) > 1 for x in board.contestants[name].trials.values())
+    ]
+    if not names:
+        return None
+    figure, panels = _panels(board, "rate", 2.5)
+    for axes, task in zip(panels, board.tasks, strict=False):
+        worst = np.max(board.chosen(REFERENCE, task).curves["train"]["loss"][:, 0])
+        for name in names:
+            colour, style = looks(board)[name]
+            trials = sorted(
+                board.contestants[name].trials[task], key=lambda x: x.rate or 0.0
+            )
+            losses = np.array(
+                [np.mean(final(x.curves["outer_valid"]["loss"])) for x in trials]
+            )
+            losses = np.where(losses < worst, losses, np.nan)  # those do not count
+            rates = [x.rate for x in trials]
+            axes.plot(rates, losses, ".", color=colour, ls=style, label=name)
+        axes.set(title=task, xscale="log")
+    _legend(figure, panels, len(names))
+    edges = sum(board.at_edge(name, task) for name in names for task in board.tasks)
+    words = (
+        f"Loss on outer_valid against the rate, one panel per task, of "
+        f"{', '.join(names)}. In {edges} of {len(names) * len(board.tasks)} the chosen "
+        "rate is at the edge of what was tried"
+    )
+    return "Choice of the rate", figure, words
+
+
+def meta_training_figure(records: Sequence[dict[str, Any]]) -> Picture:
+    """Meta-loss against outer steps, one smoothed line per task family."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    families = sorted({r["family"] for r in records})
+    for i, family in enumerate(families):
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
+        mine = [r for r in records if r["family"] == family]
+        steps = np.array([r["step"] for r in mine])
+        loss = np.array([r["meta_loss"] for r in mine], float)
+        axes.plot(steps, loss, ".", ms=2, color=colour, alpha=0.25)
+        width = max(len(loss) // 20, 1)
+        line = np.convolve(loss, np.ones(width) / width, "valid")
+        axes.plot(steps[width - 1 :], line, color=colour, ls=style, label=family)
+    axes.set(xlabel="outer step", ylabel="meta-loss (mean inner loss)")
+    axes.legend(frameon=False)
+    tidy(axes)
+    words = f"Meta-loss against outer steps, one line per family: {', '.join(families)}"
+    return "Meta-training", figure, words
+
+
+def tidy(axes: Any) -> None:
+    """No frame where there is no axis, and a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def _panels(board: Board, label: str, height: float) -> tuple[Figure, Sequence[Any]]:
+    columns = min(len(board.tasks), 3)
+    rows = -(-len(board.tasks) // columns)
+    size = (3.3 * columns, height * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes in panels[len(board.tasks) :]:
+        axes.remove()
+    for i, axes in enumerate(panels[: len(board.tasks)]):
+        tidy(axes)
+        if i + columns >= len(board.tasks):
+            axes.set_xlabel(label)
+    return figure, panels
+
+
+def _legend(figure: Figure, panels: Sequence[Any], count: int) -> None:
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=min(count, 4),
+        frameon=False,
+    )
