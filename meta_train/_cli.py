@@ -44,6 +44,7 @@ commands:
 """
 
 T = TypeVar("T")
+P = TypeVar("P", str, None)
 _Preset = Annotated[
     str, tyro.conf.arg(help="Where the defaults come from; `l2o list`.")
 ]
@@ -81,7 +82,8 @@ class _Evaluate:
     """
 
     config: tyro.conf.OmitArgPrefixes[Evaluation]
-    preset: _Preset = "demo"
+    preset: str | None = None
+    """Whose evaluation the defaults come from; `l2o list`."""
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
@@ -201,7 +203,7 @@ def _run_demo(arguments: list[str]) -> int:
 
 
 def _run_meta_train(arguments: list[str]) -> int:
-    preset = _preset(arguments)
+    preset = _preset(arguments, "demo")
     options = _parse(
         "meta-train",
         _MetaTrain,
@@ -244,12 +246,13 @@ def _run_evaluate(arguments: list[str]) -> int:
         keep()
         follow(following.follow, following.config, console=Console())
         return 0
-    preset = _preset(arguments)
+    preset = _preset(arguments, None)
+    defaults = presets.load(preset).evaluation if preset else Evaluation()
     options = _parse(
         "evaluate",
         _Evaluate,
         arguments,
-        default=_Evaluate(config=presets.load(preset).evaluation, preset=preset),
+        default=_Evaluate(config=defaults, preset=preset),
     )
     keep()
     evaluate_command(options.config, options.out, run=options.run, console=Console())
@@ -338,11 +341,11 @@ def _run_list(arguments: list[str]) -> int:
     return 0
 
 
-def _preset(arguments: list[str]) -> str:
+def _preset(arguments: list[str], default: P) -> str | P:
     """The value of --preset: it decides the defaults that tyro shows and fills in."""
     for i, argument in enumerate(arguments):
         if argument == "--preset" and i + 1 < len(arguments):
             return arguments[i + 1]
         if argument.startswith("--preset="):
             return argument.removeprefix("--preset=")
-    return "demo"
+    return default
