@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 
 import jax
 import jax.numpy as jnp
@@ -380,3 +386,39 @@ def test_the_command_from_weights_to_page(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="neither a run"):
         report_command([tmp_path / "nowhere"], None, console=console)
+
+
+@pytest.mark.slow
+def test_a_live_page_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    records = [{"step": i, "family": "mlp", "meta_loss": 1 / i} for i in range(1, 9)]
+    path = run / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records[:4]))
+    command = [sys.executable, "-m", "l2o.meta_train", "report", str(run)]
+    server = subprocess.Popen(
+        [*command, "--follow", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        address = server.stdout.readline().split()[0]
+        assert address.startswith("http://localhost:")
+
+        def visit():
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                return answer.read().decode()
+
+        first = visit()
+        assert 'http-equiv="refresh"' in first and "Meta-training" in first
+        with path.open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records[4:]))
+        assert visit() != first
+        with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+            urllib.request.urlopen(address + "/etc/passwd", timeout=60)
+        refused.value.close()
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 0
+        server.stdout.close()

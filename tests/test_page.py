@@ -213,8 +213,8 @@ def test_a_page_of_a_run_alone(tmp_path):
 
 
 def test_figures_show_the_learned_ones_adam_and_the_best(board):
-    assert shown(board) == ["fast", HOSTILE, "adam", "lion", "sgd"]
-    assert shown(board, 4) == ["fast", HOSTILE, "adam", "lion"]
+    assert shown(leaderboard(board)) == ["fast", HOSTILE, "adam", "lion", "sgd"]
+    assert shown(leaderboard(board), 4) == ["fast", HOSTILE, "adam", "lion"]
 
 
 def test_tables_of_the_terminal(board):

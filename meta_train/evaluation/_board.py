@@ -122,11 +122,11 @@ def best_trial(trials: Sequence[Result]) -> int:
 def save_board(folder: Path, board: Board, store: Store) -> Path:
     """Writes what `load_board` needs beside the results; returns its path.
 
-    Results that only a database of the package has are copied into the folder.
+    What neither the store nor a database of the package has is put into the store.
     """
     for trials in (*(c.trials for c in board.contestants.values()), board.long):
         for result in itertools.chain(*trials.values()):
-            if not store.holds(key_of(result.setting)):
+            if store.get(key_of(result.setting)) is None:
                 store.put(result)
 
     def keys(trials):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ._aggregate import profile
 from ._board import REFERENCE, Board
-from ._leaderboard import leaderboard
+from ._leaderboard import Row
 from ._scores import final, smooth
 
 Picture = tuple[str, Figure, str]
@@ -18,28 +18,25 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 _SHOWN = 6
 
 
-def shown(board: Board, count: int = _SHOWN) -> list[str]:
-    """Whom figures show: the learned ones, Adam, and the best of the others."""
-    ranked = [row.name for row in leaderboard(board)]
-    learned = [name for name in ranked if board.contestants[name].learned]
+def shown(rows: Sequence[Row], count: int = _SHOWN) -> list[str]:
+    """Whom figures show: the learned ones, Adam, and the best of the others.
+
+    Args:
+      rows: of `leaderboard`.
+      count: how many.
+    """
+    learned = [row.name for row in rows if row.learned]
     first = [*learned[: count - 1], REFERENCE]
-    rest = [name for name in ranked if name not in first]
+    rest = [row.name for row in rows if row.name not in first]
     return [*first, *rest[: max(count - len(first), 0)]]
 
 
-def looks(board: Board) -> dict[str, tuple[str, Any]]:
-    """Colour and line of whom figures show, the same in all of them."""
-    every = zip(COLOURS, STYLES, strict=True)
-    return dict(zip(shown(board), every, strict=False))
-
-
-def profile_figure(board: Board) -> Picture:
+def profile_figure(board: Board, names: Sequence[str]) -> Picture:
     """The share of runs whose score is at least so much."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     thresholds = np.linspace(0, 2, 201)
-    names = shown(board)
-    for name, (colour, style) in looks(board).items():
+    for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
         share = profile(board.scores(name), thresholds)
         axes.plot(thresholds, share, color=colour, ls=style, label=name)
     axes.axvline(1, color="#888888", lw=0.8)
@@ -55,14 +52,13 @@ def profile_figure(board: Board) -> Picture:
     return "Performance profile", figure, words
 
 
-def curves_figure(board: Board) -> Picture:
+def curves_figure(board: Board, names: Sequence[str]) -> Picture:
     """Training loss against steps, per task: mean and range over seeds."""
-    names = shown(board)
     figure, panels = _panels(board, "inner step", 2.9)
     steps = np.arange(0, board.protocol.steps + 1, board.protocol.eval_every)
     for axes, task in zip(panels, board.tasks, strict=False):
         positive = True
-        for name, (colour, style) in looks(board).items():
+        for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
             lines = smooth(board.chosen(name, task).curves["train"]["loss"])
             positive &= bool(np.nanmin(lines) > 0)
             axes.plot(steps, np.mean(lines, 0), color=colour, ls=style, label=name)
@@ -82,20 +78,19 @@ def curves_figure(board: Board) -> Picture:
     return "Learning curves", figure, words
 
 
-def sweep_figure(board: Board) -> Picture | None:
+def sweep_figure(board: Board, names: Sequence[str]) -> Picture | None:
     """Final loss on `outer_valid` against the rate, where one was chosen."""
-    names = [
-        name
-        for name in shown(board)
+    looks = {
+        name: look
+        for name, *look in zip(names, COLOURS, STYLES, strict=False)
         if all(len(x) > 1 for x in board.contestants[name].trials.values())
-    ]
-    if not names:
+    }
+    if not looks:
         return None
     figure, panels = _panels(board, "rate", 2.5)
     for axes, task in zip(panels, board.tasks, strict=False):
         worst = np.max(board.chosen(REFERENCE, task).curves["train"]["loss"][:, 0])
-        for name in names:
-            colour, style = looks(board)[name]
+        for name, (colour, style) in looks.items():
             trials = sorted(
                 board.contestants[name].trials[task], key=lambda x: x.rate or 0.0
             )
@@ -106,11 +101,11 @@ def sweep_figure(board: Board) -> Picture | None:
             rates = [x.rate for x in trials]
             axes.plot(rates, losses, ".", color=colour, ls=style, label=name)
         axes.set(title=task, xscale="log")
-    _legend(figure, panels, len(names))
-    edges = sum(board.at_edge(name, task) for name in names for task in board.tasks)
+    _legend(figure, panels, len(looks))
+    edges = sum(board.at_edge(name, task) for name in looks for task in board.tasks)
     words = (
         f"Loss on outer_valid against the rate, one panel per task, of "
-        f"{', '.join(names)}. In {edges} of {len(names) * len(board.tasks)} the chosen "
+        f"{', '.join(looks)}. In {edges} of {len(looks) * len(board.tasks)} the chosen "
         "rate is at the edge of what was tried"
     )
     return "Choice of the rate", figure, words
@@ -143,12 +138,12 @@ def tidy(axes: Any) -> None:
     axes.grid(alpha=0.2)
 
 
-def _panels(board: Board, label: str, height: float) -> tuple[Figure, Sequence[Any]]:
+def _panels(board: Board, label: str, height: float) -> tuple[Figure, list[Any]]:
     columns = min(len(board.tasks), 3)
     rows = -(-len(board.tasks) // columns)
     size = (3.3 * columns, height * rows + 0.5)
     figure = Figure(figsize=size, layout="constrained")
-    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    panels = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
     for axes in panels[len(board.tasks) :]:
         axes.remove()
     for i, axes in enumerate(panels[: len(board.tasks)]):

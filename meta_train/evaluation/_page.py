@@ -86,6 +86,7 @@ def write_page(
 
 def _evaluation(page: "_Page", board: Board) -> None:
     rows = leaderboard(board)
+    names = shown(rows)
     content = {
         "protocol": board.protocol._asdict(),
         "tuning": board.tuning,
@@ -122,12 +123,11 @@ def _evaluation(page: "_Page", board: Board) -> None:
             claims,
             "Learned optimizers against Adam and the best baseline",
         )
-    page.picture("performance_profile", profile_figure(board))
+    page.picture("performance_profile", profile_figure(board, names))
 
     page.heading("Tasks")
-    names = shown(board)
-    header = ("task", "optimizer", "rate", "train loss", f"{board.split} loss")
-    header += ("accuracy", "score", "speed-up")
+    losses = ("train loss", f"{board.split} loss")
+    header = ("task", "optimizer", "rate", *losses, "accuracy", "score", "speed-up")
     cells = [_task_cells(board, name, task) for task in board.tasks for name in names]
     page.paragraph(
         "Final losses: median (range) over seeds; score and speed-up: medians. "
@@ -139,8 +139,8 @@ def _evaluation(page: "_Page", board: Board) -> None:
         if board.contestants[name].learned:
             duels = [[(x, x) for x in row] for row in task_rows(board, name)]
             page.table(TASK_HEADER, duels, f"{name} beside tuned Adam, training loss")
-    page.picture("learning_curves", curves_figure(board))
-    sweep = sweep_figure(board)
+    page.picture("learning_curves", curves_figure(board, names))
+    sweep = sweep_figure(board, names)
     if sweep is not None:
         page.picture("rates", sweep)
 

@@ -79,13 +79,11 @@ class Store:
 
     def get(self, key: str) -> Result | None:
         """The result of the setting with that `key_of`, or None."""
-        if self.folder is not None and self.holds(key):
-            return read_result(self.folder / f"{key}.json")
+        if self.folder is not None:
+            path = self.folder / f"{key}.json"
+            if path.exists():
+                return read_result(path)
         return self._database().get(key)
-
-    def holds(self, key: str) -> bool:
-        """Whether the folder itself has it."""
-        return self.folder is not None and (self.folder / f"{key}.json").exists()
 
     def put(self, result: Result) -> None:
         """Writes it; a file of that name is replaced at once or not at all."""
