@@ -27,6 +27,7 @@ from ._recipe import ESTIMATORS
 from ._run import Result, run
 from ._tasks_report import list_tasks, show_task
 from .evaluation._command import evaluate_command, report_command
+from .tradeoffs import Options, study
 
 _USAGE = """usage: l2o COMMAND [options]
 
@@ -36,6 +37,7 @@ commands:
   evaluate    optimizers, learned or not, beside tuned Adam on the tasks of a suite;
               with --follow RUN: score the checkpoints of a run in progress
   report      one HTML page about runs and evaluations; --follow serves a live one
+  tradeoffs   memory, compute and performance of all architectures and variants
   diagnose    variance and bias of every meta-gradient estimator; which one to use
   tasks       suites and their tasks, with data and cost; --show draws one's curves
   list        architectures, estimators, presets, shipped optimizers
@@ -122,6 +124,20 @@ class _Follow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tradeoffs:
+    """Memory, compute and performance of every architecture and its variants.
+
+    The same command goes on with a study that was ended.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Options]
+    scale: str = "smoke"
+    """smoke (a minute), laptop (hours) or cluster (everything)."""
+    out: Path = Path("runs/tradeoffs")
+    """Folder for tradeoffs.json, figures and what was measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Diagnose:
     """Measure every meta-gradient estimator at a theta, and recommend one."""
 
@@ -160,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "meta-train": _run_meta_train,
         "evaluate": _run_evaluate,
         "report": _run_report,
+        "tradeoffs": _run_tradeoffs,
         "diagnose": _run_diagnose,
         "tasks": _run_tasks,
         "list": _run_list,
@@ -255,7 +272,8 @@ def _run_evaluate(arguments: list[str]) -> int:
         default=_Evaluate(config=defaults, preset=preset),
     )
     keep()
-    evaluate_command(options.config, options.out, run=options.run, console=Console())
+    console = _wide_console()
+    evaluate_command(options.config, options.out, run=options.run, console=console)
     return 0
 
 
@@ -267,8 +285,24 @@ def _run_report(arguments: list[str]) -> int:
         options.folders,
         options.out,
         port=options.port if options.follow else None,
-        console=Console(),
+        console=_wide_console(),
     )
+    return 0
+
+
+def _wide_console() -> Console:
+    """Where output is no terminal, tables are cut at no 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+def _run_tradeoffs(arguments: list[str]) -> int:
+    options = _parse(
+        "tradeoffs", _Tradeoffs, arguments, default=_Tradeoffs(config=Options())
+    )
+    console = _wide_console()
+    keep()
+    study(options.scale, options.out, console=console, options=options.config)
     return 0
 
 

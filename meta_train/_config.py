@@ -255,7 +255,7 @@ class Evaluation:
     tuning: Tuning = "task"
     """Who has a rate gets one per task (the best by its loss on `outer_valid` there),
     one for all (the best so on `tuning_set`), or its default."""
-    trials: int = 5
+    trials: int = 7
     """Rates that are tried, the first of every optimizer's declared space."""
     tuning_set: str = "train/fast"
     """The suite on which one rate for all is chosen."""

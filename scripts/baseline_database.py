@@ -3,8 +3,8 @@
     python scripts/baseline_database.py runs/baselines
     python scripts/baseline_database.py runs/baselines --pack-only
 
-Every baseline on every task of `heldout/small`, five trials, three seeds, and Adam for
-five times the steps with seven rates, for its envelope. Hours on two cores; what is in
+Every baseline on every task of `heldout/small`, seven trials, three seeds, and Adam for
+five times the steps, for its envelope. Hours on two cores; what is in
 the folder, or in the database already, is not run again. Then all results of the suite
 are written into one file of the package, and what their updates cost beside it. An
 evaluation finds them there, so that only one's own optimizer has to be run.
@@ -56,7 +56,7 @@ def run(store: Store) -> None:
     """One entrant after the other, so that what there is is complete for it."""
     start = time.perf_counter()
     for i, name in enumerate(names()):
-        config = Evaluation(suite=SUITE, optimizers=(name,), trials=7 if i < 3 else 5)
+        config = Evaluation(suite=SUITE, optimizers=(name,))
         evaluate(config, store=store)
         minutes = (time.perf_counter() - start) / 60
         print(f"{i + 1}/{len(names())} {name}, {minutes:.0f} min", flush=True)

@@ -79,7 +79,7 @@ DIGESTS = {
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "f40a742394ed",
-    "axes": "6900d70866ec",
+    "axes": "04182401a9c0",
     "convex": "8466c8858288",
 }
 

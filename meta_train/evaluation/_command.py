@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +22,9 @@ from l2o.tasks import make_family, resolve, text_fingerprint
 
 from .._config import Evaluation
 from .._metrics import read_metrics
+from ..tradeoffs import figures as study_figures
+from ..tradeoffs import load_study
+from ..tradeoffs._rows import FILE as STUDY
 from ._behaviour import behaviour_figures
 from ._board import MANIFEST, Board, load_board, save_board
 from ._evaluate import evaluate
@@ -78,22 +81,23 @@ def report_command(
     """Writes the page about runs and evaluations, or serves it as they go on.
 
     Args:
-      folders: of a meta-training run, of evaluations that fit each other, or both.
+      folders: of a meta-training run, of evaluations that fit each other, of a study
+        of trade-offs, or several of these.
       out: the page; `report.html` in the first folder by default.
       port: serve it on this port of the local host, made again for every visit, until
         Ctrl-C; writes no page.
       console: where the path is printed.
 
     Raises:
-      ValueError: a folder holds neither, or two evaluations do not fit.
+      ValueError: a folder holds none of these, or two evaluations do not fit.
     """
-    run, evaluations = _sort(folders)
+    found = _sort(folders)
     path = out or Path(folders[0]) / PAGE
     if port is not None:
-        _serve(path, run, folders, port, console)
+        _serve(path, folders, port, console)
         return None
-    board = load_board(evaluations) if evaluations else None
-    _write(path, board, run)
+    board = load_board(found.evaluations) if found.evaluations else None
+    _write(path, board, found.run, found.study)
     if board is not None:
         console.print(terminal_table(board))
     console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
@@ -109,39 +113,58 @@ def say(console: Console, board: Board, path: Path) -> None:
     console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
 
 
-def _sort(folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
-    """The run's folder and those of evaluations; one beside a run counts, too."""
-    run, evaluations = None, []
+class _Found(NamedTuple):
+    run: Path | None
+    evaluations: list[Path]
+    study: Path | None
+
+
+def _sort(folders: Sequence[Path]) -> _Found:
+    """What each folder is; an evaluation beside a run counts, too."""
+    runs, evaluations, studies = [], [], []
     for folder in map(Path, folders):
         if (folder / MANIFEST).exists():
             evaluations.append(folder)
+        elif (folder / STUDY).exists():
+            studies.append(folder)
         elif (folder / "metrics.jsonl").exists():
-            if run is not None:
-                raise ValueError(f"{run} and {folder} are two runs: name one")
-            run = folder
+            runs.append(folder)
             if (folder / "evaluation" / MANIFEST).exists():
                 evaluations.append(folder / "evaluation")
         else:
             raise ValueError(
                 f"{folder} holds neither a run (metrics.jsonl, of `l2o meta-train`) "
-                f"nor an evaluation ({MANIFEST}, of `l2o evaluate`)"
+                f"nor an evaluation ({MANIFEST}, of `l2o evaluate`) nor a study "
+                f"({STUDY}, of `l2o tradeoffs`)"
             )
-    return run, evaluations
+    for several, what in ((runs, "runs"), (studies, "studies")):
+        if len(several) > 1:
+            raise ValueError(f"{several[0]} and {several[1]} are two {what}: name one")
+    return _Found(next(iter(runs), None), evaluations, next(iter(studies), None))
 
 
-def _write(path: Path, board: Board | None, run: Path | None) -> Path:
+def _write(
+    path: Path, board: Board | None, run: Path | None, study: Path | None = None
+) -> Path:
     behaviour, card = {}, None
     for name, source in _sources(board, run).items():
         # Weights that are no longer there have no pictures; their results remain.
         with contextlib.suppress(OSError, ValueError):
             optimizer, theta = l2o.load_theta(source)
-            figures = behaviour_figures(optimizer, theta, make_family(_FAMILY))
-            behaviour[name] = figures
+            family = make_family(_FAMILY)
+            behaviour[name] = behaviour_figures(optimizer, theta, family)
             if board is None:
                 card = l2o.read_card(source)
     records = read_metrics(run) if run is not None else ()
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_page(path, board, records=records, behaviour=behaviour, card=card)
+    return write_page(
+        path,
+        board,
+        records=records,
+        behaviour=behaviour,
+        tradeoffs=study_figures(load_study(study)["rows"]) if study else (),
+        card=card,
+    )
 
 
 def _sources(board: Board | None, run: Path | None) -> dict[str, str]:
@@ -165,13 +188,12 @@ def _notes(board: Board, seconds: float) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _serve(
-    path: Path, run: Path | None, folders: Sequence[Path], port: int, console: Console
-) -> None:
+def _serve(path: Path, folders: Sequence[Path], port: int, console: Console) -> None:
     def render() -> bytes:
-        current, evaluations = _sort(folders)
-        board = load_board(evaluations) if evaluations else None
-        page = _write(path, board, current).read_text(encoding="utf-8")
+        found = _sort(folders)
+        board = load_board(found.evaluations) if found.evaluations else None
+        written = _write(path, board, found.run, found.study)
+        page = written.read_text(encoding="utf-8")
         refresh = '<meta http-equiv="refresh" content="15">'
         return page.replace("<head>", f"<head>\n{refresh}", 1).encode()
 
@@ -196,7 +218,7 @@ def _serve(
 
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         console.print(
-            f"http://localhost:{server.server_port} follows {run or folders[0]}; "
+            f"http://localhost:{server.server_port} follows {folders[0]}; "
             "Ctrl-C ends it",
             highlight=False,
             soft_wrap=True,

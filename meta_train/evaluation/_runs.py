@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -87,28 +86,16 @@ def run_jobs(
     Returns:
       Per job and rate, in that order.
     """
+    known = [_known(job, protocol, store) for job in jobs]
     families: dict[str, TaskFamily] = {}
-    lock = threading.Lock()
+    for job, found in zip(jobs, known, strict=True):
+        if job.task not in families and len(found) < len(job.rates):
+            families[job.task] = _checked(job.spec)
 
-    def family_of(job: Job) -> TaskFamily:
-        if isinstance(job.spec, TaskFamily):
-            return job.spec
-        with lock:
-            if job.task not in families:
-                families[job.task] = job.spec.family()
-            return families[job.task]
-
-    def do(job: Job) -> list[Result]:
-        named = isinstance(job.spec, TaskSpec) and OWN not in job.entrant.identity
-        found: dict[float | None, Result] = {}
-        if store and named:
-            for rate in job.rates:
-                known = store.get(key_of(setting_of(job, rate, protocol)))
-                if known:
-                    found[rate] = known
+    def do(job: Job, found: dict[float | None, Result]) -> list[Result]:
         missing = [rate for rate in job.rates if rate not in found]
         if missing:
-            for result in _run(job, family_of(job), missing, protocol):
+            for result in _run(job, families[job.task], missing, protocol):
                 found[result.rate] = result
                 if store:
                     store.put(result)
@@ -119,7 +106,7 @@ def run_jobs(
 
     # Threads: what XLA runs does not hold the interpreter.
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        futures = [pool.submit(do, job) for job in jobs]
+        futures = [pool.submit(do, *x) for x in zip(jobs, known, strict=True)]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -127,6 +114,31 @@ def run_jobs(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [result for future in futures for result in future.result()]
+
+
+def _known(
+    job: Job, protocol: Protocol, store: Store | None
+) -> dict[float | None, Result]:
+    """By rate what the store has."""
+    named = isinstance(job.spec, TaskSpec) and OWN not in job.entrant.identity
+    if store is None or not named:
+        return {}
+    every = {
+        rate: store.get(key_of(setting_of(job, rate, protocol))) for rate in job.rates
+    }
+    return {rate: result for rate, result in every.items() if result is not None}
+
+
+def _checked(spec: TaskSpec | TaskFamily) -> TaskFamily:
+    """The family; that it has batches of every split is found out before a run."""
+    family = spec if isinstance(spec, TaskFamily) else spec.family()
+
+    def batches(key, data):
+        task = family.task(family.sample(key), data)
+        return [task.batch(key, split) for split in SPLITS]
+
+    jax.eval_shape(batches, jax.random.key(0), family.data)
+    return family
 
 
 def _run(

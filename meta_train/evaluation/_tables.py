@@ -102,12 +102,12 @@ def task_rows(board: Board, name: str) -> list[tuple[str, ...]]:
 
 
 def task_table(board: Board, name: str) -> Table:
-    """`task_rows` for rich, to fit 80 columns."""
+    """`task_rows` for rich, to fit 100 columns."""
     title = f"{name} beside tuned Adam: training loss, median (range) over seeds"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for i, header in enumerate(TASK_HEADER):
         title = header.replace(" ", "\n")
-        table.add_column(title, justify="right" if i else "left", no_wrap=i > 0)
+        table.add_column(title, justify="right" if i else "left", no_wrap=True)
     for row in task_rows(board, name):
         table.add_row(*(cell.replace(" (", "\n").removesuffix(")") for cell in row))
     return table

@@ -23,4 +23,4 @@ META_TRAIN = Config(
     checkpoint_every=500,
 )
 
-EVALUATION = Evaluation(steps=500, seeds=5, trials=7, eval_every=10, adam_horizon=1)
+EVALUATION = Evaluation(steps=500, seeds=5, eval_every=10, adam_horizon=1)

@@ -23,7 +23,7 @@ from ._program import chosen_backend
 from ._rows import FILE, score_of, write_study
 from ._scales import Scale, scale_of
 from ._store import VERSION, Measurements
-from ._tables import ablation_table, ablations, cost_table
+from ._tables import ablation_table, ablations, cost_table, result_table
 
 Stage = Literal["costs", "times", "performance"]
 _STAGES: tuple[Stage, ...] = ("costs", "times", "performance")
@@ -108,6 +108,8 @@ def study(
         rows = _write(scale, chosen, out, store)
     _draw(rows, out)
     console.print(cost_table(rows))
+    if options.until != "costs":
+        console.print(result_table(rows))
     if ablations(rows):
         console.print(ablation_table(rows))
     path = out / FILE

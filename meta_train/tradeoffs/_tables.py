@@ -11,50 +11,70 @@ Row = Mapping[str, Any]
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Everything, a line per variant."""
-    size = common_size(rows)
-    table = Table(title="Memory, compute, performance", box=None)
-    table.add_column("")
+    """What needs no clock, a line per variant."""
+    table = _table("Memory and compute")
     for name in (
         "theta",
         "state\nB/param",
         "temporary\nB/param",
+        "same in\nplain JAX",
         "FLOP/\nparam",
-        "time / Adam's" if size is None else f"time / Adam's\nat {size:,} (quartiles)",
-        "plain\nJAX",
-        "compile\ns",
-        "score\n(seeds)",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["name"], *cells(row, size))
+        table.add_row(row["name"], *cost_cells(row))
     return table
 
 
-def cells(row: Row, size: int | None) -> list[str]:
-    """One line of it, without the name."""
-    costs, score = row["costs"], row["score"]
-    time = None if size is None else time_at(row, size)
-    return [
-        f"{costs['meta_parameters']:,}",
-        number(costs["state_bytes"]),
-        number(costs["temporary_bytes"]),
-        number(costs["flops"]),
-        "-"
-        if time is None
-        else f"{time['ratio']:.2f} ({time['low']:.2f} to {time['high']:.2f})",
-        "-" if time is None else f"{time['xla_ratio']:.2f}",
-        "-" if time is None else f"{time['compile_seconds']:.1f}",
-        "-" if score is None else score_text(score),
-    ]
+def result_table(rows: Sequence[Row]) -> Table:
+    """Times and scores, a line per variant."""
+    size = common_size(rows)
+    table = _table(
+        "Time and performance" if size is None else f"At {size:,} parameters"
+    )
+    for name in (
+        "time / Adam's\n(quartiles)",
+        "plain\nJAX",
+        "compile\ns",
+        "score\n(range)",
+        "n",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *result_cells(row, size))
+    return table
 
 
-def score_text(score: Mapping[str, Any]) -> str:
-    """Mean, smallest to largest, of how many meta-trainings."""
-    text = f"{score['mean']:.3f}"
-    if score["seeds"] > 1:
-        text += f" ({score['low']:.3f} to {score['high']:.3f})"
-    return f"{text}, n = {score['seeds']}"
+def _table(title: str) -> Table:
+    table = Table(title=title, box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def cost_cells(row: Row) -> list[str]:
+    """A line of `cost_table`, without the name."""
+    costs = row["costs"]
+    names = ("state_bytes", "temporary_bytes", "xla_temporary_bytes", "flops")
+    return [f"{costs['meta_parameters']:,}", *(number(costs[x]) for x in names)]
+
+
+def result_cells(row: Row, size: int | None) -> list[str]:
+    """A line of `result_table`, without the name."""
+    found = ["-"] * 5
+    if size is not None:
+        time = time_at(row, size)
+        found[:3] = (
+            f"{time['ratio']:.2f} ({time['low']:.2f}-{time['high']:.2f})",
+            f"{time['xla_ratio']:.2f}",
+            f"{time['compile_seconds']:.1f}",
+        )
+    if row["score"] is not None:
+        score = row["score"]
+        text = f"{score['mean']:.3f}"
+        if score["seeds"] > 1:
+            text += f" ({score['low']:.3f}-{score['high']:.3f})"
+        found[3:] = text, str(score["seeds"])
+    return found
 
 
 def ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -89,8 +109,7 @@ def ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def ablation_table(rows: Sequence[Row]) -> Table:
     """Groups of features, left out one at a time."""
-    table = Table(title="Without a group of features", box=None)
-    table.add_column("")
+    table = _table("Without a group of features")
     for name in ("without", "FLOP/param\nless", "score, change"):
         table.add_column(name, justify="right", no_wrap=True)
     for x in ablations(rows):
@@ -102,5 +121,7 @@ def ablation_table(rows: Sequence[Row]) -> Table:
 
 
 def number(x: float) -> str:
-    """At most four digits."""
+    """Four digits, none of what is less than a thousandth."""
+    if abs(x) < 1e-3:
+        return "0"
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"

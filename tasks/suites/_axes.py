@@ -36,7 +36,7 @@ AXES = Suite(
             "axis-depth-4x": _mlp(32, 32, 32, 32),
             "axis-parameters-100x": _mlp(400, 400),
             "axis-batch-8": _mlp(batch_size=8),
-            "axis-batch-512": _mlp(batch_size=512),
+            "axis-batch-128": _mlp(batch_size=128),
             "axis-data-glyphs": _mlp(dataset="glyphs", data={"size": 12}),
             "axis-tanh": _mlp(activation="tanh"),
             "axis-reparam-tensor-10": _reparametrized("tensor", 10.0),
