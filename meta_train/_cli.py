@@ -302,6 +302,7 @@ def _run_tradeoffs(arguments: list[str]) -> int:
     )
     console = _wide_console()
     keep()
+    share_cores(Config().particles, Topology())
     study(options.scale, options.out, console=console, options=options.config)
     return 0
 

@@ -329,7 +329,7 @@ def test_tables_say_what_the_json_says(tmp_path, measured, undrawn):
     rows, text = _study(tmp_path, seeds=2)
     size = common_size(rows)
     assert size == 10**5
-    first, _, rest = text.partition("Time and performance, times at 100,000")
+    first, _, rest = text.partition("Results, times at 100,000 parameters")
     second, _, third = rest.partition("Without a group")
     for row in rows:
         at = next(x for x in row["times"] if x["parameters"] == size)

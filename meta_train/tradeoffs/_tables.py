@@ -29,9 +29,8 @@ def cost_table(rows: Sequence[Row]) -> Table:
 def result_table(rows: Sequence[Row]) -> Table:
     """Times and scores, a line per variant."""
     size = common_size(rows)
-    table = _table(
-        "Time and performance" if size is None else f"At {size:,} parameters"
-    )
+    where = "" if size is None else f", times at {size:,} parameters"
+    table = _table(f"Results{where}")
     for name in (
         "time / Adam's\n(quartiles)",
         "plain\nJAX",
