@@ -216,6 +216,10 @@ def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
     with pytest.raises(ValueError, match=r"evaluation.json is no evaluation"):
         load_board([one])
     content = json.loads((other / "evaluation.json").read_text())
+    less = {k: v for k, v in content.items() if k != "timings"}
+    (other / "evaluation.json").write_text(json.dumps(less))
+    with pytest.raises(ValueError, match="a damaged one: evaluate again"):
+        load_board([other])
     (other / "evaluation.json").write_text(json.dumps({**content, "version": 9}))
     with pytest.raises(ValueError, match="version 9"):
         load_board([other])

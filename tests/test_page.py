@@ -173,6 +173,12 @@ def test_numbers_on_the_page_are_those_of_the_curves(board, page):
     assert [row["name"] for row in stored["rows"]] == [
         row.name for row in leaderboard(board)
     ]
+    assert [(x["name"], x["against"]) for x in stored["claims"]] == [
+        ("fast", "adam"),
+        ("fast", "lion"),
+        (HOSTILE, "adam"),
+        (HOSTILE, "lion"),
+    ]
     assert cells["sgd"][header.index("diverged")] == "1 of 9"
     assert cells["adam"][header.index("better than Adam")] == "0 of 3"
     assert cells["fast"][header.index("better than Adam")] == "3 of 3"
@@ -210,6 +216,28 @@ def test_a_page_of_a_run_alone(tmp_path):
     text = path.read_text()
     assert "Meta-training" in text and "197 meta-parameters" in text
     assert not (tmp_path / "leaderboard.json").exists()
+
+
+def test_names_are_no_mathematics_and_the_folder_is_made(board, tmp_path):
+    name = r"_$\frac{$"
+    odd = board.contestants["lion"]._replace(name=name)
+    contestants = {**board.contestants, name: odd}
+    path = tmp_path / "new" / "report.html"
+    assert name in write_page(path, board._replace(contestants=contestants)).read_text()
+
+
+def test_overfitting_is_not_divergence(board, tmp_path):
+    fast = board.contestants["fast"]
+    (result,) = fast.trials["hard"]
+    test = {"loss": 5 * result.curves["test"]["loss"][:, ::-1]}
+    result = dataclasses.replace(result, curves={**result.curves, "test": test})
+    fast = fast._replace(trials={**fast.trials, "hard": (result,)})
+    contestants = {**board.contestants, "fast": fast}
+    path = write_page(tmp_path / "p.html", board._replace(contestants=contestants))
+    (table,) = (x for x in _parsed(path).tables if x[0][:2] == ["task", "optimizer"])
+    (row,) = (x for x in table if x[:2] == ["hard", "fast"])
+    middle = np.median(test["loss"][:, -5:].mean(1))
+    assert row[table[0].index("test loss")].startswith(f"{middle:.3g} (")
 
 
 def test_figures_show_the_learned_ones_adam_and_the_best(board):
@@ -282,7 +310,7 @@ def test_columns_sort_by_click_and_by_key(tab):
     name = tab.locator("thead button").nth(0)
     name.click()
     names = _column(tab, 0)
-    assert names == sorted(names, reverse=True)
+    assert names == sorted(names)
     assert heading.get_attribute("aria-sort") is None
 
 
@@ -297,6 +325,20 @@ def test_a_loss_that_is_not_finite_sorts_as_the_worst(tab):
     }"""
     shown = tab.evaluate(script)
     assert "diverged in 1 of 3" in shown[0]
+
+
+def test_texts_with_ranges_sort_by_their_first_number(tab):
+    script = """() => {
+        const table = [...document.querySelectorAll('table')].find(
+            t => t.caption.textContent.includes('beside tuned Adam'));
+        return [...table.tBodies[0].rows].map(
+            r => [...r.cells].slice(1).map(c => [c.textContent, c.dataset.key]));
+    }"""
+    for row in tab.evaluate(script):
+        for text, key in row:
+            if text[0].isdigit():
+                assert float(key) == float(re.match(r"[\d.]+(e-?\d+)?", text)[0])
+            assert key == "inf" or np.isfinite(float(key))
 
 
 def test_pictures_load_and_nothing_is_wider_than_a_phone(tab):

@@ -174,19 +174,23 @@ def _load(folder: Path) -> Board:
             f"{folder} holds no evaluation: there is no {MANIFEST}. `l2o evaluate "
             f"--out {folder}` makes one"
         )
+    store = Store(folder / "results")
+    damaged = f"{path} is no evaluation of l2o, or a damaged one: evaluate again"
     try:
         content = json.loads(path.read_text())
         if content["format"] != _FORMAT:
-            raise KeyError("format")
+            raise ValueError(damaged)
         if content["version"] != _VERSION:
             raise ValueError(
                 f"{path} has version {content['version']}, this l2o reads {_VERSION}: "
                 "evaluate again"
             )
+        return _board(content, store)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no evaluation of l2o, or a damaged one") from error
-    store = Store(folder / "results")
+        raise ValueError(damaged) from error
 
+
+def _board(content: Mapping[str, Any], store: Store) -> Board:
     def found(trials):
         return {t: tuple(map(one, keys)) for t, keys in trials.items()}
 
@@ -194,8 +198,8 @@ def _load(folder: Path) -> Board:
         result = store.get(key)
         if result is None:
             raise ValueError(
-                f"{folder / 'results'} lacks the result {key}: run `l2o evaluate` "
-                "again, which makes what is missing"
+                f"{store.folder} lacks the result {key}: run `l2o evaluate` again, "
+                "which makes what is missing"
             )
         return result
 

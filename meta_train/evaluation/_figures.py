@@ -16,6 +16,7 @@ Picture = tuple[str, Figure, str]
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 _SHOWN = 6
+_POINTS = 200  # of a curve at most, so that a page stays small
 
 
 def shown(rows: Sequence[Row], count: int = _SHOWN) -> list[str]:
@@ -38,14 +39,14 @@ def profile_figure(board: Board, names: Sequence[str]) -> Picture:
     thresholds = np.linspace(0, 2, 201)
     for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
         share = profile(board.scores(name), thresholds)
-        axes.plot(thresholds, share, color=colour, ls=style, label=name)
+        axes.plot(thresholds, share, color=colour, ls=style)
     axes.axvline(1, color="#888888", lw=0.8)
     axes.set(
         xlabel="score (1: tuned Adam's improvement)",
         ylabel="share of runs at least as good",
         ylim=(-0.02, 1.02),
     )
-    axes.legend(frameon=False)
+    plain(axes.legend(axes.lines[: len(names)], names, frameon=False))
     tidy(axes)
     at_one = ", ".join(f"{x} {np.mean(board.scores(x) >= 1):.0%}" for x in names)
     words = f"Performance profiles. Share of runs with a score of 1 or more: {at_one}"
@@ -54,23 +55,28 @@ def profile_figure(board: Board, names: Sequence[str]) -> Picture:
 
 def curves_figure(board: Board, names: Sequence[str]) -> Picture:
     """Training loss against steps, per task: mean and range over seeds."""
-    figure, panels = _panels(board, "inner step", 2.9)
+    figure, panels = _panels(board, "inner step", "training loss", 2.9)
     steps = np.arange(0, board.protocol.steps + 1, board.protocol.eval_every)
+    count = min(len(steps), _POINTS)
+    drawn = np.linspace(0, len(steps) - 1, count).round().astype(int)
+    x = steps[drawn]
     for axes, task in zip(panels, board.tasks, strict=False):
         positive = True
         for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
             lines = smooth(board.chosen(name, task).curves["train"]["loss"])
             positive &= bool(np.nanmin(lines) > 0)
-            axes.plot(steps, np.mean(lines, 0), color=colour, ls=style, label=name)
+            lines = lines[:, drawn]
+            axes.plot(x, np.mean(lines, 0), color=colour, ls=style)
             axes.fill_between(
-                steps, lines.min(0), lines.max(0), color=colour, alpha=0.15, lw=0
+                x, lines.min(0), lines.max(0), color=colour, alpha=0.15, lw=0
             )
-        axes.set(title=task, yscale="log" if positive else "linear")
+        axes.set_title(task, parse_math=False)
+        axes.set_yscale("log" if positive else "linear")
         start = board.chosen(REFERENCE, task).curves["train"]["loss"][:, 0]
         low, high = axes.get_ylim()
         top = np.max(start)  # or one that diverges would hide the others
         axes.set_ylim(low, min(high, top + 0.3 * (top - low)))
-    _legend(figure, panels, len(names))
+    _legend(figure, panels[0], names)
     words = (
         f"Learning curves, one panel per task ({', '.join(board.tasks)}): training "
         f"loss against inner steps of {', '.join(names)}; their ends are in the table"
@@ -87,7 +93,7 @@ def sweep_figure(board: Board, names: Sequence[str]) -> Picture | None:
     }
     if not looks:
         return None
-    figure, panels = _panels(board, "rate", 2.5)
+    figure, panels = _panels(board, "rate", "loss, outer_valid", 2.5)
     for axes, task in zip(panels, board.tasks, strict=False):
         worst = np.max(board.chosen(REFERENCE, task).curves["train"]["loss"][:, 0])
         for name, (colour, style) in looks.items():
@@ -99,9 +105,10 @@ def sweep_figure(board: Board, names: Sequence[str]) -> Picture | None:
             )
             losses = np.where(losses < worst, losses, np.nan)  # those do not count
             rates = [x.rate for x in trials]
-            axes.plot(rates, losses, ".", color=colour, ls=style, label=name)
-        axes.set(title=task, xscale="log")
-    _legend(figure, panels, len(looks))
+            axes.plot(rates, losses, ".", color=colour, ls=style)
+        axes.set_title(task, parse_math=False)
+        axes.set_xscale("log")
+    _legend(figure, panels[0], list(looks))
     edges = sum(board.at_edge(name, task) for name in looks for task in board.tasks)
     words = (
         f"Loss on outer_valid against the rate, one panel per task, of "
@@ -126,10 +133,16 @@ def meta_training_figure(records: Sequence[dict[str, Any]]) -> Picture:
         line = np.convolve(loss, np.ones(width) / width, "valid")
         axes.plot(steps[width - 1 :], line, color=colour, ls=style, label=family)
     axes.set(xlabel="outer step", ylabel="meta-loss (mean inner loss)")
-    axes.legend(frameon=False)
+    plain(axes.legend(frameon=False))
     tidy(axes)
     words = f"Meta-loss against outer steps, one line per family: {', '.join(families)}"
     return "Meta-training", figure, words
+
+
+def plain(legend: Any) -> None:
+    """Names as they are: a "$" in them is no mathematics."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def tidy(axes: Any) -> None:
@@ -138,7 +151,7 @@ def tidy(axes: Any) -> None:
     axes.grid(alpha=0.2)
 
 
-def _panels(board: Board, label: str, height: float) -> tuple[Figure, list[Any]]:
+def _panels(board: Board, x: str, y: str, height: float) -> tuple[Figure, list[Any]]:
     columns = min(len(board.tasks), 3)
     rows = -(-len(board.tasks) // columns)
     size = (3.3 * columns, height * rows + 0.5)
@@ -149,16 +162,18 @@ def _panels(board: Board, label: str, height: float) -> tuple[Figure, list[Any]]
     for i, axes in enumerate(panels[: len(board.tasks)]):
         tidy(axes)
         if i + columns >= len(board.tasks):
-            axes.set_xlabel(label)
+            axes.set_xlabel(x)
+        if i % columns == 0:
+            axes.set_ylabel(y)
     return figure, panels
 
 
-def _legend(figure: Figure, panels: Sequence[Any], count: int) -> None:
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
+def _legend(figure: Figure, axes: Any, names: Sequence[str]) -> None:
+    legend = figure.legend(
+        axes.lines,
         names,
         loc="outside upper center",
-        ncols=min(count, 4),
+        ncols=min(len(names), 4),
         frameon=False,
     )
+    plain(legend)

@@ -5,6 +5,7 @@ import collections
 import html
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,15 @@ from ._figures import (
     sweep_figure,
 )
 from ._leaderboard import Row, claim, leaderboard
-from ._scores import final
-from ._tables import TASK_HEADER, bounded_text, interval_text, spread, task_rows
+from ._scores import diverged, final
+from ._tables import (
+    TASK_HEADER,
+    bounded_text,
+    interval_text,
+    median_range,
+    spread,
+    task_rows,
+)
 
 _TUNING = {
     "task": "per task, the one of {trials} with the lowest loss on outer_valid",
@@ -87,10 +95,14 @@ def write_page(
 def _evaluation(page: "_Page", board: Board) -> None:
     rows = leaderboard(board)
     names = shown(rows)
-    content = {
+    content: dict[str, Any] = {
         "protocol": board.protocol._asdict(),
         "tuning": board.tuning,
         "rows": [_plain(row._asdict()) for row in rows],
+        "claims": [
+            {"name": name, "against": rival, **claim(board, name, rival)}
+            for name, rival in _rivals(rows)
+        ],
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     page.path.with_name("leaderboard.json").write_text(text)
@@ -116,11 +128,10 @@ def _evaluation(page: "_Page", board: Board) -> None:
         "Adam's. A star: a rate at the edge of what was tried, on so many tasks."
     )
     page.table(_HEADER, [_cells(board, row) for row in rows], "Leaderboard")
-    claims = list(_claims(board, rows))
-    if claims:
+    if content["claims"]:
         page.table(
             ("optimizer", "against", "better on", "probability", "p"),
-            claims,
+            [_claim_cells(x) for x in content["claims"]],
             "Learned optimizers against Adam and the best baseline",
         )
     page.picture("performance_profile", profile_figure(board, names))
@@ -137,7 +148,7 @@ def _evaluation(page: "_Page", board: Board) -> None:
     page.table(header, cells, "Results per task")
     for name in board.contestants:
         if board.contestants[name].learned:
-            duels = [[(x, x) for x in row] for row in task_rows(board, name)]
+            duels = [_duel_cells(row) for row in task_rows(board, name)]
             page.table(TASK_HEADER, duels, f"{name} beside tuned Adam, training loss")
     page.picture("learning_curves", curves_figure(board, names))
     sweep = sweep_figure(board, names)
@@ -192,21 +203,23 @@ def _cells(board: Board, row: Row) -> list[Cell]:
     ]
 
 
-def _claims(board: Board, rows: Sequence[Row]) -> Iterator[list[Cell]]:
+def _rivals(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Each learned optimizer, with Adam and with the best of the other baselines."""
     others = [x.name for x in rows if not x.learned and x.name != REFERENCE]
     for row in rows:
-        if not row.learned:
-            continue
-        for rival in (REFERENCE, *others[:1]):
-            found = claim(board, row.name, rival)
-            wins, tasks = found["tasks"]
-            yield [
-                (row.name, row.name),
-                (rival, rival),
-                (f"{wins} of {tasks}", wins),
-                (f"{found['improves']:.2f}", found["improves"]),
-                (f"{found['p']:.2g}", found["p"]),
-            ]
+        if row.learned:
+            yield from ((row.name, rival) for rival in (REFERENCE, *others[:1]))
+
+
+def _claim_cells(found: Mapping[str, Any]) -> list[Cell]:
+    wins, tasks = found["tasks"]
+    return [
+        (found["name"], found["name"]),
+        (found["against"], found["against"]),
+        (f"{wins} of {tasks}", wins),
+        (f"{found['improves']:.2f}", found["improves"]),
+        (f"{found['p']:.2g}", found["p"]),
+    ]
 
 
 def _task_cells(board: Board, name: str, task: str) -> list[Cell]:
@@ -218,15 +231,19 @@ def _task_cells(board: Board, name: str, task: str) -> list[Cell]:
     bound = "≥" if np.mean(speed.censored) >= 0.5 else ""
     rate, edge = chosen.rate, "*" * board.at_edge(name, task)
     accuracy = ("–", -1.0)
-    if "accuracy" in judged:
+    # Of a run that is lost it would be the accuracy of no training, or none at all.
+    fine = not np.any(diverged(train["loss"]))
+    if "accuracy" in judged and fine:
         share = float(np.median(final(judged["accuracy"])))
         accuracy = (f"{share:.1%}", share)
+    # What has overfitted has not diverged: its test loss may be above the first.
+    loss = median_range(judged["loss"]) if fine else spread(train["loss"])
     return [
         (task, task),
         (name, name),
         ("–", -1.0) if rate is None else (f"{rate:g}{edge}", rate),
-        (spread(train["loss"]), _middle(train["loss"])),
-        (spread(judged["loss"]), _middle(judged["loss"])),
+        (spread(train["loss"]), _middle(train["loss"]) if fine else np.inf),
+        (loss, _middle(judged["loss"]) if fine else np.inf),
         accuracy,
         (f"{score:.2f}", score),
         (f"{bound}{value:.2f}", value),
@@ -237,6 +254,20 @@ def _middle(curves: np.ndarray) -> float:
     """To sort by; a run that is not finite comes last."""
     value = float(np.median(final(curves)))
     return value if np.isfinite(value) else np.inf
+
+
+def _duel_cells(row: Sequence[str]) -> list[Cell]:
+    """Texts of `task_rows` with the numbers that they start with, to sort by."""
+
+    def key(text: str) -> float:
+        if text.startswith("diverged"):
+            return np.inf
+        if text.startswith("<"):
+            return 0.0
+        number = re.match(r"-?[\d.]+(?:e[+-]\d+)?", text)
+        return float(number[0]) if number else -1.0
+
+    return [(row[0], row[0]), *((text, key(text)) for text in row[1:])]
 
 
 def _about(card: Mapping[str, Any]) -> str:
@@ -286,6 +317,7 @@ class _Page:
     """Collects the parts of the body, and writes pictures as they come."""
 
     def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._parts: list[str] = []
 
@@ -338,7 +370,6 @@ class _Page:
     def write(self, title: str) -> Path:
         body = "\n".join(self._parts)
         page = _PAGE.replace("TITLE", html.escape(title)).replace("BODY", body)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(page, encoding="utf-8")
         return self.path
 
@@ -368,8 +399,9 @@ _PAGE = """<!doctype html>
           --focus: #56b4e9; }
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text);
-       background: var(--back); max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+       background: var(--back); max-width: 80rem; margin: 2rem auto; padding: 0 1rem;
        overflow-wrap: anywhere; }
+p { max-width: 50rem; }
 figure { margin: 1.5rem 0; }
 figcaption, caption { font-weight: 600; text-align: left; padding: .3rem 0; }
 img { max-width: 100%; height: auto; background: #fff; padding: .5rem;
@@ -404,10 +436,12 @@ BODY
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") !== "descending";
     const key = row => row.cells[column].dataset.key;
     const rows = [...body.rows];
     const numbers = rows.every(row => key(row) === "inf" || !isNaN(+key(row)));
+    // First the highest number, or the start of the alphabet.
+    const now = head.getAttribute("aria-sort");
+    const down = now === null ? numbers : now === "ascending";
     const number = text => text === "inf" ? Infinity : +text;
     const value = row => numbers ? number(key(row)) : key(row);
     rows.sort((a, b) => {

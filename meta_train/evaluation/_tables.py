@@ -115,11 +115,16 @@ def task_table(board: Board, name: str) -> Table:
 
 def spread(curves: np.ndarray) -> str:
     """Of (seeds, points): median (range) of the final loss, or how many diverged."""
-    last = final(curves)
     lost = int(np.sum(diverged(curves)))
     if lost:
-        return f"diverged in {lost} of {len(last)}"
-    return f"{np.median(last):.3g} ({last.min():.2g}–{last.max():.2g})"
+        return f"diverged in {lost} of {len(curves)}"
+    return median_range(curves)
+
+
+def median_range(curves: np.ndarray) -> str:
+    """Of the final values, (seeds, points); they may be above the first."""
+    last = final(curves)
+    return f"{np.median(last):.3g} ({last.min():.3g}–{last.max():.3g})"
 
 
 def _speedup(speedup: np.ndarray) -> str:
