@@ -419,6 +419,7 @@ def test_without_results_there_is_no_figure(tmp_path, measured, undrawn):
     assert cost_table(rows).row_count == 4 and "nan" not in text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_smoke_study(tmp_path):
     rows, _ = _study(tmp_path)
