@@ -167,6 +167,16 @@ def test_numbers_on_the_page_are_those_of_the_curves(board, page):
             share = (loss[:, 0] - loss[:, -5:].mean(1)) / gain
             scores.append(np.nan_to_num(share, nan=0.0))
         assert row["score"]["value"] == pytest.approx(iqm(np.ravel(scores)))
+        areas = []
+        for task in TASKS:
+            mine, adam = (
+                board.chosen(x, task).curves["train"]["loss"]
+                for x in (row["name"], "adam")
+            )
+            under = [(x[:, 1:] + x[:, :-1]).mean(1) / 2 for x in (mine, adam)]
+            gain = mine[:, 0].mean() - under[1].mean()
+            areas.append(np.nan_to_num((mine[:, 0] - under[0]) / gain, nan=0.0))
+        assert row["area"]["value"] == pytest.approx(iqm(np.ravel(areas)))
         shown = cells[row["name"].split(" (")[0]]
         assert shown[1].startswith(f"{row['score']['value']:.2f} (")
         assert shown[header.index("p")] == f"{row['p']:.2g}"
@@ -302,10 +312,10 @@ def test_columns_sort_by_click_and_by_key(tab):
     assert heading.get_attribute("aria-sort") == "ascending"
     assert [float(x) for x in _column(tab, 1)] == sorted(scores)
     # As numbers, not as text: "10" would come before "9".
-    p = tab.locator("thead button").nth(5)
+    p = tab.locator("thead button").nth(6)
     p.focus()
     tab.keyboard.press("Enter")
-    values = [float(x) for x in _column(tab, 5)]
+    values = [float(x) for x in _column(tab, 6)]
     assert values == sorted(values, reverse=True)
     name = tab.locator("thead button").nth(0)
     name.click()

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._runs import Protocol
-from ._scores import Envelope, Speedup, diverged, envelope, final, improvement, speedup
+from ._scores import (
+    Envelope,
+    Speedup,
+    area,
+    diverged,
+    envelope,
+    final,
+    improvement,
+    speedup,
+)
 from ._store import Result, Store, key_of
 from ._timing import Timing
 
@@ -99,6 +108,18 @@ class Board(NamedTuple):
         reached = float(np.mean(final(rival.curves[self.split]["loss"])))
         score = improvement(final(loss), loss[:, 0], reached)
         return np.where(diverged(mine.curves["train"]["loss"]), 0.0, score)
+
+    def area(self, name: str, task: str) -> np.ndarray:
+        """The same of the area under the curve of the training loss; (seeds,)."""
+        loss, rival = (
+            self.chosen(x, task).curves["train"]["loss"] for x in (name, REFERENCE)
+        )
+        score = improvement(area(loss), loss[:, 0], float(np.mean(area(rival))))
+        return np.where(diverged(loss), 0.0, score)
+
+    def areas(self, name: str) -> np.ndarray:
+        """`area`, (seeds, tasks)."""
+        return np.stack([self.area(name, task) for task in self.tasks], 1)
 
     def scores(self, name: str) -> np.ndarray:
         """`improvement`, (seeds, tasks)."""

@@ -17,6 +17,7 @@ class Row(NamedTuple):
       trials: rates that were tried.
       score: interquartile mean of the improvement, over tasks and seeds.
       median_score: its median.
+      area: interquartile mean of the improvement of the area under the curve.
       speedup: median over tasks and seeds, over LR-tuned Adam's envelope.
       censored: share of runs whose speed-up is a lower bound.
       better: tasks on which its mean score is above Adam's, of how many.
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     trials: int
     score: Interval
     median_score: Interval
+    area: Interval
     speedup: Interval
     censored: float
     better: tuple[int, int]
@@ -66,6 +68,7 @@ def _row(board: Board, name: str, adam: np.ndarray) -> Row:
         max(len(x) for x in contestant.trials.values()),
         interval(scores, iqm),
         interval(scores, np.median),
+        interval(board.areas(name), iqm),
         interval(speedups.value, np.median),
         float(np.mean(speedups.censored)),
         (int(np.sum(better)), len(better)),

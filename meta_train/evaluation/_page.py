@@ -120,7 +120,8 @@ def _evaluation(page: "_Page", board: Board) -> None:
         f"{_TUNING[board.tuning].format(trials=trials)}; learned optimizers (marked "
         "“learned”) without a rate have one trial. Score: the share of tuned Adam's "
         f"improvement of the {board.split} loss, 1 is as good, bounded to 0 and 2; "
-        "interquartile mean over tasks and seeds. Speed-up: the steps of Adam's "
+        "interquartile mean over tasks and seeds. Area: the same of the area under the "
+        "curve of the training loss. Speed-up: the steps of Adam's "
         "envelope to the run's final training loss over its own, median; Adam ran for "
         f"{horizon} times the steps, and ≥ marks a lower bound. In brackets: 95 % "
         "bootstrap intervals over seeds. Better: tasks with a mean score above Adam's; "
@@ -160,6 +161,7 @@ _HEADER = (
     "optimizer",
     "score",
     "median score",
+    "area",
     "speed-up",
     "better than Adam",
     "p",
@@ -191,6 +193,7 @@ def _cells(board: Board, row: Row) -> list[Cell]:
         (name + (f" *{edges}" if edges else ""), row.name),
         (interval_text(row.score), row.score.value),
         (interval_text(row.median_score), row.median_score.value),
+        (interval_text(row.area), row.area.value),
         (bounded_text(row.speedup, row.censored), row.speedup.value),
         ("{} of {}".format(*row.better), row.better[0]),
         (f"{row.p:.2g}", row.p),
