@@ -30,6 +30,7 @@ from l2o.meta_train.evaluation import (
     save_board,
 )
 from l2o.meta_train.evaluation._baselines import half_decades, scheduled_rate
+from l2o.meta_train.evaluation._board import best_trial
 from l2o.meta_train.evaluation._command import evaluate_command, report_command
 from l2o.meta_train.evaluation._entrants import of_optimizer
 from l2o.meta_train.evaluation._scores import final
@@ -124,6 +125,22 @@ def test_a_diverged_trial_is_not_chosen(board):
     sgd = board.contestants["sgd"]._replace(trials={TASK: trials})
     changed = board._replace(contestants={**board.contestants, "sgd": sgd})
     assert changed.chosen("sgd", TASK) is not broken
+
+
+def test_a_trial_is_not_chosen_by_what_it_is_judged_by(board):
+    trials = list(board.contestants["sgd"].trials[TASK])
+    best = board.chosen("sgd", TASK)
+    i = next(i for i, x in enumerate(trials) if x is not best)
+    lower = {"loss": 0 * trials[i].curves["test"]["loss"]}
+    for split in ("train", "test"):
+        curves = {**trials[i].curves, split: lower}
+        changed = [*trials]
+        changed[i] = dataclasses.replace(trials[i], curves=curves)
+        assert changed[best_trial(changed)] is best
+    changed[i] = dataclasses.replace(
+        trials[i], curves={**trials[i].curves, "outer_valid": lower}
+    )
+    assert best_trial(changed) == i
 
 
 def test_one_rate_for_all_is_chosen_on_the_tuning_set(store):

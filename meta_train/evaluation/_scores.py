@@ -133,9 +133,8 @@ def speedup(train: np.ndarray, every: int, adam: Envelope) -> Speedup:
     """
     last = ema(train, every)[:, -1]
     used = (train.shape[-1] - 1) * every
-    bad = diverged(train)
-    value = np.where(bad, 0.0, steps_to(adam, last) / used)
-    return Speedup(value, ~bad & (last < adam.loss[-1]))
+    value = np.where(diverged(train), 0.0, steps_to(adam, last) / used)
+    return Speedup(value, last < adam.loss[-1])
 
 
 def first_at_most(
