@@ -117,21 +117,22 @@ class Backward {
     Vec row[H] = {};
     each([&](const Place& at) {
       Layers layers;
-      Vec phi[kPlanes], d_first[H];
+      Vec *phi = held_[count_].phi, *d_first = held_[count_].d_first;
       const Point point = look<FACTORED>(at, phi);
       const Vec step = forward<FACTORED>(at, phi, layers), u = at.get(c_.u);
       by_scale.add(at.part(u * step));
       by_decay.add(at.part(u * point.p));
       const Vec d_step = at.part(u * (factor * step_root) - step * along);
-      through_layers<FACTORED>(phi, layers, step, d_step, d_first);
+      through_layers(layers, step, d_step, d_first);
       for (int h = 0; h < H; ++h) at.put(b_.hidden[h].data(), d_first[h]);
-      if (!FACTORED) return;
-      for (int h = 0; h < H; ++h) {
+      for (int h = 0; FACTORED && h < H; ++h) {
         row[h] = at.first ? d_first[h] : row[h] + d_first[h];
         if (at.last) b_.x_hidden[h][at.x] = sum(row[h]);
         at.add_y(b_.y_hidden[h].data(), d_first[h]);
       }
+      if (++count_ == kHeld) add_held<FACTORED, true>();
     });
+    add_held<FACTORED, false>();
     const double d_scale = -by_scale.value();
     finish_weights<FACTORED>();
     feature_slopes();
@@ -266,9 +267,8 @@ class Backward {
     return layers.direction * layers.exponential;
   }
 
-  template <bool FACTORED>
-  L2O_INLINE void through_layers(const Vec* phi, const Layers& layers, Vec step,
-                                 Vec d_step, Vec* d_first) {
+  L2O_INLINE void through_layers(const Layers& layers, Vec step, Vec d_step,
+                                 Vec* d_first) {
     const Network<H>& net = k_.network;
     const Vec d_direction = d_step * layers.exponential;
     const Vec d_magnitude = d_step * step * s_.exp_mult;
@@ -291,11 +291,22 @@ class Backward {
       d_first[i] = layers.first[i] > 0.0f ? d : Vec{};
       d_b0_[i] += d_first[i];
     }
+  }
+
+  // The first layer's gradient, of several vectors at once: it is in memory.
+  template <bool FACTORED, bool ALL>
+  void add_held() {
+    const int count = ALL ? kHeld : count_;
 #pragma GCC unroll 30
     for (int f = 0; f < kPlanes; ++f) {
       if (!seen<FACTORED>(f)) continue;
-      for (int h = 0; h < H; ++h) d_w0_[f][h] += phi[f] * d_first[h];
+      Vec total[H];
+      for (int h = 0; h < H; ++h) total[h] = d_w0_[f][h];
+      for (int k = 0; k < count; ++k)
+        for (int h = 0; h < H; ++h) total[h] += held_[k].phi[f] * held_[k].d_first[h];
+      for (int h = 0; h < H; ++h) d_w0_[f][h] = total[h];
     }
+    count_ = 0;
   }
 
   // Sums over elements become gradients of the packed weights.
@@ -544,6 +555,11 @@ class Backward {
   ReverseScratch<H>& b_;
   Scratch<H>& k_;
   float slope_[kPlanes][H], along_[kPlanes];
+  static constexpr int kHeld = 8;
+  struct {
+    Vec phi[kPlanes], d_first[H];
+  } held_[kHeld];
+  int count_ = 0;  // of those held
   Vec d_w0_[kPlanes][H] = {}, d_b0_[H] = {}, d_w1_[H][H] = {}, d_b1_[H] = {},
       d_w2_[2][H] = {}, d_b2_[2] = {}, d_decays_[7] = {};
 };

@@ -6,6 +6,7 @@
 
 #include "backward.h"
 #include "kernels.h"
+#include "pages.h"
 #include "statistics.h"
 
 namespace {
@@ -133,9 +134,9 @@ class Reader {
         for (auto& r : c.out_row) r = output(all * row);
         for (auto& x : c.out_col) x = output(all * col);
       } else {
-        t.u = output(all * n);
-        for (auto& m : t.new_m) m = output(all * n);
-        t.new_rms = output(all * n);
+        t.u = output(all * n, t.g);
+        for (int d = 0; d < 3; ++d) t.new_m[d] = output(all * n, t.m[d]);
+        t.new_rms = output(all * n, t.rms);
         for (auto& r : t.new_row) r = output(all * row);
         for (auto& x : t.new_col) x = output(all * col);
       }
@@ -191,6 +192,12 @@ class Reader {
   }
   const float* input(int64_t n) { return next(frame_->args, arg_, n); }
   float* output(int64_t n) { return next(frame_->rets, ret_, n); }
+  // One that may be in the place of an operand, which then has its pages.
+  float* output(int64_t n, const float* operand) {
+    float* x = output(n);
+    if (x != operand) advise_large_pages(x, n * sizeof(float));
+    return x;
+  }
   float* zeros(int64_t n) {
     float* x = output(n);
     if (x) std::fill_n(x, n, 0.0f);
