@@ -123,6 +123,9 @@ class Config:
     """Outer steps of linear warm-up; a cosine to a tenth of the peak follows."""
     outer_clip: float = 1.0
     """Largest global norm of a meta-gradient."""
+    theta_average: float | None = None
+    """Decay per outer step of an average of theta, which is exported and scored in its
+    place, such as 0.999; None keeps none."""
     frozen: tuple[str, ...] = ()
     """Parts of theta that stay as they are, beside those the optimizer freezes."""
     population: int = 1
@@ -179,6 +182,10 @@ class Config:
             "Config.outer_warmup must be from 0 to less than outer_steps "
             f"({self.outer_steps}), not {self.outer_warmup}",
         )
+        _require(
+            self.theta_average is None or 0 < self.theta_average < 1,
+            f"Config.theta_average must be between 0 and 1, not {self.theta_average}",
+        )
         for name in (
             "episode_length",
             "episode_length_start",
@@ -224,6 +231,7 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
     "outer_lr": "override",
     "outer_warmup": "override",
     "outer_clip": "override",
+    "theta_average": "fixed",
     "frozen": "fixed",
     "population": "fixed",
     "population_range": "fixed",

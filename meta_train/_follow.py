@@ -153,7 +153,7 @@ def _watch(
 ) -> None:
     """Calls `add` with each checkpoint's step and theta until the last one's."""
     checkpoints = folder / "checkpoints"
-    outer = _outer(optimizer, _config(folder).get("population", 1))
+    outer = _outer(optimizer, _config(folder))
     done = {record["step"] for record in records}
     suspect: set[int] = set()
     while True:
@@ -174,10 +174,14 @@ def _watch(
         time.sleep(poll)
 
 
-def _outer(optimizer: l2o.LearnedOptimizer, population: int) -> Outer | Population:
+def _outer(
+    optimizer: l2o.LearnedOptimizer, content: dict[str, Any]
+) -> Outer | Population:
     """What of a run's state makes theta."""
     theta = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    outer = Outer(**{**dict.fromkeys(Outer._fields, ()), "theta": theta})
+    wanted = "theta" if content.get("theta_average") is None else "average"
+    outer = Outer(**{**dict.fromkeys(Outer._fields, ()), wanted: theta})
+    population = content.get("population", 1)
     if population == 1:
         return outer
 

@@ -20,6 +20,7 @@ class Outer(NamedTuple):
     opt_state: Any  # of the outer optimizer
     step: jax.Array  # int32: outer steps made
     key: jax.Array  # of the run; step s uses fold_in(key, s)
+    average: Any = ()  # of theta over outer steps; () where none is kept
 
 
 class OuterInfo(NamedTuple):
@@ -91,12 +92,20 @@ def _optimizers() -> list[str]:
 
 
 def make_outer_step(
-    estimator: MetaGradient, outer_tx: optax.GradientTransformation
+    estimator: MetaGradient,
+    outer_tx: optax.GradientTransformation,
+    average: float | None = None,
 ) -> OuterStep:
     """`(outer, worker, data) -> (outer, worker, info)`, to be jitted.
 
     A meta-gradient with a non-finite entry, or without a finite particle, leaves theta
     and the outer optimizer as they were; the step is counted as skipped.
+
+    Args:
+      estimator: of the meta-gradient.
+      outer_tx: what makes it an update of theta.
+      average: decay of `Outer.average`, which must then begin as theta; in early steps
+        it is (1 + t) / (10 + t), if that is less. None keeps no average.
     """
 
     def outer_step(outer, worker, data):
@@ -112,7 +121,11 @@ def make_outer_step(
             (optax.apply_updates(outer.theta, updates), opt_state),
             (outer.theta, outer.opt_state),
         )
-        outer = Outer(theta, opt_state, outer.step + 1, outer.key)
+        mean = outer.average
+        if average is not None:
+            decay = jnp.minimum(average, (1 + outer.step) / (10 + outer.step))
+            mean = jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), mean, theta)
+        outer = Outer(theta, opt_state, outer.step + 1, outer.key, mean)
         return outer, worker, OuterInfo(info, norm, ~finite)
 
     return outer_step

@@ -151,14 +151,21 @@ def make_recipe(
     if start is not None:
         theta = start
     outer_tx = _but_frozen(_outer_tx(config), optimizer, theta, config.frozen)
+    decay = config.theta_average
+
+    def begin(theta, tx, key):
+        # A copy: both are given to the first step to be replaced.
+        mean = () if decay is None else jax.tree.map(jnp.copy, theta)
+        return Outer(theta, tx.init(theta), jnp.int32(0), key, mean)
+
     if config.population == 1:
         parts = [
-            Part(name, make_outer_step(e, outer_tx), data, e.specs, stream)
+            Part(name, make_outer_step(e, outer_tx, decay), data, e.specs, stream)
             for name, e, data, stream in zip(
                 names, estimators, datas, streams, strict=True
             )
         ]
-        outer: Any = Outer(theta, outer_tx.init(theta), jnp.int32(0), k_run)
+        outer: Any = begin(theta, outer_tx, k_run)
         workers = [
             e.init(key, theta) for e, key in zip(estimators, k_workers, strict=True)
         ]
@@ -170,7 +177,7 @@ def make_recipe(
     def member_init(hypers, key):
         # Chosen by the key, so that no two members begin alike.
         drawn = theta if start is not None else optimizer.init_theta(key)
-        return Outer(drawn, member_tx(hypers).init(drawn), jnp.int32(0), key)
+        return begin(drawn, member_tx(hypers), key)
 
     low, high = config.population_range
     factors = np.geomspace(low, high, config.population, dtype=np.float32)
@@ -180,7 +187,7 @@ def make_recipe(
 
     def member_step(estimator):
         def step(hypers):
-            return make_outer_step(estimator, member_tx(hypers))
+            return make_outer_step(estimator, member_tx(hypers), decay)
 
         return make_population_step(step)
 
@@ -198,11 +205,11 @@ def make_recipe(
 
 
 def theta_of(outer: Outer | Population) -> Any:
-    """The theta of a run's state; of a population, its best member's."""
+    """The theta of a run's state, or its average; of a population, the best's."""
     if isinstance(outer, Population):
         best = jnp.argmin(outer.score)
-        return jax.tree.map(lambda x: x[best], outer.outer.theta)
-    return outer.theta
+        return theta_of(jax.tree.map(lambda x: x[best], outer.outer))
+    return outer.average if jax.tree.leaves(outer.average) else outer.theta
 
 
 def check_recipe(config: Any) -> None:

@@ -298,7 +298,7 @@ def _failing_after(monkeypatch, good):
 
     make = module.make_outer_step
 
-    def poisoned(estimator, tx):
+    def poisoned(estimator, tx, decay):
         def outer_step(outer, worker, data):
             def estimate(*args):
                 gradient, *rest = estimator.estimate(*args)
@@ -307,7 +307,8 @@ def _failing_after(monkeypatch, good):
                     lambda g: jnp.where(bad, jnp.nan, g), gradient
                 ), *rest
 
-            return make(estimator._replace(estimate=estimate), tx)(outer, worker, data)
+            step = make(estimator._replace(estimate=estimate), tx, decay)
+            return step(outer, worker, data)
 
         return outer_step
 

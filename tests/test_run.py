@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import l2o
-from l2o.meta_train import Config, presets, run
+from l2o.meta_train import Config, Following, follow, presets, run
 from l2o.tasks import TaskFamily, TaskSpec, quadratic, stateless
 
 QUICK = Config(
@@ -279,6 +279,48 @@ def test_a_non_finite_meta_gradient_leaves_theta_alone():
         skipped.append(bool(info.skipped))
     assert skipped == [False, True, False]
     np.testing.assert_allclose(values, [0.9, 0.9, 0.8], rtol=1e-5)
+
+
+def test_an_average_of_theta_follows_it():
+    from l2o.meta_train import Info, MetaGradient, Outer, make_outer_step
+
+    def estimate(key, theta, state, data, step):
+        zero = jnp.int32(0)
+        info = Info(jnp.float32(0), zero, zero, zero, jnp.int32(1))
+        return {"a": jnp.where(state == 4, jnp.nan, 1.0)}, state + 1, info
+
+    estimator = MetaGradient(lambda key, theta: jnp.int32(0), estimate)
+    tx = optax.sgd(1.0)
+    step = jax.jit(make_outer_step(estimator, tx, 0.5))
+    theta = {"a": jnp.float32(3)}
+    outer = Outer(theta, tx.init(theta), jnp.int32(0), jax.random.key(0), theta)
+    worker, mean = jnp.int32(0), 3.0
+    for t, value in enumerate([2, 1, 0, -1, -1, -2, -3, -4, -5, -6, -7, -8]):
+        outer, worker, _ = step(outer, worker, ())
+        decay = min(0.5, (1 + t) / (10 + t))
+        mean = decay * mean + (1 - decay) * value
+        assert float(outer.theta["a"]) == value
+        np.testing.assert_allclose(outer.average["a"], mean, rtol=1e-5)
+
+
+def test_the_average_is_what_is_exported_and_scored():
+    config = dataclasses.replace(QUICK, reparam_level="none", checkpoint_every=12)
+    averaging = dataclasses.replace(config, theta_average=0.9)
+    plain, averaged = run(config, "plain"), run(averaging, "averaged")
+    assert _deterministic(_metrics(Path("plain"))) == _deterministic(
+        _metrics(Path("averaged"))
+    )
+    assert not jax.tree.all(jax.tree.map(jnp.array_equal, plain.theta, averaged.theta))
+    scoring = Following(steps=20, seeds=1, eval_every=10, eval_batches=1)
+    follow("averaged", scoring)
+    for folder in ("averaged/frozen", "averaged/best"):
+        _, theta = l2o.load_theta(folder)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, theta, averaged.theta))
+
+
+def test_an_average_has_a_decay():
+    with pytest.raises(ValueError, match="theta_average must be between 0 and 1"):
+        dataclasses.replace(QUICK, theta_average=1.0)
 
 
 def test_several_families_are_drawn_equally_often():
