@@ -221,22 +221,22 @@ def _run_demo(arguments: list[str]) -> int:
 
 def _run_meta_train(arguments: list[str]) -> int:
     preset = _preset(arguments, "demo")
+    defaults = presets.load(preset).meta_train
+    # tyro makes of a mapping that is not empty an option per key, and takes no others.
+    bare = dataclasses.replace(defaults, **{name: {} for name in _OPTIONS_OF})
     options = _parse(
         "meta-train",
         _MetaTrain,
         arguments,
-        default=_MetaTrain(
-            config=presets.load(preset).meta_train,
-            preset=preset,
-            out=tyro.MISSING,
-        ),
+        default=_MetaTrain(config=bare, preset=preset, out=tyro.MISSING),
     )
+    config = _with_options(options.config, defaults)
     console = Console()
     keep()
-    share_cores(options.config.particles, options.topology)
+    share_cores(config.particles, options.topology)
     try:
         result = run(
-            options.config,
+            config,
             options.out,
             console=console,
             override=options.override,
@@ -250,6 +250,27 @@ def _run_meta_train(arguments: list[str]) -> int:
             f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True
         )
     return _status(result)
+
+
+# Fields of a `Config` that are keyword arguments of what another field names.
+_OPTIONS_OF = {
+    "optimizer_options": "optimizer",
+    "estimator_options": "estimator",
+    "outer_options": "outer_optimizer",
+}
+
+
+def _with_options(config: Config, defaults: Config) -> Config:
+    """With the preset's keyword arguments of what is the preset's, if none are given."""
+    return dataclasses.replace(
+        config,
+        **{
+            name: getattr(defaults, name)
+            for name, owner in _OPTIONS_OF.items()
+            if not getattr(config, name)
+            and getattr(config, owner) == getattr(defaults, owner)
+        },
+    )
 
 
 def _status(result: Result) -> int:

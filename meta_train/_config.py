@@ -68,7 +68,8 @@ class Config:
     optimizer: str = "small_fc"
     """Architecture; `l2o list` shows them."""
     optimizer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of its factory, such as `step_mult 0.01`."""
+    """Keyword arguments of its factory, such as `step_mult 0.01`. On the command line,
+    by default the preset's, if its optimizer is taken; so too for the other options."""
     start_from: str | None = None
     """Weights to go on from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)

@@ -102,6 +102,31 @@ def test_a_preset_fills_the_defaults(capsys):
 
 
 @pytest.mark.parametrize(
+    "line, options",
+    [
+        ("", {"step_mult": 0.003}),
+        ("--optimizer-options step_mult 0.01 exp_mult 0.1", None),
+        # The preset's are for its own optimizer.
+        ("--optimizer celo", {}),
+        ("--optimizer celo --optimizer-options train_phase 1", {"train_phase": 1}),
+    ],
+)
+def test_options_of_the_preset_are_for_its_optimizer(line, options, monkeypatch):
+    import l2o.meta_train._cli as cli
+
+    seen = []
+
+    def run(config, out, **kwargs):
+        seen.append(config)
+        return Result({}, l2o.learnable_sgd(), None, True, 3)
+
+    monkeypatch.setattr(cli, "run", run)
+    assert main(["meta-train", "--out", "x", *line.split()]) == 0
+    expected = {"step_mult": 0.01, "exp_mult": 0.1} if options is None else options
+    assert seen[0].optimizer_options == expected
+
+
+@pytest.mark.parametrize(
     "line, words",
     [
         ("meta-train --outer-stepz 3 --out x", ["--outer-stepz", "--episode-length"]),
