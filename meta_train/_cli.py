@@ -261,7 +261,7 @@ _OPTIONS_OF = {
 
 
 def _with_options(config: Config, defaults: Config) -> Config:
-    """With the preset's keyword arguments of what is the preset's, if none are given."""
+    """With the preset's keyword arguments of what is the preset's, if none is given."""
     return dataclasses.replace(
         config,
         **{
