@@ -47,6 +47,7 @@ def test_suites_are_the_ones_that_are_documented():
         "demo/train": 5,
         "demo/heldout": 4,
         "train/fast": 4,
+        "train/mixed": 16,
         "train/broad": 30,
         "heldout/small": 18,
         "axes": 17,
@@ -76,6 +77,7 @@ DIGESTS = {
     "demo/train": "ad09397e3bc8",
     "demo/heldout": "7ec6f606facd",
     "train/fast": "8afcb27e5399",
+    "train/mixed": "b13ff03dfa66",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "f40a742394ed",
@@ -102,7 +104,9 @@ def test_heldout_shares_no_model_and_no_data_with_the_fast_recipe():
 
 
 def test_heldout_shares_no_data_with_any_training_suite():
-    seen = _datasets("train/fast") | _datasets("train/broad")
+    seen = set.union(
+        *(_datasets(f"train/{name}") for name in ("fast", "mixed", "broad"))
+    )
     assert not _datasets("heldout/small") & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
 

@@ -7,7 +7,7 @@ from ._base import Suite as Suite
 from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
 from ._heldout import HELDOUT_SMALL
-from ._train import TRAIN_FAST, train_broad
+from ._train import TRAIN_FAST, TRAIN_MIXED, train_broad
 from ._velodrome import VELODROME
 
 
@@ -18,6 +18,7 @@ def suites() -> dict[str, Suite]:
         DEMO_TRAIN,
         DEMO_HELDOUT,
         TRAIN_FAST,
+        TRAIN_MIXED,
         train_broad(),
         HELDOUT_SMALL,
         AXES,
