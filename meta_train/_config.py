@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
-from l2o.tasks import Split, TaskSpec, resolve, suites
+from l2o.tasks import Split, TaskSpec, held_out, resolve, suites
 
 from ._objective import Over
 from ._recipe import check_recipe
@@ -55,6 +55,15 @@ def _resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
         raise ValueError(f"{field}: {error}") from None
 
 
+def _may_be_seen(field: str, specs: dict[str, TaskSpec], remedy: str) -> None:
+    for name, spec in specs.items():
+        why = held_out(spec)
+        _require(
+            why is None,
+            f"{field}: {name} is {why}, which optimizers are judged by: {remedy}",
+        )
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -75,6 +84,8 @@ class Config:
     families: tuple[str, ...] = ("mlp32",)
     """Task families: names of tasks or suites, `l2o tasks` shows them, or JSON files of
     specs."""
+    allow_heldout: bool = False
+    """Take families that optimizers are judged by, too; the card tells."""
     families_per_step: Literal["one", "all"] = "one"
     """Every outer step draws one family, all equally often; or averages over all."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
@@ -151,7 +162,9 @@ class Config:
         _check_types(self)
         make(self.optimizer, **self.optimizer_options)
         _require(len(self.families) > 0, "Config.families names no task family")
-        _resolved("Config.families", self.families)
+        specs = _resolved("Config.families", self.families)
+        if not self.allow_heldout:
+            _may_be_seen("Config.families", specs, "take others, or allow_heldout")
         for name in self.families:
             _require(
                 self.reparam_level == "none"
@@ -209,6 +222,7 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
     "optimizer_options": "fixed",
     "start_from": "fixed",
     "families": "fixed",
+    "allow_heldout": "free",
     "families_per_step": "fixed",
     "reparam_level": "fixed",
     "reparam_range": "override",
@@ -292,7 +306,8 @@ class Evaluation:
                 f"{', '.join(specs)}",
             )
         if self.tuning == "set":
-            _resolved("Evaluation.tuning_set", (self.tuning_set,))
+            others = _resolved("Evaluation.tuning_set", (self.tuning_set,))
+            _may_be_seen("Evaluation.tuning_set", others, "choose on others")
         if self.steps is not None:
             _require_positive(self, "steps")
             _check_points(self, self.steps)
@@ -321,7 +336,8 @@ class Following:
 
 
 def _check_curves(config: Following) -> None:
-    _resolved("Following.tasks", config.tasks)
+    specs = _resolved("Following.tasks", config.tasks)
+    _may_be_seen("Following.tasks", specs, "choose checkpoints on others")
     for name in ("steps", "seeds", "eval_every", "eval_batches"):
         _require_positive(config, name)
     _check_points(config, config.steps)

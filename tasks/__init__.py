@@ -22,6 +22,7 @@ from ._distributions import sample_spec as sample_spec
 from ._distributions import velo_mixture as velo_mixture
 from ._losses import accuracy as accuracy
 from ._losses import cross_entropy as cross_entropy
+from ._registry import held_out as held_out
 from ._registry import load_suite as load_suite
 from ._registry import make_family as make_family
 from ._registry import named_tasks as named_tasks

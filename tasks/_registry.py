@@ -1,5 +1,6 @@
 """Tasks by name: those of the suites, whole suites, and one's own in a JSON file."""
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -65,6 +66,49 @@ def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
             raise ValueError(f"{', '.join(twice)}: named twice")
         found |= more
     return found
+
+
+def held_out(spec: TaskSpec) -> str | None:
+    """Why nothing may be trained or chosen on a task; None if it may.
+
+    Either it is, but for augmentations, a task of a suite that is held out, or it has
+    data that only such a suite has.
+
+    Example:
+      >>> from l2o.tasks import held_out, resolve
+      >>> held_out(resolve("siren-hopper")["siren-hopper"])
+      'siren-hopper of heldout/small'
+      >>> held_out(resolve("mlp16")["mlp16"])
+    """
+    tasks, data = _held_out()
+    known = tasks.get(_bare(spec))
+    if known is not None:
+        return known
+    shared = sorted(data.keys() & set(spec.datasets))
+    return f"the data {shared[0]} of {data[shared[0]]}" if shared else None
+
+
+@functools.cache
+def _held_out() -> tuple[dict[str, str], dict[str, str]]:
+    every = suites().values()
+    tasks = {
+        _bare(spec): f"{name} of {suite.name}"
+        for suite in every
+        if suite.heldout
+        for name, spec in suite.tasks.items()
+    }
+    data = {
+        dataset: suite.name
+        for suite in every
+        if suite.heldout == "tasks and data"
+        for spec in suite.tasks.values()
+        for dataset in spec.datasets
+    }
+    return tasks, data
+
+
+def _bare(spec: TaskSpec) -> str:
+    return dataclasses.replace(spec, augmentations=(), label="").to_json()
 
 
 def make_family(name: str) -> TaskFamily:

@@ -232,3 +232,5 @@ def test_what_cannot_be_followed_says_why(tmp_path, copy):
         Following(steps=30)
     with pytest.raises(ValueError, match="Following.tasks: unknown task 'nope'"):
         Following(tasks=("nope",))
+    with pytest.raises(ValueError, match="is cartpole of heldout/small"):
+        Following(tasks=("cartpole",))

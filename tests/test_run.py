@@ -354,6 +354,11 @@ def test_a_run_in_a_thread_needs_no_signals():
         ({"families": ("mnist",)}, ValueError, "families: unknown task 'mnist'"),
         ({"families": ("train/broad",)}, ValueError, "set reparam_level to 'none'"),
         ({"families": ()}, ValueError, "names no task family"),
+        (
+            {"families": ("mlp16", "graphs")},
+            ValueError,
+            "graphs is graphs of heldout/small, which optimizers are judged by: take",
+        ),
         ({"std": 0.0}, ValueError, "std must be positive"),
         ({"particles": -1}, ValueError, "particles >= 1"),
         ({"episode_length": (50, 5)}, ValueError, "0 < low <= high"),
@@ -364,6 +369,11 @@ def test_a_run_in_a_thread_needs_no_signals():
 def test_bad_configuration(bad, error, match):
     with pytest.raises(error, match=match):
         Config(**bad)
+
+
+def test_held_out_families_may_be_asked_for():
+    config = Config(families=("conv",), allow_heldout=True)
+    assert config.allow_heldout and not Config().allow_heldout
 
 
 def test_presets():

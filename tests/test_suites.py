@@ -1,5 +1,6 @@
 """Suites, names, sampled specs and their costs."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,8 +18,10 @@ from l2o.tasks import (
     DATASETS,
     DISTRIBUTIONS,
     SPLITS,
+    Augmentation,
     TaskSpec,
     _distributions,
+    held_out,
     load_suite,
     named_tasks,
     resolve,
@@ -109,6 +112,20 @@ def test_heldout_shares_no_data_with_any_training_suite():
     )
     assert not _datasets("heldout/small") & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
+
+
+def test_what_is_held_out_is_known_whatever_it_is_called():
+    for name in ("heldout/small", "demo/heldout"):
+        assert all(map(held_out, SUITES[name].tasks.values()))
+    for name in ("train/fast", "train/mixed", "train/broad", "demo/train"):
+        assert not any(map(held_out, SUITES[name].tasks.values()))
+    graphs = SUITES["heldout/small"].tasks["graphs"]
+    harder = graphs.augmented(Augmentation("reduced_batch", {"fraction": 0.5}))
+    mine = dataclasses.replace(harder, label="mine")
+    assert held_out(mine) == "graphs of heldout/small"
+    options = {"model": "mlp", "datasets": ("digits", "glyphs")}
+    mine = TaskSpec("supervised", options, label="mine")
+    assert held_out(mine) == "the data glyphs of heldout/small"
 
 
 def test_broad_has_two_of_every_distribution_that_fits_the_budget():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from .._base import Split
 from .._spec import TaskSpec
@@ -22,6 +23,7 @@ class Suite:
         fresh batches of `split` at the end.
       split: see `metric`.
       augmented: whether the specs bring their augmentations with them.
+      heldout: what of it nothing may be trained or chosen on; see `held_out`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Suite:
     metric: str = "loss"
     split: Split = "test"
     augmented: bool = False
+    heldout: Literal["", "tasks", "tasks and data"] = ""
 
 
 def labelled(specs: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:

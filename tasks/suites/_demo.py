@@ -45,4 +45,5 @@ DEMO_HELDOUT = Suite(
         }
     ),
     steps=500,
+    heldout="tasks",
 )

@@ -69,4 +69,5 @@ HELDOUT_SMALL = Suite(
             ),
         }
     ),
+    heldout="tasks and data",
 )
