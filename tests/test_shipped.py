@@ -1,0 +1,80 @@
+"""What ships: its weights, its card, and the updates it makes, which do not change.
+
+`python tests/test_shipped.py` records them anew; only for weights that are new.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import l2o
+from l2o.meta_train import Config
+from l2o.tasks import held_out, resolve
+
+GOLDEN = Path(__file__).parent / "shipped"
+SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
+STEPS = 8
+
+
+def trajectory(name):
+    """Parameters after steps down a bowl that is noisy in a fixed way."""
+    optimizer, theta = l2o.load_theta(name)
+    tx = optimizer.bind(theta, num_steps=20)
+    params = {
+        key: jnp.sin(jnp.arange(np.prod(shape)) * (i + 1.0)).reshape(shape)
+        for i, (key, shape) in enumerate(SHAPES.items())
+    }
+
+    @jax.jit
+    def step(params, state, t):
+        noise = jax.tree.map(lambda p: 0.3 * jnp.cos(17 * p + t), params)
+        loss = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+        grads = jax.tree.map(lambda p, n: 2 * p + n, params, noise)
+        updates, state = tx.update(grads, state, params, value=loss)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    state = tx.init(params)
+    for t in range(STEPS):
+        params, state = step(params, state, t)
+    return {key: np.asarray(value).ravel().tolist() for key, value in params.items()}
+
+
+@pytest.mark.parametrize("backend", ["xla", "native"])
+@pytest.mark.parametrize("name", l2o.shipped())
+def test_it_makes_the_updates_that_it_made(name, backend):
+    if backend == "native" and l2o.native_kernels() is None:
+        pytest.skip("no native kernels here")
+    with l2o.backend(backend):
+        found = trajectory(name)
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert found.keys() == golden.keys()
+    for key, value in golden.items():
+        np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", l2o.shipped())
+def test_its_card_says_how_it_was_made_and_on_nothing_held_out(name):
+    card = l2o.read_card(name)["card"]
+    known = {field.name for field in dataclasses.fields(Config)}
+    assert card["config"].keys() <= known
+    assert not card["config"].get("allow_heldout")
+    assert not any(map(held_out, resolve(card["config"]["families"]).values()))
+    assert card["inner_steps"] > 0 and card["seconds"] > 0
+
+
+def record():
+    for name in l2o.shipped():
+        path = GOLDEN / f"{name}.json"
+        if not path.exists():
+            with l2o.backend("xla"):
+                path.write_text(json.dumps(trajectory(name)) + "\n")
+            print(path)
+
+
+if __name__ == "__main__":
+    record()
