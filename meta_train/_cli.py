@@ -223,7 +223,8 @@ def _run_meta_train(arguments: list[str]) -> int:
     preset = _preset(arguments, "demo")
     defaults = presets.load(preset).meta_train
     # tyro makes of a mapping that is not empty an option per key, and takes no others.
-    bare = dataclasses.replace(defaults, **{name: {} for name in _OPTIONS_OF})
+    none: dict[str, Any] = {name: {} for name in _OPTIONS_OF}
+    bare = dataclasses.replace(defaults, **none)
     options = _parse(
         "meta-train",
         _MetaTrain,
