@@ -12,7 +12,7 @@ namespace {
 // Asks for large pages where a result of so many bytes will be written.
 //
 // XLA returns what it needed during a step to the system, so that all of it is new in
-// the next one: with small pages, faults take as long as the update itself. Advice is
+// the next one: with small pages, faults make an update a quarter dearer. Advice is
 // for whole large pages, those at the ends too, and changes nothing for what else
 // lies there.
 inline void advise_large_pages(void* data, int64_t bytes) {
