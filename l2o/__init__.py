@@ -12,6 +12,7 @@ from ._base import trainable as trainable
 from ._celo import celo as celo
 from ._celo2 import celo2 as celo2
 from ._celo2_base import celo2_base as celo2_base
+from ._celo2_velo import celo2_velo as celo2_velo
 from ._celo_adam import celo_adam as celo_adam
 from ._compact import compact as compact
 from ._elo import elo as elo

@@ -14,7 +14,13 @@ from ._accumulators import (
     check_factoring,
     init_accumulators,
 )
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._base import (
+    LearnedOptimizer,
+    recorded,
+    require_num_steps,
+    require_params,
+    stable_dtypes,
+)
 from ._features import FEATURES, check_features, feature_sizes
 from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
@@ -25,6 +31,7 @@ from ._rule import (
     Rule,
     Shared,
 )
+from ._schedule import warmup_cosine
 
 _EPS = 1e-9
 _RMS_EPS = 1e-8
@@ -62,6 +69,8 @@ def celo2_base(
     ns_coeffs: Sequence[float] = NS_COEFFS,
     ns_iters: int = 5,
     ns_eps: float = 1e-8,
+    init: Literal["random", "adam"] = "random",
+    schedule: Literal["constant", "cosine"] = "constant",
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps have unit root mean square (Celo2-base).
@@ -92,12 +101,17 @@ def celo2_base(
       activation: between the layers.
       orthogonalize, ns_coeffs, ns_iters, ns_eps: Newton-Schulz iterations on the step
         of a tensor of two axes or more, before it is normalised.
+      init: what meta-training starts from: random weights, or "adam", weights with
+        which the rule is Adam's direction (the first momentum over the root of the
+        first second moment), normalised.
+      schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
+        a cosine to zero; `bind` then needs the length of the run.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features or activation; `update`
-        called without `params`.
+      ValueError: decays that cannot be paired; unknown features, activation, init or
+        schedule; `update` called without `params`; no `num_steps` for a schedule.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -110,12 +124,18 @@ def celo2_base(
     """
     arguments = recorded(locals())
     rule, decays = make_rule(arguments, factoring=factoring)
+    check_choice("init", init, ("random", "adam"))
+    check_choice("schedule", schedule, ("constant", "cosine"))
+    if init == "adam":
+        check_adam(rule, hidden_size)
 
     def init_theta(key):
-        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
+        nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
+        return {"nn": as_adam(nn, rule, decays) if init == "adam" else nn}
 
     def bind(theta, *, num_steps=None):
-        del num_steps
+        if schedule == "cosine":
+            num_steps = require_num_steps(num_steps, "celo2_base")
 
         def init_fn(params):
             accumulators = init_accumulators(params, decays, factoring)
@@ -125,20 +145,27 @@ def celo2_base(
             del extra_args
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
+            rate = learning_rate
+            if schedule == "cosine":
+                rate = rate * warmup_cosine(state.count, num_steps)
             updates, accumulators = update_tree(
                 rule,
                 updates,
                 params,
                 state.accumulators,
                 one_network(theta["nn"]),
-                jnp.full(1, learning_rate * rmsmult, jnp.float32),
-                Shared(decays, learning_rate * weight_decay, None, count),
+                jnp.full(1, rate * rmsmult, jnp.float32),
+                Shared(
+                    decays, rate * weight_decay if weight_decay else 0.0, None, count
+                ),
             )
             return updates, Celo2BaseState(count, accumulators)
 
         return stable_dtypes(init_fn, update_fn)
 
-    needs = ("params", "learning_rate")
+    needs: tuple[str, ...] = ("params", "learning_rate")
+    if schedule == "cosine":
+        needs = (*needs, "num_steps")
     return LearnedOptimizer(init_theta, bind, "celo2_base", arguments, needs)
 
 
@@ -192,3 +219,37 @@ def init_celo2(
     """The network's weights; those of rows and columns are not used for vectors."""
     planes = sum(feature_sizes(rule.features, *map(len, decays)))
     return init_mlp(key, [planes, *[hidden_size] * hidden_layers, 3])
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raises `ValueError` if the argument of that name has an unknown value."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def check_adam(rule: Rule, hidden_size: int) -> None:
+    """Raises `ValueError` if `as_adam` cannot be had of the rule."""
+    if rule.activation != "relu" or "m_norm" not in rule.features or hidden_size < 2:
+        raise ValueError(
+            'init "adam" needs activation "relu", the feature "m_norm" and '
+            "hidden_size >= 2"
+        )
+
+
+def as_adam(nn: dict[str, jax.Array], rule: Rule, decays: Decays) -> dict[str, Any]:
+    """The network with two hidden units that hand the first "m_norm" through.
+
+    Its other units keep their weights, but nothing of them reaches the output: they
+    are there to be used.
+    """
+    sizes = feature_sizes(rule.features, *map(len, decays))
+    plane = sum(sizes[: rule.features.index("m_norm")])
+    both = jnp.array([1.0, -1.0])  # relu(x) - relu(-x) is x
+    last = len(nn) // 2 - 1
+    new = dict(nn)
+    new["w0"] = nn["w0"].at[:, :2].set(0.0).at[plane, :2].set(both)
+    for layer in range(1, last):
+        identity = jnp.eye(2, dtype=jnp.float32)
+        new[f"w{layer}"] = nn[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(identity)
+    new[f"w{last}"] = jnp.zeros_like(nn[f"w{last}"]).at[:2, 0].set(both)
+    return new

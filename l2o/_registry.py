@@ -8,6 +8,7 @@ from ._base import LearnedOptimizer
 from ._celo import celo
 from ._celo2 import celo2
 from ._celo2_base import celo2_base
+from ._celo2_velo import celo2_velo
 from ._celo_adam import celo_adam
 from ._compact import compact
 from ._elo import elo
@@ -36,6 +37,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "celo": celo,
     "celo2": celo2,
     "celo2_base": celo2_base,
+    "celo2_velo": celo2_velo,
     "celo_adam": celo_adam,
     "elo": elo,
     "elo_celo2": elo_celo2,

@@ -17,6 +17,18 @@ def fraction_embedding(fraction: jax.Array) -> jax.Array:
     return jnp.tanh(10 * (fraction - jnp.asarray(_FRACTIONS, jnp.float32)))
 
 
+def warmup_cosine(count: jax.Array, num_steps: jax.Array) -> jax.Array:
+    """Up to 1 in a twentieth of the run, then a cosine to 0 at its end; shape ().
+
+    Args:
+      count: updates made before this one.
+    """
+    fraction = count / num_steps
+    rise = (count + 1) / jnp.maximum(0.05 * num_steps, 1.0)
+    fall = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip((fraction - 0.05) / 0.95, 0.0, 1.0))
+    return jnp.minimum(rise, fall)
+
+
 def init_mixing_lstm(
     key: jax.Array, inputs: int, size: int, *, mix_layers: bool, dead_mix_layer: bool
 ) -> dict[str, Any]:

@@ -144,8 +144,7 @@ def velo(
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     planes = sum(feature_sizes(features, *map(len, decays)))
     sizes = [planes, *[hidden_size] * hidden_layers, 3]
-    inputs = RUN_FEATURES + len(decays.rms) + _MAX_RANK + len(decays.momentum)
-    inputs += len(pairs(decays.momentum, decays.rms)) + (validation_mode is not None)
+    inputs = tensor_feature_count(decays) + (validation_mode is not None)
     rule = velo_rule(
         features,
         exp_mult,
@@ -188,7 +187,7 @@ def velo(
             value = require_value(1.0 if constant_loss else value, "velo")
             loss, run = run_features(state.loss, value, state.count, num_steps)
             if with_elements(updates):
-                rows = _tensor_features(updates, params, state.accumulators, run)
+                rows = tensor_features(updates, params, state.accumulators, run)
                 if validation_mode is not None:
                     last = jnp.full((len(rows), 1), validation_mode, jnp.float32)
                     rows = jnp.concatenate([rows, last], 1)
@@ -266,8 +265,17 @@ def run_features(
     return buffer, jnp.concatenate([fraction_embedding(count / num_steps), loss])
 
 
-def _tensor_features(grads, params, accumulators, run):
-    """One row per tensor with elements, from the accumulators before this step."""
+def tensor_feature_count(decays: Decays) -> int:
+    """The size of a row of `tensor_features`."""
+    spreads = len(pairs(decays.momentum, decays.rms))
+    return RUN_FEATURES + len(decays.rms) + _MAX_RANK + len(decays.momentum) + spreads
+
+
+def tensor_features(grads, params, accumulators, run):
+    """One row per tensor with elements, from the accumulators before this step.
+
+    `tensor_feature_count` features each, of which the first are `run`.
+    """
     groups = [
         [rows_of(grads, tree) for tree in group]
         for group in (accumulators.momentum, accumulators.rms)

@@ -117,7 +117,8 @@ class Config:
     objective_metric: str | None = None
     """Name of one of the task's metrics; None for its loss."""
     objective_over: Over = "mean"
-    """Mean over steps, "last", "telescoping" (last, in windows) or "min"."""
+    """Mean over steps, "late" (later ones count more), "last", "telescoping" (last, in
+    windows) or "min"."""
     objective_samples: int = 1
     """Fresh batches per measurement."""
     objective_maximum: float | None = None

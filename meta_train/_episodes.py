@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from ._base import PARTICLES, Info
 from ._mesh import per_device
-from ._objective import Objective, check_objective, normalized
+from ._objective import Objective, check_objective, normalized, weighted
 from ._problem import Bilevel
 from ._schedules import Schedule
 from ._unroll import InnerState, inner_init, measure_end, unroll
@@ -186,9 +186,11 @@ def make_episodes(
         )
         counts = steps < runs.length[:, None]  # (N, K)
         runs = runs._replace(inner=inner, step=steps[:, -1] + 1)
-        if objective.over == "mean":
-            values = jnp.where(counts, values, 0.0)  # (S, N, K)
-            return runs, Window(values, truncation, values, counts)
+        if objective.over in ("mean", "late"):
+            length = runs.length[:, None]
+            terms = weighted(objective, values, steps, length)  # (S, N, K)
+            measured = jnp.where(counts, values, 0.0)
+            return runs, Window(terms, truncation, measured, counts)
         if objective.at_end:
             end = values[..., 0]
         else:

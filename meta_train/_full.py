@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ._base import Info
 from ._episodes import over_runs, total
 from ._mesh import on_particles
-from ._objective import Objective, check_objective, normalized
+from ._objective import Objective, check_objective, normalized, weighted
 from ._problem import Bilevel
 from ._schedules import Schedule
 from ._unroll import inner_init, measure_end, unroll
@@ -75,8 +75,9 @@ def make_full_unroll(
         if objective.at_end:
             return FullUnroll(values, 1, length)
         counts = steps < length
-        if objective.over == "mean":
-            return FullUnroll(jnp.where(counts, values, 0.0), length, length)
+        if objective.over in ("mean", "late"):
+            terms = weighted(objective, values, steps, length)
+            return FullUnroll(terms, length, length)
         if objective.over == "min":
             value = jnp.min(jnp.where(counts, values, jnp.inf), -1)
         else:

@@ -1,7 +1,7 @@
 """Meta-objectives: which number of an inner run is made small."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from l2o.tasks import SPLITS, Split, Task
 
 from ._mesh import on_batch
 
-Over = Literal["mean", "last", "min", "telescoping"]
+Over = Literal["mean", "late", "last", "min", "telescoping"]
 
 
 class Objective(NamedTuple):
@@ -18,14 +18,16 @@ class Objective(NamedTuple):
 
     The default is the mean over steps of the training loss before each update, which
     costs nothing. With a `split` the new parameters are evaluated on fresh batches
-    instead: after every step for "mean" and "min", else once at the end of the window.
+    instead: after every step for "mean", "late" and "min", else once at the end of the
+    window.
 
     Attributes:
       split: where fresh batches come from; None for the training loss itself.
       metric: name of an entry of the loss function's `aux`; None for the loss.
-      over: "mean" of the steps; "last", the end of the run; "min", the best step (full
-        unrolls only); "telescoping", the same number as "last" written as the sum of
-        the changes from window to window, so that every window has a signal.
+      over: "mean" of the steps; "late", the mean with weights that grow linearly from
+        0 at the start to 2 at the end; "last", the end of the run; "min", the best step
+        (full unrolls only); "telescoping", the same number as "last" written as the sum
+        of the changes from window to window, so that every window has a signal.
       samples: fresh batches per evaluation, of which the mean is taken.
       normalize: applied to every measurement. None is the task's own `normalize` for a
         loss, nothing for a metric; `l2o.tasks.clipped(maximum)` is a common choice.
@@ -53,7 +55,7 @@ def check_objective(objective: Objective, *, windows: bool) -> None:
     if objective.split is not None and objective.split not in SPLITS:
         known = ", ".join(SPLITS)
         raise ValueError(f"unknown split {objective.split!r}; known: {known}")
-    known_over = ("mean", "last", "min", "telescoping")
+    known_over = get_args(Over)
     if objective.over not in known_over:
         raise ValueError(
             f"unknown Objective.over {objective.over!r}; known: {', '.join(known_over)}"
@@ -79,6 +81,24 @@ def select(objective: Objective, loss: jax.Array, aux: dict[str, Any]) -> jax.Ar
             f"the task has no metric {objective.metric!r} in its aux; known: {known}"
         )
     return aux[objective.metric]
+
+
+def weighted(
+    objective: Objective, values: jax.Array, steps: jax.Array, length: jax.Array
+) -> jax.Array:
+    """`values` of steps as their mean over a run counts them: zero past its end.
+
+    Weights of "late" are `2 (t + 1/2) / length`, those of "mean" one; both have mean
+    one.
+
+    Args:
+      values: shape (..., K).
+      steps: int32, broadcasts to it.
+      length: of the run, broadcasts to it.
+    """
+    if objective.over == "late":
+        values = values * ((2 * steps + 1) / length)
+    return jnp.where(steps < length, values, 0.0)
 
 
 def normalized(objective: Objective, task: Task, values: jax.Array) -> jax.Array:

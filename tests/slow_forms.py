@@ -173,8 +173,8 @@ class SlowHyper:
             parts.append([float(self.a["validation_mode"])])
         return np.concatenate(parts)
 
-    def schedule(self, params, loss):
-        """Per tensor the mixing weights and the step size."""
+    def hidden_rows(self, params, loss):
+        """The output of the LSTM after one step more."""
         theta, a = self.theta, self.a
         loss = self.loss.see(1.0 if a["constant_loss"] else loss)
         x = np.stack([self.row(params[k], t, loss) for k, t in self.tensors.items()])
@@ -189,13 +189,19 @@ class SlowHyper:
             self.hidden, self.cell = hidden, cell
         self.hidden = (1 - a["rnn_state_decay"]) * self.hidden
         self.cell = (1 - a["rnn_state_decay"]) * self.cell
+        return hidden
+
+    def schedule(self, params, loss):
+        """Per tensor the mixing weights and the step size."""
+        theta, a = self.theta, self.a
+        hidden = self.hidden_rows(params, loss)
         step_size = linear(theta["step_size"], hidden)[:, 0]
         if self.name != "velo":
             step_size = 0.1 * np.exp(step_size)
         if a.get("train_phase") == 1:
             step_size = np.ones_like(step_size)
         if self.name == "celo_adam":
-            return [None] * len(x), step_size
+            return [None] * len(hidden), step_size
         controls = linear(theta["controls"], hidden)
         if self.name == "velo":
             return a["ff_mult"] * controls / controls.shape[1], step_size
@@ -239,6 +245,13 @@ def to_torch(x):
 
 def from_torch(x):
     return np.moveaxis(x, (0, 1), (-1, -2)) if x.ndim > 1 else x
+
+
+def warmup_cosine(count):
+    done = count / NUM_STEPS
+    if done < 0.05:
+        return min((count + 1) / (0.05 * NUM_STEPS), 1.0)
+    return (1 + np.cos(np.pi * (done - 0.05) / 0.95)) / 2
 
 
 class SlowCelo2:
@@ -294,7 +307,7 @@ class SlowCelo2:
         step = out[..., 0] * np.exp(a["exp_mult"] * size)
         if a["param_scale_mult"]:
             step = step * np.sqrt(np.mean(p**2) + 1e-9)
-        if a["orthogonalize"] and g.ndim > 1:
+        if a.get("orthogonalize") and g.ndim > 1:
             step = self.orthogonal(step)
         step = normalise(step, over, 1e-9) if a["normalize_output"] else step
         step = step * a["rmsmult"]
@@ -308,6 +321,8 @@ class SlowCelo2:
         self.t += 1
         grads = clip_all(grads, a.get("max_norm"))
         rate, decay = a["learning_rate"], a["weight_decay"]
+        if a.get("schedule") == "cosine":
+            rate = rate * warmup_cosine(self.t - 1)
         mult = a.get("mult_1d")
         if mult is None:
             mult = 1 if self.torch else 20
@@ -332,6 +347,51 @@ def clip_all(grads, max_norm):
     norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
     scale = 1.0 if max_norm is None or not norm > max_norm else max_norm / norm
     return {k: scale * g for k, g in grads.items()}
+
+
+class SlowCelo2VeLO(SlowHyper):
+    """Rows like VeLO's with a feature more, steps like Celo2's."""
+
+    def __init__(self, name, theta, a, params):
+        none = dict.fromkeys(("validation_mode", "constant_loss"))
+        super().__init__(
+            "velo",
+            theta,
+            {**a, **none, "mix_layers": True, "rnn_state_decay": 0},
+            params,
+        )
+        fixed = dict.fromkeys(("bias_correction", "aggregate_mag", "param_scale_mult"))
+        once = {"rmsmult": 1.0, "exp_mult": 0.0, "precondition_output": False}
+        same = {"activation": "relu", "normalize_input": 1, "normalize_output": 1}
+        self.rule = SlowCelo2(
+            "celo2_base", {"nn": theta["nn"]}, {**a, **fixed, **once, **same}, {}
+        )
+
+    def sizes(self, params):
+        total = sum(np.sum(p**2) for p in params.values())
+        count = sum(p.size for p in params.values())
+        every = max(total / count, 1e-6)
+        own = {k: max(np.mean(p**2), 0.01 * every) for k, p in params.items()}
+        return own, every
+
+    def row(self, p, tensor, loss):
+        own, every = self.sizes(self.params)
+        k = next(k for k, x in self.tensors.items() if x is tensor)
+        return np.append(super().row(p, tensor, loss), np.log(own[k] / every) / 2)
+
+    def update(self, grads, params, loss):
+        self.params = params
+        hidden = self.hidden_rows(params, loss)
+        learned = linear(self.theta["step_size"], hidden)[:, 0]
+        rate = self.a["step_mult"] * warmup_cosine(self.t)
+        own, every = self.sizes(params)
+        self.t += 1
+        for (k, tensor), x in zip(self.tensors.items(), learned):
+            g, p = np.clip(grads[k], -1000, 1000), params[k]
+            tensor.see(g)
+            s = np.sqrt(own[k] if p.ndim > 1 else every)
+            eta = rate * np.exp(self.a["schedule_mult"] * x) * s
+            yield k, -eta * self.rule.step(g, p, tensor)
 
 
 class SlowElo:

@@ -617,6 +617,16 @@ def test_the_end_as_objective(name, objective, updates, factor):
     assert abs(form(updates, 2)) > 8 * error
 
 
+@pytest.mark.parametrize("name", UNBIASED)
+def test_a_mean_in_which_later_steps_count_more(name):
+    # Losses after 0 to 3 updates, with weights 1, 3, 5, 7 over 4.
+    form = ESTIMATORS[name][2]
+    mean, error, _ = _gradient(name, Objective(over="late"), length=4)
+    exact = sum((2 * t + 1) / 4 * form(t, 2) for t in range(1, 4)) / 4
+    assert abs(mean - exact) < 4 * error
+    assert abs(exact) > 8 * error
+
+
 @pytest.mark.parametrize("name", ["full_es", "backprop", "pes", "truncated_backprop"])
 def test_mean_over_fresh_batches(name):
     form = ESTIMATORS[name][2]

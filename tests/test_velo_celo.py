@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 from helpers import normal
-from slow_forms import GROUPS, NUM_STEPS, SlowCelo2, SlowElo, SlowHyper
+from slow_forms import (
+    GROUPS,
+    NUM_STEPS,
+    SlowCelo2,
+    SlowCelo2VeLO,
+    SlowElo,
+    SlowHyper,
+)
 
 import l2o
 from l2o._accumulators import factored_axes
@@ -163,6 +170,7 @@ def test_celo_adam_equals_its_slow_form(arguments):
 
 
 CELO2 = {
+    "scheduled": {"schedule": "cosine", "weight_decay": 0.2},
     "everything": {
         "exp_mult": 0.3,
         "rmsmult": 0.5,
@@ -219,6 +227,55 @@ OTHER_1D = {"mult_1d": 3.0, "weight_decay": 0.1, "weight_decay_1d": 0.3}
 )
 def test_celo2_equals_its_slow_form(optimizer):
     assert_follows(optimizer, SlowCelo2, atol=2e-4)  # Newton-Schulz amplifies rounding
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"features": ("g", "p", "m_norm", "col"), "hidden_layers": 1}]
+)
+def test_celo2_velo_equals_its_slow_form(arguments):
+    optimizer = l2o.celo2_velo(lstm_hidden_size=6, schedule_mult=0.5, **arguments)
+    state, slow = assert_follows(optimizer, SlowCelo2VeLO, atol=3e-4)
+    np.testing.assert_allclose(state.lstm.hidden, slow.hidden, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_init_adam_is_a_normalised_adam(layers):
+    shapes = {"w": (5, 3), "b": (4,)}
+    optimizer = l2o.celo2_base(learning_rate=1.0, init="adam", hidden_layers=layers)
+    params, *grads = (normal(seed, shapes) for seed in range(4))
+    tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+    adam = optax.scale_by_adam(0.9, 0.95, eps=0.0, eps_root=1e-8)
+    state, expected = tx.init(params), adam.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        steps, expected = adam.update(g, expected)
+    for k, step in steps.items():
+        step = -step / np.sqrt(np.mean(step**2))
+        np.testing.assert_allclose(updates[k], step, rtol=1e-4, atol=1e-5)
+    # What else there is can be learned, from any unit.
+    theta = optimizer.init_theta(jax.random.key(0))["nn"]
+    assert all(np.all(np.any(theta[f"w{i}"] != 0, 0)) for i in range(layers))
+
+
+def test_the_scale_of_all_parameters_is_that_of_the_steps():
+    optimizer = l2o.celo2_velo(lstm_hidden_size=4)
+    theta = optimizer.init_theta(jax.random.key(0))  # the rate is the prior's
+    shapes = {"w": (5, 3), "b": (4,), "zero": (3, 2)}
+    params, grads = normal(0, shapes), normal(1, shapes)
+    params["zero"] = jnp.zeros_like(params["zero"])
+    ends = []
+    for size in (1.0, 100.0):
+        tx = optimizer.bind(theta, num_steps=NUM_STEPS)
+        scaled = optax.tree.scale(size, params)
+        state = tx.init(scaled)
+        updates, _ = tx.update(grads, state, scaled, value=1.0)
+        ends.append(jax.tree.map(lambda x: np.sqrt(np.mean(x**2)), updates))
+    whole = np.sqrt(sum(jnp.sum(x**2) for x in params.values()) / 25)
+    first = 0.03 / (0.05 * NUM_STEPS)
+    expected = {"w": np.sqrt(np.mean(params["w"] ** 2)), "b": whole, "zero": whole / 10}
+    for k, rms in expected.items():
+        np.testing.assert_allclose(ends[0][k], first * rms, rtol=1e-4)
+        np.testing.assert_allclose(ends[1][k], 100 * ends[0][k], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
