@@ -337,6 +337,19 @@ def test_a_loss_that_is_not_finite_sorts_as_the_worst(tab):
     assert "diverged in 1 of 3" in shown[0]
 
 
+def test_rows_of_a_long_table_are_found_by_their_words(tab):
+    script = """() => [...document.querySelectorAll('label + .wide')].map(
+        x => [...x.querySelectorAll('tbody tr')].filter(
+            r => r.getClientRects().length).map(r => r.textContent))"""
+    (every,) = tab.evaluate(script)
+    assert len(every) == 15
+    tab.get_by_label("Rows with").fill("HARD ada")
+    (found,) = tab.evaluate(script)
+    assert found == [x for x in every if "hard" in x and "ada" in x] != []
+    tab.get_by_label("Rows with").fill("")
+    assert tab.evaluate(script) == [every]
+
+
 def test_texts_with_ranges_sort_by_their_first_number(tab):
     script = """() => {
         const table = [...document.querySelectorAll('table')].find(

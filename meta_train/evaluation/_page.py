@@ -38,6 +38,7 @@ _TUNING = {
     "set": "one for all tasks, of {trials}, chosen on a tuning set",
     "none": "its default",
 }
+_MANY_ROWS = 12  # of more some can be searched
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
 
 
@@ -344,9 +345,12 @@ class _Page:
             for x in header
         )
         body = "".join(f"<tr>{_row_html(row)}</tr>" for row in rows)
+        search = ""
+        if len(rows) > _MANY_ROWS:
+            search = '<label>Rows with <input type="search"></label>'
         # To be scrolled with the keyboard it has to take the focus.
         self._parts.append(
-            f'<div class="wide" tabindex="0" role="region" '
+            f'{search}<div class="wide" tabindex="0" role="region" '
             f'aria-label="{html.escape(caption)}"><table><caption>'
             f"{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>"
@@ -423,12 +427,14 @@ thead button { all: unset; cursor: pointer; font-weight: 600; white-space: norma
 thead button:focus-visible, .wide:focus-visible { outline: 2px solid var(--focus); }
 [aria-sort=ascending] button::after { content: " \\25B2"; }
 [aria-sort=descending] button::after { content: " \\25BC"; }
+label input { font: inherit; color: inherit; background: var(--soft);
+              border: 1px solid var(--line); padding: .2rem .4rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; }
 @media print {
   body { font-size: 11px; max-width: none; }
   .wide { overflow: visible; } table { font-size: 8px; } th, td { padding: .15rem; }
   thead { display: table-header-group; } tr, figure { break-inside: avoid; }
-  details { display: none; }
+  details, label { display: none; }
 }
 </style>
 </head>
@@ -436,6 +442,16 @@ pre { overflow-x: auto; background: var(--soft); padding: 1rem; }
 <h1>l2o: TITLE</h1>
 BODY
 <script>
+for (const input of document.querySelectorAll("label input")) {
+  const body = input.parentElement.nextElementSibling.querySelector("tbody");
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(" ");
+    for (const row of body.rows) {
+      const text = [...row.cells].map(cell => cell.textContent).join(" ").toLowerCase();
+      row.hidden = !words.every(word => text.includes(word));
+    }
+  });
+}
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
