@@ -244,7 +244,7 @@ def as_adam(nn: dict[str, jax.Array], rule: Rule, decays: Decays) -> dict[str, A
     """
     sizes = feature_sizes(rule.features, *map(len, decays))
     plane = sum(sizes[: rule.features.index("m_norm")])
-    both = jnp.array([1.0, -1.0])  # relu(x) - relu(-x) is x
+    both = jnp.array([1.0, -1.0], jnp.float32)  # relu(x) - relu(-x) is x
     last = len(nn) // 2 - 1
     new = dict(nn)
     new["w0"] = nn["w0"].at[:, :2].set(0.0).at[plane, :2].set(both)

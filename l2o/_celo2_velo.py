@@ -56,7 +56,7 @@ def celo2_velo(
     *,
     step_mult: float = 0.03,
     schedule_mult: float = 4.0,
-    lstm_hidden_size: int = 32,
+    lstm_hidden_size: int = 16,
     hidden_size: int = 8,
     hidden_layers: int = 2,
     momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
@@ -85,7 +85,7 @@ def celo2_velo(
     Args:
       step_mult: lambda, the root mean square of a step relative to s at the peak.
       schedule_mult: kappa; an output of 0.1 changes the rate by 49 % at 4.
-      lstm_hidden_size: of the scheduler; 10 812 meta-parameters by default.
+      lstm_hidden_size: of the scheduler; 3 852 meta-parameters by default.
       hidden_size, hidden_layers: the per-parameter network, relu between layers.
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
