@@ -85,7 +85,7 @@ def celo2_velo(
     Args:
       step_mult: lambda, the root mean square of a step relative to s at the peak.
       schedule_mult: kappa; an output of 0.1 changes the rate by 49 % at 4.
-      lstm_hidden_size: of the scheduler; 3 852 meta-parameters by default.
+      lstm_hidden_size: of the scheduler; 3 532 meta-parameters by default.
       hidden_size, hidden_layers: the per-parameter network, relu between layers.
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
