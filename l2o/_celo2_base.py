@@ -24,6 +24,7 @@ from ._base import (
 from ._features import FEATURES, check_features, feature_sizes
 from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
+from ._recurrent import rows_of
 from ._rule import (
     ACTIVATIONS,
     GRADIENT_BOUND,
@@ -31,6 +32,7 @@ from ._rule import (
     Rule,
     Shared,
 )
+from ._scales import parameter_scales
 from ._schedule import warmup_cosine
 
 _EPS = 1e-9
@@ -71,17 +73,18 @@ def celo2_base(
     ns_eps: float = 1e-8,
     init: Literal["random", "adam"] = "random",
     schedule: Literal["constant", "cosine"] = "constant",
+    relative: bool = False,
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps have unit root mean square (Celo2-base).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi)), \quad
-              p \leftarrow p - \alpha\,(\mathrm{normalise}(d e^{\lambda a}) + w p)
+              p \leftarrow p - \alpha\,(s\,\mathrm{normalise}(d e^{\lambda a}) + w p)
 
     The features phi are those of `adafactor_features` (a vector has no rows and
     columns), normalised like the step over the last two axes: a convolution's kernel
     (height, width, in, out) for each of its taps. Gradients are cut to +-1000. Neither
-    the loss nor the length of the run is needed, but a learning rate is.
+    the loss nor the length of the run is needed, but a learning rate is. s is 1.
 
     Args:
       learning_rate, weight_decay: alpha, which is the root mean square of a step, and
@@ -106,6 +109,9 @@ def celo2_base(
         first second moment), normalised.
       schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
         a cosine to zero; `bind` then needs the length of the run.
+      relative: whether steps are multiplied by s: of a matrix its root mean square, of
+        a vector that of all parameters, which is also the tenfold of the least s.
+        Alpha is then about 0.015 for models of all kinds.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
 
@@ -145,16 +151,19 @@ def celo2_base(
             del extra_args
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
-            rate = learning_rate
+            rate: Any = learning_rate
             if schedule == "cosine":
                 rate = rate * warmup_cosine(state.count, num_steps)
+            scales = jnp.ones(1, jnp.float32)
+            if relative and (tensors := rows_of(updates, params)):
+                scales, _ = parameter_scales(tensors)
             updates, accumulators = update_tree(
                 rule,
                 updates,
                 params,
                 state.accumulators,
                 one_network(theta["nn"]),
-                jnp.full(1, rate * rmsmult, jnp.float32),
+                rate * rmsmult * scales,
                 Shared(
                     decays, rate * weight_decay if weight_decay else 0.0, None, count
                 ),

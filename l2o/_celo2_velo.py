@@ -22,6 +22,7 @@ from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
 from ._recurrent import LSTMState, init_rows, linear, rows_of
 from ._rule import Shared
+from ._scales import parameter_scales
 from ._schedule import init_mixing_lstm, mixing_lstm, warmup_cosine
 from ._tensors import with_elements
 from ._velo import run_features, tensor_feature_count, tensor_features
@@ -54,7 +55,7 @@ class Celo2VeLOState(NamedTuple):
 
 def celo2_velo(
     *,
-    step_mult: float = 0.03,
+    step_mult: float = 0.01,
     schedule_mult: float = 4.0,
     lstm_hidden_size: int = 16,
     hidden_size: int = 8,
@@ -157,7 +158,7 @@ def celo2_velo(
             count = optax.safe_increment(state.count)
             if with_elements(updates):
                 rows = tensor_features(updates, params, state.accumulators, run)
-                scales, relative = _scales(rows_of(updates, params))
+                scales, relative = parameter_scales(rows_of(updates, params))
                 rows = jnp.concatenate([rows, relative[:, None]], 1)
                 after = mixing_lstm(theta, rows, state.lstm)
                 learned = linear(theta["step_size"], after.hidden)[:, 0]
@@ -178,14 +179,3 @@ def celo2_velo(
     frozen = {"both": (), "rule": _SCHEDULE, "schedule": ("nn",)}[train_phase]
     needs = ("params", "value", "num_steps")
     return LearnedOptimizer(init_theta, bind, "celo2_velo", arguments, needs, frozen)
-
-
-def _scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Per tensor s, and its own root mean square over that of all, as a logarithm."""
-    squares = jnp.stack([jnp.sum(jnp.square(p.astype(jnp.float32))) for p in params])
-    sizes = jnp.array([p.size for p in params], jnp.float32)
-    everything = jnp.maximum(jnp.sum(squares) / jnp.sum(sizes), 1e-6)
-    own = jnp.maximum(squares / sizes, 0.01 * everything)
-    matrix = jnp.array([p.ndim > 1 for p in params])
-    scales = jnp.sqrt(jnp.where(matrix, own, everything))
-    return scales, 0.5 * jnp.log(own / everything)

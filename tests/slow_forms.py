@@ -247,6 +247,14 @@ def from_torch(x):
     return np.moveaxis(x, (0, 1), (-1, -2)) if x.ndim > 1 else x
 
 
+def scales(params):
+    """Per tensor its mean square, at least a hundredth of that of all; the latter."""
+    total = sum(np.sum(p**2) for p in params.values())
+    every = max(total / sum(p.size for p in params.values()), 1e-6)
+    own = {k: max(np.mean(p**2), 0.01 * every) for k, p in params.items()}
+    return own, every
+
+
 def warmup_cosine(count):
     done = count / NUM_STEPS
     if done < 0.05:
@@ -339,7 +347,11 @@ class SlowCelo2:
             if adam:
                 update = -mult * rate * (self.adam(k, g, p) + decay_1d * p)
             else:
-                update = -rate * (self.step(g, p, tensor) + decay * p)
+                s = 1.0
+                if a.get("relative"):
+                    own, every = scales(params)
+                    s = np.sqrt(own[k] if p.ndim > 1 else every)
+                update = -rate * (s * self.step(g, p, tensor) + decay * p)
             yield k, from_torch(update) if self.torch else update
 
 
@@ -367,15 +379,8 @@ class SlowCelo2VeLO(SlowHyper):
             "celo2_base", {"nn": theta["nn"]}, {**a, **fixed, **once, **same}, {}
         )
 
-    def sizes(self, params):
-        total = sum(np.sum(p**2) for p in params.values())
-        count = sum(p.size for p in params.values())
-        every = max(total / count, 1e-6)
-        own = {k: max(np.mean(p**2), 0.01 * every) for k, p in params.items()}
-        return own, every
-
     def row(self, p, tensor, loss):
-        own, every = self.sizes(self.params)
+        own, every = scales(self.params)
         k = next(k for k, x in self.tensors.items() if x is tensor)
         return np.append(super().row(p, tensor, loss), np.log(own[k] / every) / 2)
 
@@ -384,7 +389,7 @@ class SlowCelo2VeLO(SlowHyper):
         hidden = self.hidden_rows(params, loss)
         learned = linear(self.theta["step_size"], hidden)[:, 0]
         rate = self.a["step_mult"] * warmup_cosine(self.t)
-        own, every = self.sizes(params)
+        own, every = scales(params)
         self.t += 1
         for (k, tensor), x in zip(self.tensors.items(), learned):
             g, p = np.clip(grads[k], -1000, 1000), params[k]

@@ -17,7 +17,6 @@ from .._unroll import value_only
 from ._baselines import SCHEDULES, baselines, half_decades, scheduled_rate
 
 OWN = "own"  # in an identity: results are written, but never found again
-RATE = 1e-3  # the middle of the search space of a learned optimizer that needs a rate
 
 
 class Entrant(NamedTuple):
@@ -177,7 +176,7 @@ def _learned(name: str, schedule: str) -> Entrant:
         name=short if schedule == "constant" else f"{short}+{schedule}",
         identity=identity,
         make=make,
-        space=half_decades(RATE),
+        space=half_decades(float(optimizer.arguments["learning_rate"])),
     )
 
 
