@@ -64,7 +64,7 @@ def celo2_velo(
     rms_decays: Sequence[float] = (0.95,),
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     features: Sequence[str] = FEATURES,
-    init: Literal["random", "adam"] = "adam",
+    init: Literal["random", "adam"] = "random",
     train_phase: Literal["both", "rule", "schedule"] = "both",
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
@@ -80,8 +80,8 @@ def celo2_velo(
     matrix its root mean square, of a vector, which may well begin at zero, that of all
     parameters together. So steps follow if all parameters are scaled. For what begins
     at zero s is at least a tenth of that of all, and that at least 0.001. The last
-    layer begins at zero: before any meta-training this is a normalised Adam with a
-    schedule.
+    layer begins at zero: with init "adam" this is, before any meta-training, a
+    normalised Adam with a schedule.
 
     Args:
       step_mult: lambda, the root mean square of a step relative to s at the peak.

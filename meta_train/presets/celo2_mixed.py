@@ -23,7 +23,7 @@ from .._config import Config, Evaluation
 
 META_TRAIN = Config(
     optimizer="celo2_velo",
-    optimizer_options={"step_mult": 0.01},
+    optimizer_options={"step_mult": 0.01, "init": "adam"},
     families=(
         "mixed-mlp",
         "mixed-mlp-deep",
