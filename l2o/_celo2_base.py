@@ -84,7 +84,8 @@ def celo2_base(
     The features phi are those of `adafactor_features` (a vector has no rows and
     columns), normalised like the step over the last two axes: a convolution's kernel
     (height, width, in, out) for each of its taps. Gradients are cut to +-1000. Neither
-    the loss nor the length of the run is needed, but a learning rate is. s is 1.
+    the loss nor the length of the run is needed, but a learning rate is. s is 1
+    unless `relative`.
 
     Args:
       learning_rate, weight_decay: alpha, which is the root mean square of a step, and

@@ -41,7 +41,6 @@ _FIXED: dict[str, Any] = {
     "ns_iters": 0,
     "ns_eps": 0.0,
 }
-_SCHEDULE = ("lstm_init", "mix", "lstm", "step_size")
 
 
 class Celo2VeLOState(NamedTuple):
@@ -65,7 +64,6 @@ def celo2_velo(
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     features: Sequence[str] = FEATURES,
     init: Literal["random", "adam"] = "random",
-    train_phase: Literal["both", "rule", "schedule"] = "both",
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Celo2's normalised rule, times a learned rate per tensor; nothing to tune.
@@ -91,13 +89,11 @@ def celo2_velo(
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
       init: of the rule, as for `celo2_base`.
-      train_phase: which part meta-training changes (`frozen` names the rest); for the
-        update it makes no difference.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, init or phase;
+      ValueError: decays that cannot be paired; unknown features or init;
         `num_steps`, `params` or `value` is missing.
 
     Example:
@@ -115,7 +111,6 @@ def celo2_velo(
     arguments = recorded(locals())
     rule, decays = make_rule({**_FIXED, **arguments}, factoring=factoring)
     check_choice("init", init, ("random", "adam"))
-    check_choice("train_phase", train_phase, ("both", "rule", "schedule"))
     if init == "adam":
         check_adam(rule, hidden_size)
 
@@ -176,6 +171,5 @@ def celo2_velo(
 
         return stable_dtypes(init_fn, update_fn)
 
-    frozen = {"both": (), "rule": _SCHEDULE, "schedule": ("nn",)}[train_phase]
     needs = ("params", "value", "num_steps")
-    return LearnedOptimizer(init_theta, bind, "celo2_velo", arguments, needs, frozen)
+    return LearnedOptimizer(init_theta, bind, "celo2_velo", arguments, needs)
