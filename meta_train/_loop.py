@@ -56,6 +56,7 @@ def loop(
     state: Any,
     counters: dict[str, float],
     parts: Sequence[Part],
+    numbers: dict[str, jax.Array],
     devices: Devices,
     checkpoints: Checkpoints,
     metrics: Metrics | None,
@@ -128,7 +129,7 @@ def loop(
         stack.push(lambda kind, error, trace: _abandon(stack, error))
         exchange_ = _exchange(outer, workers, parts, devices)
         if step < config.outer_steps:
-            programs = _compile(parts, outer, workers, devices, console)
+            programs = _compile(parts, outer, workers, numbers, devices, console)
             clock = time.perf_counter()
         while step < config.outer_steps and not stopped(step) and not diverged():
             # A function of seed and step alone, so that a resumed run draws the same.
@@ -136,7 +137,7 @@ def loop(
             i = int(draw.integers(len(parts)))
             data = feeds[i].take()
             with processes_may_be_lost():
-                outer, workers[i], info = programs[i](outer, workers[i], data)
+                outer, workers[i], info = programs[i](outer, workers[i], data, numbers)
             del data  # or one more window than is in flight would stay
             step += 1
             pending.append((step, i, info))
@@ -190,6 +191,7 @@ def _compile(
     parts: Sequence[Part],
     outer: Any,
     workers: Sequence[Any],
+    numbers: dict[str, jax.Array],
     devices: Devices,
     console: Console,
 ) -> list[Callable]:
@@ -201,10 +203,12 @@ def _compile(
         where = devices.shardings(outer, parts[i].specs)
         given: dict[str, Any] = {}
         if where is not None:
-            given = {"in_shardings": where, "out_shardings": (*where[:2], where[2])}
+            everywhere = where[2]  # replicated, as the data are
+            given = {"in_shardings": (*where, everywhere), "out_shardings": where}
         jitted = jax.jit(parts[i].step, donate_argnums=(0, 1), **given)
         with devices.context():  # which belongs to a thread
-            program = jitted.lower(outer, workers[i], parts[i].data).compile()
+            arguments = (outer, workers[i], parts[i].data, numbers)
+            program = jitted.lower(*arguments).compile()
         if len(parts) >= _MANY:
             seconds = time.perf_counter() - start
             console.print(

@@ -35,15 +35,17 @@ OuterStep = Callable[[Outer, Any, Any], tuple[Outer, Any, OuterInfo]]
 
 
 def outer_optimizer(
-    learning_rate: float,
+    learning_rate: float | jax.Array,
     *,
-    warmup: int,
-    steps: int,
-    clip: float,
+    warmup: int | jax.Array,
+    steps: int | jax.Array,
+    clip: float | jax.Array,
     name: str = "adam",
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """Any optimizer of optax behind a global-norm clip, with warm-up and a cosine.
+
+    Numbers may be traced: a program that is handed them serves all their values.
 
     Args:
       learning_rate: the peak; the cosine ends at a tenth of it.
@@ -66,9 +68,14 @@ def outer_optimizer(
         raise ValueError(
             f"unknown option {', '.join(unknown)} of {name}; known: {', '.join(own)}"
         )
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup, steps, learning_rate / 10
-    )
+
+    # optax.warmup_cosine_decay_schedule takes no traced numbers of steps.
+    def schedule(count):
+        fall = jnp.clip((count - warmup) / (steps - warmup), 0, 1)
+        cosine = 0.1 + 0.9 * (0.5 + 0.5 * jnp.cos(jnp.pi * fall))
+        rise = count / jnp.maximum(warmup, 1)
+        return learning_rate * jnp.where(count < warmup, rise, cosine)
+
     return optax.chain(optax.clip_by_global_norm(clip), make(schedule, **options))
 
 

@@ -53,7 +53,7 @@ class Part(NamedTuple):
     """One compiled program of a run."""
 
     name: str
-    step: Callable  # (outer, worker, data) -> (outer, worker, OuterInfo)
+    step: Callable  # (outer, worker, data, numbers) -> (outer, worker, OuterInfo)
     data: Any
     specs: Any  # of the worker, see MetaGradient
     stream: Stream | None = None  # of the data, where they are renewed
@@ -64,6 +64,9 @@ class Recipe(NamedTuple):
 
     parts: Sequence[Part]
     state: tuple[Any, list[Any]]  # Outer or Population, and one worker per part
+    # Of the outer optimizer: handed to the programs, so that one compilation serves all
+    # values.
+    numbers: dict[str, jax.Array]
 
 
 def make_families(
@@ -150,8 +153,12 @@ def make_recipe(
     theta = optimizer.init_theta(k_theta)
     if start is not None:
         theta = start
-    outer_tx = _but_frozen(_outer_tx(config), optimizer, theta, config.frozen)
+    numbers = jax.tree.map(jnp.float32, _numbers(config))
     decay = config.theta_average
+
+    def outer_tx(numbers):
+        tx = _outer_tx(config, numbers)
+        return _but_frozen(tx, optimizer, theta, config.frozen)
 
     def begin(theta, tx, key):
         # A copy: both are given to the first step to be replaced.
@@ -159,25 +166,33 @@ def make_recipe(
         return Outer(theta, tx.init(theta), jnp.int32(0), key, mean)
 
     if config.population == 1:
+
+        def single_step(estimator):
+            def step(outer, worker, data, numbers):
+                step = make_outer_step(estimator, outer_tx(numbers), decay)
+                return step(outer, worker, data)
+
+            return step
+
         parts = [
-            Part(name, make_outer_step(e, outer_tx, decay), data, e.specs, stream)
+            Part(name, single_step(e), data, e.specs, stream)
             for name, e, data, stream in zip(
                 names, estimators, datas, streams, strict=True
             )
         ]
-        outer: Any = begin(theta, outer_tx, k_run)
+        outer: Any = begin(theta, outer_tx(numbers), k_run)
         workers = [
             e.init(key, theta) for e, key in zip(estimators, k_workers, strict=True)
         ]
-        return Recipe(parts, (outer, workers))
+        return Recipe(parts, (outer, workers), numbers)
 
-    def member_tx(hypers):
-        return optax.chain(outer_tx, optax.scale(hypers["outer_lr_factor"]))
+    def member_tx(hypers, numbers):
+        return optax.chain(outer_tx(numbers), optax.scale(hypers["outer_lr_factor"]))
 
     def member_init(hypers, key):
         # Chosen by the key, so that no two members begin alike.
         drawn = theta if start is not None else optimizer.init_theta(key)
-        return begin(drawn, member_tx(hypers), key)
+        return begin(drawn, member_tx(hypers, numbers), key)
 
     low, high = config.population_range
     factors = np.geomspace(low, high, config.population, dtype=np.float32)
@@ -186,10 +201,13 @@ def make_recipe(
     )
 
     def member_step(estimator):
-        def step(hypers):
-            return make_outer_step(estimator, member_tx(hypers), decay)
+        def step(population, worker, data, numbers):
+            def member(hypers):
+                return make_outer_step(estimator, member_tx(hypers, numbers), decay)
 
-        return make_population_step(step)
+            return make_population_step(member)(population, worker, data)
+
+        return step
 
     parts = [
         Part(name, member_step(e), data, _after_members(e.specs), stream)
@@ -201,7 +219,7 @@ def make_recipe(
         )
         for e, key in zip(estimators, k_workers, strict=True)
     ]
-    return Recipe(parts, (population, workers))
+    return Recipe(parts, (population, workers), numbers)
 
 
 def theta_of(outer: Outer | Population) -> Any:
@@ -216,7 +234,7 @@ def check_recipe(config: Any) -> None:
     """Raises `ValueError` for what the estimator or the outer optimizer rejects."""
     optimizer = l2o.learnable_sgd()
     _estimator(config, learn_optimizer(optimizer, make_family("quadratic10")))
-    _outer_tx(config)
+    _outer_tx(config, _numbers(config))
 
 
 def _estimator(config: Any, problem: Bilevel) -> MetaGradient:
@@ -246,14 +264,18 @@ def _estimator(config: Any, problem: Bilevel) -> MetaGradient:
     )
 
 
-def _outer_tx(config: Any) -> optax.GradientTransformation:
+def _numbers(config: Any) -> dict[str, Any]:
+    return {
+        "learning_rate": config.outer_lr,
+        "warmup": config.outer_warmup,
+        "steps": config.outer_steps,
+        "clip": config.outer_clip,
+    }
+
+
+def _outer_tx(config: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
     return outer_optimizer(
-        config.outer_lr,
-        warmup=config.outer_warmup,
-        steps=config.outer_steps,
-        clip=config.outer_clip,
-        name=config.outer_optimizer,
-        options=config.outer_options,
+        **numbers, name=config.outer_optimizer, options=config.outer_options
     )
 
 

@@ -107,7 +107,7 @@ def run(
     recipe = make_recipe(config, optimizer, families, start)
     content = _content(config, optimizer, families, specs)
     old = by_main(lambda: claim(out, content, override))
-    parts, state = _placed(recipe, devices)
+    parts, state, numbers = _placed(recipe, devices)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -139,6 +139,7 @@ def run(
         state,
         counters,
         parts,
+        numbers,
         devices,
         Checkpoints(out / "checkpoints", config.keep_checkpoints, config.keep_every),
         Metrics(out, step) if is_main() else None,
@@ -176,12 +177,12 @@ def run(
     return Result(theta, optimizer, frozen, completed, step)
 
 
-def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any]:
-    """The recipe's data and first state, on the devices."""
+def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any, Any]:
+    """The recipe's parts with their data, first state and numbers, on the devices."""
     # Copied, because the outer step donates it and two leaves may share a buffer.
     outer, workers = jax.tree.map(jnp.array, recipe.state)
     if devices.mesh is None:
-        return list(recipe.parts), (outer, workers)
+        return list(recipe.parts), (outer, workers), recipe.numbers
     parts, placed = [], []
     for part, worker in zip(recipe.parts, workers, strict=True):
         where = devices.shardings(outer, part.specs)
@@ -189,7 +190,7 @@ def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any]:
         outer_, worker, data = place((outer, worker, part.data), where)
         parts.append(part._replace(data=data))
         placed.append(worker)
-    return parts, (outer_, placed)
+    return parts, (outer_, placed), place(recipe.numbers, where[2])
 
 
 def _export(

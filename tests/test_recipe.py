@@ -114,22 +114,38 @@ def test_outer_optimizers():
     parameters = {"w": jnp.array([1.0, -2.0])}
     for name, options in (("adamw", {"weight_decay": 0.5}), ("lion", {}), ("sgd", {})):
         tx = outer_optimizer(
-            0.1, warmup=0, steps=10, clip=1e9, name=name, options=options
+            0.1, warmup=3, steps=10, clip=1e9, name=name, options=options
         )
-        schedule = optax.warmup_cosine_decay_schedule(0, 0.1, 0, 10, 0.01)
+        schedule = optax.warmup_cosine_decay_schedule(0, 0.1, 3, 10, 0.01)
         plain = getattr(optax, name)(schedule, **options)
         gradient = {"w": jnp.array([3.0, 1.0])}
-        updates = [
-            t.update(gradient, t.init(parameters), parameters)[0]["w"]
-            for t in (tx, plain)
-        ]
-        np.testing.assert_array_equal(*updates)
+        state, plain_state = tx.init(parameters), plain.init(parameters)
+        for _ in range(12):
+            update, state = tx.update(gradient, state, parameters)
+            expected, plain_state = plain.update(gradient, plain_state, parameters)
+            np.testing.assert_allclose(update["w"], expected["w"], rtol=1e-5)
     with pytest.raises(
         ValueError, match="unknown outer optimizer 'adm'; known: .*adam"
     ):
         Config(outer_optimizer="adm")
     with pytest.raises(ValueError, match="unknown option decay of adamw; known: b1"):
         Config(outer_optimizer="adamw", outer_options={"decay": 0.1})
+
+
+def test_other_outer_numbers_are_no_other_program():
+    optimizer, families = l2o.learnable_sgdm(), [quadratic(2)]
+
+    def lowered(**changes):
+        recipe = make_recipe(_quick(**changes), optimizer, families)
+        outer, (worker,) = recipe.state
+        step = jax.jit(recipe.parts[0].step)
+        return step.lower(outer, worker, (), recipe.numbers).as_text()
+
+    text = lowered()
+    changes = {"outer_lr": 0.7, "outer_warmup": 2, "outer_steps": 70, "outer_clip": 0.3}
+    assert lowered(**changes) == text
+    assert lowered(population=3) == lowered(population=3, **changes)
+    assert lowered(truncation=2) != text
 
 
 def test_frozen_parts_stay_even_under_weight_decay(tmp_path):
@@ -200,7 +216,8 @@ def test_members_begin_apart_and_learn_at_their_own_rates():
     np.testing.assert_allclose(
         population.hypers["outer_lr_factor"], [0.1, 1, 10], rtol=1e-5
     )
-    after, _, _ = jax.jit(recipe.parts[0].step)(population, worker, ())
+    step = jax.jit(recipe.parts[0].step)
+    after, _, _ = step(population, worker, (), recipe.numbers)
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b), after.outer.theta, population.outer.theta
     )
