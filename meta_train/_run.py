@@ -187,10 +187,12 @@ def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any, Any]:
     for part, worker in zip(recipe.parts, workers, strict=True):
         where = devices.shardings(outer, part.specs)
         assert where is not None
-        outer_, worker, data = place((outer, worker, part.data), where)
+        outer_, worker, data, numbers = place(
+            (outer, worker, part.data, recipe.numbers), (*where, where[2])
+        )
         parts.append(part._replace(data=data))
         placed.append(worker)
-    return parts, (outer_, placed), place(recipe.numbers, where[2])
+    return parts, (outer_, placed), numbers
 
 
 def _export(
