@@ -71,7 +71,7 @@ def outer_optimizer(
 
     # optax.warmup_cosine_decay_schedule takes no traced numbers of steps.
     def schedule(count):
-        fall = jnp.clip((count - warmup) / (steps - warmup), 0, 1)
+        fall = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
         cosine = 0.1 + 0.9 * (0.5 + 0.5 * jnp.cos(jnp.pi * fall))
         rise = count / jnp.maximum(warmup, 1)
         return learning_rate * jnp.where(count < warmup, rise, cosine)

@@ -169,8 +169,8 @@ def make_recipe(
 
         def single_step(estimator):
             def step(outer, worker, data, numbers):
-                step = make_outer_step(estimator, outer_tx(numbers), decay)
-                return step(outer, worker, data)
+                one = make_outer_step(estimator, outer_tx(numbers), decay)
+                return one(outer, worker, data)
 
             return step
 

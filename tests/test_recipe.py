@@ -124,6 +124,11 @@ def test_outer_optimizers():
             update, state = tx.update(gradient, state, parameters)
             expected, plain_state = plain.update(gradient, plain_state, parameters)
             np.testing.assert_allclose(update["w"], expected["w"], rtol=1e-5)
+    tx = outer_optimizer(0.1, warmup=2, steps=2, clip=1.0, name="sgd")
+    state = tx.init(parameters)
+    for rate in (0, 0.05, 0.1, 0.01, 0.01):  # no cosine between
+        update, state = tx.update({"w": jnp.array([1.0, 0.0])}, state, parameters)
+        np.testing.assert_allclose(update["w"][0], -rate, rtol=1e-5)
     with pytest.raises(
         ValueError, match="unknown outer optimizer 'adm'; known: .*adam"
     ):
