@@ -52,20 +52,25 @@ def list_tasks(
             )
             groups.append((title, dict(suite.tasks)))
     for title, specs in groups:
+        rows = [(name, *_row(spec, measure)) for name, spec in specs.items()]
+        costs = [
+            Column(header, justify="right", no_wrap=True, min_width=width)
+            for header, width in (("parameters", 10), ("Mflop", 5), ("ms/step", 7))
+        ]
+        if not any(any(row[3:]) for row in rows):
+            costs = []  # long names of tasks whose data are absent need the room
         table = Table(
             Column("task", no_wrap=True),
-            Column("kind", overflow="fold"),
-            Column("data", overflow="fold"),
-            Column("parameters", justify="right", no_wrap=True, min_width=10),
-            Column("Mflop", justify="right", no_wrap=True, min_width=5),
-            Column("ms/step", justify="right", no_wrap=True, min_width=7),
+            Column("kind", overflow="fold", min_width=9),
+            Column("data", overflow="fold", min_width=13),
+            *costs,
             title=title,
             title_justify="left",
             box=None,
             padding=(0, 1, 0, 0),
         )
-        for name, spec in specs.items():
-            table.add_row(name, *_row(spec, measure))
+        for row in rows:
+            table.add_row(*row[: len(table.columns)])
         console.print(table)
 
 

@@ -10,6 +10,7 @@ import pytest
 import l2o
 from l2o.meta_train import Result
 from l2o.meta_train._cli import main
+from l2o.tasks import suites
 
 
 @pytest.mark.exhaustive
@@ -68,6 +69,17 @@ def test_tasks_lists_suites_with_data_and_parameters(capsys, tmp_path, monkeypat
     assert capsys.readouterr().out.splitlines()[-1].split() == row
     assert main(["tasks", "demo/train"]) == 0
     assert "mlp32x32" in capsys.readouterr().out
+
+
+def test_tasks_with_long_names_are_readable_in_a_narrow_terminal(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert main(["tasks", "heldout/velodrome"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 2 * len(suites()["heldout/velodrome"].tasks) + 5
+    assert max(map(len, lines)) <= 80
 
 
 def test_tasks_shows_one_with_its_learning_curves(capsys, tmp_path):
