@@ -22,6 +22,7 @@ from l2o.meta_train.evaluation._scores import (
     envelope,
     final,
     improvement,
+    rate_range,
     smooth,
     speedup,
     steps_to,
@@ -164,3 +165,21 @@ def test_profile_counts_runs():
     scores = np.array([[0.1, 0.5], [0.9, 1.5]])
     found = profile(scores, np.array([0.0, 0.5, 1.0, 2.0]))
     np.testing.assert_allclose(found, [1, 0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize(
+    ("losses", "decades"),
+    [
+        ((1.00, 1.04, 1.06, 1.01), 0.5),  # what lies behind a worse one does not count
+        ((1.06, 1.04, 1.00, 1.05), 1.0),
+        ((1.02, 1.00, 1.01, 1.03), 1.5),
+        ((2.00, 1.00, 2.00, np.nan), 0.0),
+        ((np.inf, 1.00, 1.00, np.nan), 0.5),
+        ((-1.0, -0.96, -0.94, 0.0), 0.5),  # of a loss that may be negative
+        ((np.nan,) * 4, np.nan),
+    ],
+)
+def test_rate_range_by_hand(losses, decades):
+    rates = 10.0 ** (-0.5 * np.arange(4))
+    found = [rate_range(rates, losses), rate_range(rates[::-1], losses[::-1])]
+    np.testing.assert_allclose(found, decades, atol=1e-12)

@@ -19,6 +19,7 @@ from ._scores import (
     envelope,
     final,
     improvement,
+    rate_range,
     speedup,
 )
 from ._store import Result, Store, key_of
@@ -89,6 +90,20 @@ class Board(NamedTuple):
         if self.tuning != "task" or len(rates) < 3:
             return False
         return self.chosen(name, task).rate in (min(rates), max(rates))
+
+    def rate_range(self, name: str, task: str) -> float:
+        """Decades of rates about as good as the best; NaN where fewer than three ran.
+
+        By the mean final loss that runs are judged by; a rate at which one diverged is
+        out.
+        """
+        trials = self.contestants[name].trials[task]
+        rates = [x.rate for x in trials if x.rate is not None]
+        if len(rates) < 3:
+            return np.nan
+        lost = [np.any(diverged(x.curves["train"]["loss"])) for x in trials]
+        losses = [np.mean(final(x.curves[self.split]["loss"])) for x in trials]
+        return rate_range(rates, np.where(lost, np.inf, losses))
 
     def envelope(self, task: str) -> Envelope:
         """Adam's, of its long runs."""

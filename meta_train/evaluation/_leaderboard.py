@@ -15,6 +15,8 @@ class Row(NamedTuple):
     Attributes:
       name, learned: of the contestant.
       trials: rates that were tried.
+      rate_range: decades of neighbouring rates that end within 5 % of the lowest loss
+        that runs are judged by, mean over tasks; None if fewer than three ran.
       score: interquartile mean of the improvement, over tasks and seeds.
       median_score: its median.
       area: interquartile mean of the improvement of the area under the curve.
@@ -33,6 +35,7 @@ class Row(NamedTuple):
     name: str
     learned: bool
     trials: int
+    rate_range: float | None
     score: Interval
     median_score: Interval
     area: Interval
@@ -62,10 +65,12 @@ def _row(board: Board, name: str, adam: np.ndarray) -> Row:
     times = [x.seconds / y.seconds for x, y in zip(chosen, rivals, strict=True)]
     better = np.mean(scores, 0) > np.mean(adam, 0)
     contestant = board.contestants[name]
+    ranges = [board.rate_range(name, task) for task in board.tasks]
     return Row(
         name,
         contestant.learned,
         max(len(x) for x in contestant.trials.values()),
+        None if np.all(np.isnan(ranges)) else float(np.nanmean(ranges)),
         interval(scores, iqm),
         interval(scores, np.median),
         interval(board.areas(name), iqm),

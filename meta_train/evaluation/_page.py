@@ -127,7 +127,9 @@ def _evaluation(page: "_Page", board: Board) -> None:
         f"{horizon} times the steps, and ≥ marks a lower bound. In brackets: 95 % "
         "bootstrap intervals over seeds. Better: tasks with a mean score above Adam's; "
         "p: Wilcoxon signed-rank test of that, over tasks. Update: its time alone over "
-        "Adam's. A star: a rate at the edge of what was tried, on so many tasks."
+        "Adam's. Good rates: neighbours of the best, of those tried, that end within "
+        f"5 % of the lowest {board.split} loss; mean over tasks. A star: a rate at "
+        "the edge of what was tried, on so many tasks."
     )
     page.table(_HEADER, [_cells(board, row) for row in rows], "Leaderboard")
     if content["claims"]:
@@ -172,6 +174,7 @@ _HEADER = (
     "step / Adam",
     "state, B/param",
     "trials",
+    "good rates, decades",
 )
 
 
@@ -189,7 +192,7 @@ def _headline(row: Row, count: int, place: int) -> str:
 def _cells(board: Board, row: Row) -> list[Cell]:
     edges = sum(board.at_edge(row.name, task) for task in board.tasks)
     name = row.name + (" (learned)" if row.learned else "")
-    update = row.update_time
+    update, decades = row.update_time, row.rate_range
     return [
         (name + (f" *{edges}" if edges else ""), row.name),
         (interval_text(row.score), row.score.value),
@@ -204,6 +207,7 @@ def _cells(board: Board, row: Row) -> list[Cell]:
         (f"{row.step_time:.2f}", row.step_time),
         (f"{row.state_bytes:.3g}", row.state_bytes),
         (str(row.trials), row.trials),
+        ("–", -1.0) if decades is None else (f"{decades:.2f}", decades),
     ]
 
 

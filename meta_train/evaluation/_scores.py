@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 5  # points of the trailing mean that losses are read from
+_TOLERANCE = 0.05  # of the lowest loss, within which a rate counts as good as the best
 _EMA = 0.95  # of the published envelope, per so many steps:
 _EMA_STEPS = 10
 
@@ -50,6 +51,34 @@ def improvement(loss: np.ndarray, initial: np.ndarray, reference: float) -> np.n
     gain = np.mean(initial) - reference
     share = (initial - loss) / gain if gain > 0 else np.zeros_like(loss)
     return np.clip(np.where(np.isfinite(share), share, 0.0), 0.0, 2.0)
+
+
+def rate_range(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Decades of neighbouring rates that end within 5 % of the lowest loss.
+
+    0 where only the best rate does; of what was tried, so the spacing of the rates is
+    its resolution and their range its bound.
+
+    Args:
+      rates: that were tried, in any order.
+      losses: at each; not finite is as good as infinite.
+
+    Returns:
+      NaN if there is no finite loss.
+    """
+    order = np.argsort(rates)
+    loss = np.asarray(losses, float)[order]
+    loss = np.where(np.isfinite(loss), loss, np.inf)
+    low = high = int(np.argmin(loss))
+    if not np.isfinite(loss[low]):
+        return np.nan
+    fine = loss <= loss[low] + _TOLERANCE * abs(loss[low])
+    while low > 0 and fine[low - 1]:
+        low -= 1
+    while high + 1 < len(fine) and fine[high + 1]:
+        high += 1
+    tried = np.asarray(rates, float)[order]
+    return float(np.log10(tried[high] / tried[low]))
 
 
 class Envelope(NamedTuple):
