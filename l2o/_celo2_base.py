@@ -39,6 +39,8 @@ _EPS = 1e-9
 _RMS_EPS = 1e-8
 _NOT_OF_VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col", "fac_m")
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
+Init = Literal["random", "adam", "nadam"]
+_DIRECTIONS = {"adam": ("m_norm",), "nadam": ("m_norm", "g_norm")}  # their sum
 
 
 class Celo2BaseState(NamedTuple):
@@ -71,7 +73,7 @@ def celo2_base(
     ns_coeffs: Sequence[float] = NS_COEFFS,
     ns_iters: int = 5,
     ns_eps: float = 1e-8,
-    init: Literal["random", "adam"] = "random",
+    init: Init = "random",
     schedule: Literal["constant", "cosine"] = "constant",
     relative: bool = False,
     factoring: Factoring = "stable",
@@ -105,9 +107,10 @@ def celo2_base(
       activation: between the layers.
       orthogonalize, ns_coeffs, ns_iters, ns_eps: Newton-Schulz iterations on the step
         of a tensor of two axes or more, before it is normalised.
-      init: what meta-training starts from: random weights, or "adam", weights with
-        which the rule is Adam's direction (the first momentum over the root of the
-        first second moment), normalised.
+      init: what meta-training starts from: random weights; "adam", weights with which
+        the rule is Adam's direction (the first momentum over the root of the first
+        second moment), normalised; "nadam", the sum of that and of the gradient over
+        the same root, each normalised.
       schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
         a cosine to zero; `bind` then needs the length of the run.
       relative: whether steps are multiplied by s: of a matrix its root mean square, of
@@ -131,14 +134,12 @@ def celo2_base(
     """
     arguments = recorded(locals())
     rule, decays = make_rule(arguments, factoring=factoring)
-    check_choice("init", init, ("random", "adam"))
+    check_init(init, rule, hidden_size)
     check_choice("schedule", schedule, ("constant", "cosine"))
-    if init == "adam":
-        check_adam(rule, hidden_size)
 
     def init_theta(key):
         nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
-        return {"nn": as_adam(nn, rule, decays) if init == "adam" else nn}
+        return {"nn": started(init, nn, rule, decays)}
 
     def bind(theta, *, num_steps=None):
         if schedule == "cosine":
@@ -237,27 +238,41 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
 
 
-def check_adam(rule: Rule, hidden_size: int) -> None:
-    """Raises `ValueError` if `as_adam` cannot be had of the rule."""
-    if rule.activation != "relu" or "m_norm" not in rule.features or hidden_size < 2:
+def check_init(init: str, rule: Rule, hidden_size: int) -> None:
+    """Raises `ValueError` if it is unknown, or `started` cannot do it with the rule."""
+    check_choice("init", init, ("random", *_DIRECTIONS))
+    if init == "random":
+        return
+    needed = _DIRECTIONS[init]
+    if (
+        rule.activation != "relu"
+        or not set(needed) <= set(rule.features)
+        or hidden_size < 2
+    ):
+        features = " and ".join(f'"{name}"' for name in needed)
         raise ValueError(
-            'init "adam" needs activation "relu", the feature "m_norm" and '
-            "hidden_size >= 2"
+            f'init "{init}" needs activation "relu", hidden_size >= 2 and of the '
+            f"features {features}"
         )
 
 
-def as_adam(nn: dict[str, jax.Array], rule: Rule, decays: Decays) -> dict[str, Any]:
-    """The network with two hidden units that hand the first "m_norm" through.
+def started(
+    init: str, nn: dict[str, jax.Array], rule: Rule, decays: Decays
+) -> dict[str, Any]:
+    """The network, for "adam" and "nadam" with two hidden units that hand that through.
 
-    Its other units keep their weights, but nothing of them reaches the output: they
-    are there to be used.
+    It is the first plane of "m_norm", or the sum of those of "m_norm" and "g_norm". The
+    other units keep their weights, but nothing of them reaches the output: they are
+    there to be used.
     """
+    if init == "random":
+        return nn
     sizes = feature_sizes(rule.features, *map(len, decays))
-    plane = sum(sizes[: rule.features.index("m_norm")])
+    planes = [sum(sizes[: rule.features.index(name)]) for name in _DIRECTIONS[init]]
     both = jnp.array([1.0, -1.0], jnp.float32)  # relu(x) - relu(-x) is x
     last = len(nn) // 2 - 1
     new = dict(nn)
-    new["w0"] = nn["w0"].at[:, :2].set(0.0).at[plane, :2].set(both)
+    new["w0"] = nn["w0"].at[:, :2].set(0.0).at[jnp.array(planes), :2].set(both)
     for layer in range(1, last):
         identity = jnp.eye(2, dtype=jnp.float32)
         new[f"w{layer}"] = nn[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(identity)

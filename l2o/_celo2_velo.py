@@ -1,7 +1,7 @@
 """`celo2_velo`: the normalised rule of Celo2 under a scheduler like VeLO's."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ._base import (
     require_value,
     stable_dtypes,
 )
-from ._celo2_base import as_adam, check_adam, check_choice, init_celo2, make_rule
+from ._celo2_base import Init, check_init, init_celo2, make_rule, started
 from ._features import FEATURES
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
@@ -63,7 +63,7 @@ def celo2_velo(
     rms_decays: Sequence[float] = (0.95,),
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     features: Sequence[str] = FEATURES,
-    init: Literal["random", "adam"] = "random",
+    init: Init = "random",
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Celo2's normalised rule, times a learned rate per tensor; nothing to tune.
@@ -110,9 +110,7 @@ def celo2_velo(
     """
     arguments = recorded(locals())
     rule, decays = make_rule({**_FIXED, **arguments}, factoring=factoring)
-    check_choice("init", init, ("random", "adam"))
-    if init == "adam":
-        check_adam(rule, hidden_size)
+    check_init(init, rule, hidden_size)
 
     def init_theta(key):
         k_nn, k_lstm = jax.random.split(key)
@@ -125,7 +123,7 @@ def celo2_velo(
             dead_mix_layer=False,
         )
         return {
-            "nn": as_adam(nn, rule, decays) if init == "adam" else nn,
+            "nn": started(init, nn, rule, decays),
             **schedule,
             "step_size": {
                 "w": jnp.zeros((lstm_hidden_size, 1), jnp.float32),

@@ -258,6 +258,34 @@ def test_init_adam_is_a_normalised_adam(layers):
     assert all(np.all(np.any(theta[f"w{i}"] != 0, 0)) for i in range(layers))
 
 
+def test_init_nadam_adds_the_normalised_gradient():
+    shapes = {"w": (5, 3), "b": (4,)}
+    optimizer = l2o.celo2_base(learning_rate=1.0, init="nadam")
+    params, *grads = (normal(seed, shapes) for seed in range(4))
+    tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+    parts = [optax.scale_by_adam(b1, 0.95, eps=0.0, eps_root=1e-8) for b1 in (0.9, 0)]
+    state, states = tx.init(params), [part.init(params) for part in parts]
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        found = [part.update(g, x) for part, x in zip(parts, states, strict=True)]
+        steps, states = zip(*found, strict=True)
+    for k in shapes:
+        step = sum(x[k] / np.sqrt(np.mean(x[k] ** 2)) for x in steps)
+        step = -step / np.sqrt(np.mean(step**2))
+        np.testing.assert_allclose(updates[k], step, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["adam", "nadam"])
+@pytest.mark.parametrize("make", [l2o.celo2_base, l2o.celo2_velo])
+def test_init_names_the_features_it_needs(make, init):
+    with pytest.raises(ValueError, match=f'init "{init}" needs .*"m_norm"'):
+        make(init=init, features=("g", "m"))
+    with pytest.raises(ValueError, match="hidden_size >= 2"):
+        make(init=init, hidden_size=1)
+    with pytest.raises(ValueError, match="unknown init 'sgd'"):
+        make(init="sgd")
+
+
 def test_the_scale_of_all_parameters_is_that_of_the_steps():
     optimizer = l2o.celo2_velo(lstm_hidden_size=4)
     theta = optimizer.init_theta(jax.random.key(0))  # the rate is the prior's

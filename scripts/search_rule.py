@@ -1,0 +1,191 @@
+"""Variants of an orthogonalised rule that is not meta-trained, on `train/mixed`.
+
+    python scripts/search_rule.py runs/search.json
+    python scripts/search_rule.py runs/search.json --families mixed-mlp mixed-vae
+
+Each is `celo2_base` with steps relative to the parameters, Newton-Schulz iterations and
+a cosine; what differs is the mixture of Adam's direction and the gradient's that they
+are given, the decay of the weights, of the momentum and the second moment, and the rate
+of vectors. `celo2_orthogonal` is the mixture with the lowest mean rank. All tasks of
+the suite, four seeds, final losses on two splits: a quarter of an hour on two cores.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import l2o
+from l2o._features import FEATURES, feature_sizes
+from l2o._schedule import warmup_cosine
+from l2o.meta_train._machine import keep
+from l2o.meta_train.evaluation._curves import learning_curve
+from l2o.tasks import TaskFamily, resolve
+
+SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3
+SPLITS = ("train", "outer_valid")
+
+
+class Numbers(NamedTuple):
+    """What of a variant may be traced: one program serves all that differ by it."""
+
+    momentum: Any = 1.0  # shares of the normalised m_norm and g_norm
+    gradient: Any = 0.0
+    decay: Any = 0.0  # of matrices and what has more axes
+    decay_vectors: Any = 0.0
+    rate: Any = 0.015
+    vectors: Any = 1.0  # factor of their steps
+
+
+class Variant(NamedTuple):
+    numbers: Numbers
+    options: Mapping[str, Any] = {}
+
+
+_MIXED = Numbers(0.8, 0.3, 0.03)
+_FAST = {"momentum_decays": (0.8, 0.99, 0.999)}
+_SLOW = {"momentum_decays": (0.95, 0.99, 0.999)}
+VARIANTS = {
+    "adam": Variant(Numbers()),
+    "0.8 + 0.3": Variant(Numbers(0.8, 0.3)),
+    "vectors / 2": Variant(Numbers(vectors=0.5)),
+    "vectors x 2": Variant(Numbers(vectors=2.0)),
+    "decay 0.1": Variant(Numbers(decay=0.1)),
+    "momentum 0.95": Variant(Numbers(), _SLOW),
+    "momentum 0.8, decay 0.03": Variant(Numbers(decay=0.03), _FAST),
+    "0.8 + 0.3, decay 0.03": Variant(_MIXED),
+    "0.8 + 0.3, decay 0.1": Variant(_MIXED._replace(decay=0.1)),
+    "0.8 + 0.3, decay 0.03, momentum 0.8": Variant(_MIXED, _FAST),
+    "0.8 + 0.3, decay 0.03, rate 0.02": Variant(_MIXED._replace(rate=0.02)),
+    "0.8 + 0.3, decay 0.03, rms 0.99": Variant(_MIXED, {"rms_decays": (0.99,)}),
+    "0.6 + 0.6, decay 0.03": Variant(Numbers(0.6, 0.6, 0.03)),
+    "0.6 + 0.6, decay 0.03, of vectors too": Variant(Numbers(0.6, 0.6, 0.03, 0.03)),
+    "0.45 + 0.8, decay 0.03, of vectors too": Variant(Numbers(0.45, 0.8, 0.03, 0.03)),
+}
+
+
+def rule(options: Mapping[str, Any]) -> l2o.LearnedOptimizer:
+    """At rate one: its steps are proportional to it."""
+    return l2o.celo2_base(
+        init="nadam",
+        relative=True,
+        schedule="cosine",
+        learning_rate=1.0,
+        orthogonalize=True,
+        **options,
+    )
+
+
+def transformation(
+    options: Mapping[str, Any], numbers: Numbers
+) -> optax.GradientTransformationExtraArgs:
+    optimizer = rule(options)
+    nn = optimizer.init_theta(jax.random.key(0))["nn"]
+    sizes = feature_sizes(FEATURES, 3, 1, 3)
+    for name, share in (("m_norm", numbers.momentum), ("g_norm", numbers.gradient)):
+        plane = sum(sizes[: FEATURES.index(name)])
+        w0 = nn["w0"].at[plane, :2].set(share * jnp.array([1.0, -1.0]))
+        nn = {**nn, "w0": w0}
+    base = optimizer.bind({"nn": nn}, num_steps=STEPS)
+
+    def update(updates, state, params=None, **extra_args):
+        cosine = warmup_cosine(state.count, STEPS)
+        updates, state = base.update(updates, state, params, **extra_args)
+
+        def scaled(step, param):
+            if step.ndim < 2:
+                step, decay = step * numbers.vectors, numbers.decay_vectors
+            else:
+                decay = numbers.decay
+            return numbers.rate * (step - decay * cosine * param)
+
+        return jax.tree.map(scaled, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(base.init, update)
+
+
+def losses(family: TaskFamily) -> np.ndarray:
+    """(variants, seeds, splits)."""
+    alike: dict[str, list[int]] = {}
+    for i, variant in enumerate(VARIANTS.values()):
+        alike.setdefault(json.dumps(variant.options), []).append(i)
+    found = np.empty((len(VARIANTS), SEEDS, len(SPLITS)))
+    for key, members in alike.items():
+        found[members] = _ends(family, json.loads(key), members)
+    return found
+
+
+def _ends(
+    family: TaskFamily, options: Mapping[str, Any], members: Sequence[int]
+) -> np.ndarray:
+    @jax.jit
+    def run(numbers, data):
+        def one(given):
+            numbers, key = given
+            curves = learning_curve(
+                transformation(options, numbers),
+                family,
+                data,
+                key,
+                steps=STEPS,
+                eval_every=50,
+                eval_batches=8,
+                splits=SPLITS,
+            )
+            ends = [jnp.mean(curves[split]["loss"][-POINTS:]) for split in SPLITS]
+            return jnp.stack(ends)
+
+        keys = jax.random.split(jax.random.key(77), SEEDS)
+        return jax.lax.map(
+            lambda x: jax.lax.map(lambda key: one((x, key)), keys), numbers
+        )
+
+    chosen = [list(VARIANTS.values())[i].numbers for i in members]
+    return np.asarray(
+        run(Numbers(*map(jnp.array, zip(*chosen, strict=True))), family.data)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="JSON file for all losses")
+    parser.add_argument("--families", nargs="+", default=[SUITE])
+    options = parser.parse_args()
+    keep()
+    specs = resolve(tuple(options.families))
+    console = Console()
+
+    def finished(name):
+        found = losses(specs[name].family())
+        console.print(name, highlight=False)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(specs, pool.map(finished, specs), strict=True))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {name: x.tolist() for name, x in found.items()}
+    options.out.write_text(json.dumps({"variants": list(VARIANTS), "losses": content}))
+
+    every = np.stack(list(found.values()))  # (families, variants, seeds, splits)
+    means = np.mean(np.where(np.isfinite(every), every, np.inf), 2)
+    ranks = np.mean(stats.rankdata(means, axis=1), 0)
+    title = f"mean rank over {len(found)} tasks, means of n = {SEEDS} seeds"
+    table = Table("variant", *SPLITS, "both", title=title, box=None)
+    for i in np.argsort(ranks.mean(1)):
+        cells = [*ranks[i], ranks[i].mean()]
+        table.add_row(list(VARIANTS)[i], *(f"{x:.2f}" for x in cells))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
