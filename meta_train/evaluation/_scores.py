@@ -53,9 +53,7 @@ def improvement(loss: np.ndarray, initial: np.ndarray, reference: float) -> np.n
     return np.clip(np.where(np.isfinite(share), share, 0.0), 0.0, 2.0)
 
 
-def rate_range(
-    rates: Sequence[float], losses: Sequence[float] | np.ndarray
-) -> float:
+def rate_range(rates: Sequence[float], losses: Sequence[float] | np.ndarray) -> float:
     """Decades of neighbouring rates that end within 5 % of the lowest loss.
 
     0 where only the best rate does; of what was tried, so the spacing of the rates is
