@@ -24,7 +24,7 @@ from ._base import (
 from ._features import FEATURES, check_features, feature_sizes
 from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
-from ._recurrent import rows_of
+from ._prior import Init, check_init, started
 from ._rule import (
     ACTIVATIONS,
     GRADIENT_BOUND,
@@ -32,15 +32,13 @@ from ._rule import (
     Rule,
     Shared,
 )
-from ._scales import parameter_scales
-from ._schedule import warmup_cosine
+from ._scales import step_scales
+from ._schedule import Schedule, check_schedule, scheduled
 
 _EPS = 1e-9
 _RMS_EPS = 1e-8
 _NOT_OF_VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col", "fac_m")
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
-Init = Literal["random", "adam", "nadam"]
-_DIRECTIONS = {"adam": ("m_norm",), "nadam": ("m_norm", "g_norm")}  # their sum
 
 
 class Celo2BaseState(NamedTuple):
@@ -74,7 +72,7 @@ def celo2_base(
     ns_iters: int = 5,
     ns_eps: float = 1e-8,
     init: Init = "random",
-    schedule: Literal["constant", "cosine"] = "constant",
+    schedule: Schedule = "constant",
     relative: bool = False,
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
@@ -135,7 +133,7 @@ def celo2_base(
     arguments = recorded(locals())
     rule, decays = make_rule(arguments, factoring=factoring)
     check_init(init, rule, hidden_size)
-    check_choice("schedule", schedule, ("constant", "cosine"))
+    check_schedule(schedule)
 
     def init_theta(key):
         nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
@@ -153,12 +151,8 @@ def celo2_base(
             del extra_args
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
-            rate: Any = learning_rate
-            if schedule == "cosine":
-                rate = rate * warmup_cosine(state.count, num_steps)
-            scales = jnp.ones(1, jnp.float32)
-            if relative and (tensors := rows_of(updates, params)):
-                scales, _ = parameter_scales(tensors)
+            rate = scheduled(learning_rate, schedule, state.count, num_steps)
+            scales = step_scales(updates, params, relative=relative)
             updates, accumulators = update_tree(
                 rule,
                 updates,
@@ -230,51 +224,3 @@ def init_celo2(
     """The network's weights; those of rows and columns are not used for vectors."""
     planes = sum(feature_sizes(rule.features, *map(len, decays)))
     return init_mlp(key, [planes, *[hidden_size] * hidden_layers, 3])
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises `ValueError` if the argument of that name has an unknown value."""
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-
-
-def check_init(init: str, rule: Rule, hidden_size: int) -> None:
-    """Raises `ValueError` if it is unknown, or `started` cannot do it with the rule."""
-    check_choice("init", init, ("random", *_DIRECTIONS))
-    if init == "random":
-        return
-    needed = _DIRECTIONS[init]
-    if (
-        rule.activation != "relu"
-        or not set(needed) <= set(rule.features)
-        or hidden_size < 2
-    ):
-        features = " and ".join(f'"{name}"' for name in needed)
-        raise ValueError(
-            f'init "{init}" needs activation "relu", hidden_size >= 2 and of the '
-            f"features {features}"
-        )
-
-
-def started(
-    init: str, nn: dict[str, jax.Array], rule: Rule, decays: Decays
-) -> dict[str, Any]:
-    """The network, for "adam" and "nadam" with two hidden units that hand that through.
-
-    It is the first plane of "m_norm", or the sum of those of "m_norm" and "g_norm". The
-    other units keep their weights, but nothing of them reaches the output: they are
-    there to be used.
-    """
-    if init == "random":
-        return nn
-    sizes = feature_sizes(rule.features, *map(len, decays))
-    planes = [sum(sizes[: rule.features.index(name)]) for name in _DIRECTIONS[init]]
-    both = jnp.array([1.0, -1.0], jnp.float32)  # relu(x) - relu(-x) is x
-    last = len(nn) // 2 - 1
-    new = dict(nn)
-    new["w0"] = nn["w0"].at[:, :2].set(0.0).at[jnp.array(planes), :2].set(both)
-    for layer in range(1, last):
-        identity = jnp.eye(2, dtype=jnp.float32)
-        new[f"w{layer}"] = nn[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(identity)
-    new[f"w{last}"] = jnp.zeros_like(nn[f"w{last}"]).at[:2, 0].set(both)
-    return new

@@ -16,10 +16,11 @@ from ._base import (
     require_value,
     stable_dtypes,
 )
-from ._celo2_base import Init, check_init, init_celo2, make_rule, started
+from ._celo2_base import init_celo2, make_rule
 from ._features import FEATURES
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
+from ._prior import Init, check_init, started
 from ._recurrent import LSTMState, init_rows, linear, rows_of
 from ._rule import Shared
 from ._scales import parameter_scales

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ._accumulators import Decays, Factoring, check_factoring
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._network import init_mlp
-from ._small_fc import small_fc_sizes, small_fc_transformation
+from ._small_fc import small_fc_rule, small_fc_sizes, small_fc_transformation
 from ._tensors import clip_by_global_norm
 
 
@@ -62,6 +62,7 @@ def elo(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+    rule = small_fc_rule(exp_mult, factoring, fused_row_mean=fused_row_mean)
 
     def init_theta(key):
         return {"nn": init_mlp(key, sizes)}
@@ -69,12 +70,10 @@ def elo(
     def bind(theta, *, num_steps=None):
         del num_steps
         tx = small_fc_transformation(
+            rule,
             theta["nn"],
             decays,
-            exp_mult=exp_mult,
             step_mult=learning_rate,
-            factoring=factoring,
-            fused_row_mean=fused_row_mean,
             weight_decay=learning_rate * weight_decay,
             name="elo",
         )

@@ -13,6 +13,7 @@ from ._network import init_mlp
 from ._small_fc import (
     init_decay_offsets,
     learned_decays,
+    small_fc_rule,
     small_fc_sizes,
     small_fc_transformation,
 )
@@ -68,6 +69,7 @@ def mulo(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+    rule = small_fc_rule(exp_mult, factoring, fused_row_mean=fused_row_mean)
 
     def init_theta(key):
         return {**init_decay_offsets(decays), "nn": init_mlp(key, sizes)}
@@ -77,12 +79,10 @@ def mulo(
         learned = learned_decays(decays, theta)
         momentum: Any = jnp.clip(jnp.asarray(learned.momentum), 0, 1)
         tx = small_fc_transformation(
+            rule,
             theta["nn"],
             learned._replace(momentum=momentum),
-            exp_mult=exp_mult,
             step_mult=learning_rate * step_mult,
-            factoring=factoring,
-            fused_row_mean=fused_row_mean,
             name="mulo",
         )
 

@@ -1,9 +1,12 @@
 """How large the steps of a tensor are, relative to parameters."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ._recurrent import rows_of
 
 
 def parameter_scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -26,3 +29,14 @@ def parameter_scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]
     matrix = jnp.array([p.ndim > 1 for p in params])
     scales = jnp.sqrt(jnp.where(matrix, own, everything))
     return scales, 0.5 * jnp.log(own / everything)
+
+
+def step_scales(updates: Any, params: Any, *, relative: bool) -> jax.Array:
+    """What the steps of every tensor are multiplied by, or a one for all.
+
+    Returns:
+      Shape (tensors,) if `relative` and there is an element, otherwise (1,).
+    """
+    if relative and (tensors := rows_of(updates, params)):
+        return parameter_scales(tensors)[0]
+    return jnp.ones(1, jnp.float32)

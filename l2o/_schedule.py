@@ -1,6 +1,6 @@
 """The recurrent network of VeLO and Celo, and what it knows about the whole run."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from ._recurrent import LSTMState, init_linear, init_lstm, linear, lstm
 
 _FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 RUN_FEATURES = len(_FRACTIONS) + LOSS_FEATURES
+Schedule = Literal["constant", "cosine"]
 
 
 def fraction_embedding(fraction: jax.Array) -> jax.Array:
@@ -27,6 +28,23 @@ def warmup_cosine(count: jax.Array, num_steps: jax.Array) -> jax.Array:
     rise = (count + 1) / jnp.maximum(0.05 * num_steps, 1.0)
     fall = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip((fraction - 0.05) / 0.95, 0.0, 1.0))
     return jnp.minimum(rise, fall)
+
+
+def check_schedule(schedule: str) -> None:
+    """Raises `ValueError` if it is unknown."""
+    known = get_args(Schedule)
+    if schedule not in known:
+        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(known)}")
+
+
+def scheduled(
+    rate: Any, schedule: Schedule, count: jax.Array, num_steps: jax.Array | None
+) -> Any:
+    """The rate after `count` updates; "cosine" is `warmup_cosine` of `num_steps`."""
+    if schedule == "constant":
+        return rate
+    assert num_steps is not None, "bind checks it"
+    return rate * warmup_cosine(count, num_steps)
 
 
 def init_mixing_lstm(

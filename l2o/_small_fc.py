@@ -14,7 +14,13 @@ from ._accumulators import (
     check_factoring,
     init_accumulators,
 )
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._base import (
+    LearnedOptimizer,
+    recorded,
+    require_num_steps,
+    require_params,
+    stable_dtypes,
+)
 from ._features import (
     FEATURES,
     TIME_SCALES,
@@ -23,7 +29,10 @@ from ._features import (
 )
 from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
+from ._prior import Init, check_init, started
 from ._rule import Rule, Shared
+from ._scales import step_scales
+from ._schedule import Schedule, check_schedule, scheduled
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
@@ -45,16 +54,20 @@ def small_fc(
     momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
     rms_decays: Sequence[float] = (0.999,),
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    init: Init = "random",
+    schedule: Schedule = "constant",
+    relative: bool = False,
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi(g, p, m, v)),
-              \tau(t)), \quad p \leftarrow p - \lambda_1 d\, e^{\lambda_2 a}
+              \tau(t)), \quad p \leftarrow p - \lambda_1 w s\, d\, e^{\lambda_2 a}
 
     The features phi are listed in `adafactor_features`; each is divided by its root
-    mean square over the tensor. The accumulators' decays are meta-learned too:
-    `1 - (1 - d) exp(10 x)` with x in theta. There is no learning rate to choose.
+    mean square over the tensor. As published w and s are 1. The accumulators' decays
+    are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta. There is no learning
+    rate to choose.
 
     Args:
       hidden_size, hidden_layers: the network, relu between layers; 197 meta-parameters
@@ -63,11 +76,19 @@ def small_fc(
       momentum_decays, rms_decays, adafactor_decays: initial decays d; one accumulator
         each. Groups that are multiplied with each other (momenta with rms, momenta
         with factored moments) are paired in order, or one goes with all.
+      init: what meta-training starts from: random weights, or "adam", weights with
+        which d is Adam's direction (the first momentum over the root of the second
+        moment), normalised.
+      schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
+        zero; `bind` then needs the length of the run.
+      relative: makes s, of a matrix, its root mean square, of a vector that of all
+        parameters, as `celo2_base` does.
       factoring: which of several axes of one size counts as the larger; "native" is
         what was published and depends on the machine, see `factored_axes`.
 
     Raises:
-      ValueError: decays that cannot be paired; `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown init or schedule; `update`
+        called without `params`; no `num_steps` for a schedule.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -83,22 +104,30 @@ def small_fc(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+    rule = small_fc_rule(exp_mult, factoring)
+    check_init(init, rule, hidden_size)
+    check_schedule(schedule)
 
     def init_theta(key):
-        return {**init_decay_offsets(decays), "nn": init_mlp(key, sizes)}
+        nn = started(init, init_mlp(key, sizes), rule, decays)
+        return {**init_decay_offsets(decays), "nn": nn}
 
     def bind(theta, *, num_steps=None):
-        del num_steps
+        if schedule == "cosine":
+            num_steps = require_num_steps(num_steps, "small_fc")
         return small_fc_transformation(
+            rule,
             theta["nn"],
             learned_decays(decays, theta),
-            exp_mult=exp_mult,
             step_mult=step_mult,
-            factoring=factoring,
+            schedule=schedule,
+            num_steps=num_steps,
+            relative=relative,
             name="small_fc",
         )
 
-    return LearnedOptimizer(init_theta, bind, "small_fc", arguments)
+    needs = ("params",) if schedule == "constant" else ("params", "num_steps")
+    return LearnedOptimizer(init_theta, bind, "small_fc", arguments, needs)
 
 
 def small_fc_sizes(decays: Decays, hidden_size: int, hidden_layers: int) -> list[int]:
@@ -131,20 +160,11 @@ def learned_decays(initial: Decays, theta: Any) -> Decays:
     )
 
 
-def small_fc_transformation(
-    nn: Any,
-    decays: Decays,
-    *,
-    exp_mult: float,
-    step_mult: float,
-    name: str,
-    factoring: Factoring = "stable",
-    fused_row_mean: bool = False,
-    weight_decay: float = 0.0,
-) -> optax.GradientTransformationExtraArgs:
-    """The rule of `small_fc` for given weights and decays."""
-
-    rule = Rule(
+def small_fc_rule(
+    exp_mult: float, factoring: Factoring, *, fused_row_mean: bool = False
+) -> Rule:
+    """What its network sees, and how what it says becomes a step."""
+    return Rule(
         SMALL_FC_FEATURES,
         SMALL_FC_FEATURES,
         exp_mult,
@@ -153,21 +173,37 @@ def small_fc_transformation(
         factoring=factoring,
     )
 
+
+def small_fc_transformation(
+    rule: Rule,
+    nn: Any,
+    decays: Decays,
+    *,
+    step_mult: float,
+    name: str,
+    schedule: Schedule = "constant",
+    num_steps: Any = None,
+    relative: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The rule of `small_fc` for given weights and decays."""
+
     def init_fn(params):
-        accumulators = init_accumulators(params, decays, factoring)
+        accumulators = init_accumulators(params, decays, rule.factoring)
         return SmallFCState(jnp.zeros([], jnp.int32), accumulators)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, name)
         shared = Shared(decays, weight_decay, time_embedding(state.count))
+        rate = scheduled(step_mult, schedule, state.count, num_steps)
         updates, accumulators = update_tree(
             rule,
             updates,
             params,
             state.accumulators,
             one_network(nn),
-            jnp.full(1, step_mult, jnp.float32),
+            rate * step_scales(updates, params, relative=relative),
             shared,
         )
         count = optax.safe_increment(state.count)

@@ -275,6 +275,42 @@ def test_init_nadam_adds_the_normalised_gradient():
         np.testing.assert_allclose(updates[k], step, rtol=1e-4, atol=1e-5)
 
 
+def test_small_fc_begins_as_a_normalised_adam_times_schedule_and_scale():
+    shapes = {"w": (5, 3), "b": (4,)}
+    optimizer = l2o.small_fc(
+        step_mult=0.1, init="adam", schedule="cosine", relative=True
+    )
+    params, *grads = (normal(seed, shapes) for seed in range(4))
+    theta = optimizer.init_theta(jax.random.key(0))
+    tx = optimizer.bind(theta, num_steps=40)
+    state = tx.init(params)
+    m = v = dict.fromkeys(shapes, 0.0)
+    whole = sum(np.sum(x**2) for x in params.values()) / 19
+    scales = {"w": np.sqrt(np.mean(params["w"] ** 2)), "b": np.sqrt(whole)}
+    fall = 0.5 + 0.5 * np.cos(np.pi * (2 / 40 - 0.05) / 0.95)
+    for g, w in zip(grads, (1 / 2, 2 / 2, fall), strict=True):
+        updates, state = tx.update(g, state, params)
+        m = {k: 0.9 * m[k] + 0.1 * g[k] for k in shapes}
+        v = {k: 0.999 * v[k] + 0.001 * g[k] ** 2 for k in shapes}
+        for k, s in scales.items():
+            step = m[k] / np.sqrt(v[k] + 1e-6)
+            step = -0.1 * w * s * step / np.sqrt(np.mean(step**2))
+            np.testing.assert_allclose(updates[k], step, rtol=1e-4, atol=1e-5)
+    assert all(np.all(np.any(theta["nn"][f"w{i}"] != 0, 0)) for i in (0, 1))
+
+
+def test_small_fc_needs_the_length_of_the_run_for_a_schedule_only():
+    assert l2o.small_fc().needs == ("params",)
+    optimizer = l2o.small_fc(schedule="cosine")
+    assert optimizer.needs == ("params", "num_steps")
+    with pytest.raises(ValueError, match="small_fc needs the length of the training"):
+        optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+    with pytest.raises(ValueError, match="unknown schedule 'linear'; known: constant"):
+        l2o.small_fc(schedule="linear")
+    with pytest.raises(ValueError, match='init "nadam" needs .*"g_norm"'):
+        l2o.small_fc(init="nadam")
+
+
 @pytest.mark.parametrize("init", ["adam", "nadam"])
 @pytest.mark.parametrize("make", [l2o.celo2_base, l2o.celo2_velo])
 def test_init_names_the_features_it_needs(make, init):
