@@ -1,13 +1,16 @@
 """A run's folder: whose it is, under which configuration, and whether it has room."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import l2o
+
 from ._checkpoints import state_bytes, steps
-from ._config import RESUMING
+from ._config import RESUMING, Config
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
@@ -31,6 +34,17 @@ def _write_config(out: Path, content: dict[str, Any]) -> None:
     partial = out / "config.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(out / "config.json")
+
+
+def _completed(old: dict[str, Any]) -> dict[str, Any]:
+    """An older version's, with the defaults of what has been added since."""
+    content = {**json.loads(json.dumps(dataclasses.asdict(Config()))), **old}
+    try:
+        optimizer = l2o.make(content["optimizer"], **content["optimizer_options"])
+    except (TypeError, ValueError):  # one of the user's own
+        return content
+    options = json.loads(json.dumps(dict(optimizer.arguments)))
+    return {**content, "optimizer_options": options}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -57,7 +71,7 @@ def claim(out: Path, content: dict[str, Any], override: bool) -> dict[str, Any] 
         raise ValueError(
             f"{out} is not empty and holds no run: choose a new folder for the output"
         )
-    changes = _changes(old, content) if old is not None else {}
+    changes = _changes(_completed(old), content) if old is not None else {}
     # One that never came to its first step may be replaced: nothing is lost.
     if old is None or (changes and not (out / "metrics.jsonl").exists()):
         _write_config(out, content)
@@ -90,7 +104,7 @@ def record_overrides(
     if old is None:
         return []
     overrides = old.get("overrides", [])
-    changes = _changes(old, content)
+    changes = _changes(_completed(old), content)
     if changes:
         for line in _shown(changes):
             say(f"from outer step {step} on, {line}")

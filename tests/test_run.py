@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 
 import l2o
 from l2o.meta_train import Config, Following, follow, presets, run
+from l2o.meta_train._folder import claim, record_overrides
 from l2o.tasks import TaskFamily, TaskSpec, quadratic, stateless
 
 QUICK = Config(
@@ -191,6 +192,23 @@ def test_another_configuration_is_refused_by_field(finished):
         run(changed, out)
     # How often checkpoints are written changes no number and may change.
     assert run(dataclasses.replace(QUICK, checkpoint_every=3), out).completed
+
+
+def test_a_run_of_a_version_with_fewer_options_is_known_again(tmp_path):
+    arguments = json.loads(json.dumps(dict(l2o.small_fc().arguments)))
+    content = json.loads(json.dumps(dataclasses.asdict(Config())))
+    content |= {"optimizer": "small_fc", "optimizer_options": arguments}
+    older = {k: v for k, v in content.items() if k != "theta_average"}
+    older["optimizer_options"] = {k: v for k, v in arguments.items() if k != "init"}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    (tmp_path / "metrics.jsonl").touch()
+    assert claim(tmp_path, content, override=False) == older
+    assert record_overrides(tmp_path, content, older, 1, pytest.fail) == []
+    changed = {**content, "optimizer_options": {**arguments, "init": "adam"}}
+    with pytest.raises(ValueError, match=r"'init': 'random'.* -> .*'init': 'adam'"):
+        claim(tmp_path, changed, override=False)
+    with pytest.raises(ValueError, match=r"theta_average: None -> 0\.9"):
+        claim(tmp_path, {**content, "theta_average": 0.9}, override=False)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
