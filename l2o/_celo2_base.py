@@ -32,7 +32,7 @@ from ._rule import (
     Rule,
     Shared,
 )
-from ._scales import step_scales
+from ._scales import scale_limits, step_scales
 from ._schedule import Schedule, check_schedule, scheduled
 
 _EPS = 1e-9
@@ -46,6 +46,7 @@ class Celo2BaseState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     accumulators: Accumulators
+    limits: jax.Array | None = None  # shape (tensors,) if steps are relative
 
 
 def celo2_base(
@@ -112,8 +113,9 @@ def celo2_base(
       schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
         a cosine to zero; `bind` then needs the length of the run.
       relative: whether steps are multiplied by s: of a matrix its root mean square, of
-        a vector that of all parameters, which is also the tenfold of the least s.
-        Alpha is then about 0.015 for models of all kinds.
+        a vector that of all parameters, which is also the tenfold of the least s; never
+        above what s was at the start, or `1 / sqrt(fan_in)` where that is more. Alpha
+        is then about 0.03 for models of all kinds.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
 
@@ -145,14 +147,15 @@ def celo2_base(
 
         def init_fn(params):
             accumulators = init_accumulators(params, decays, factoring)
-            return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
+            limits = scale_limits(params, relative=relative)
+            return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators, limits)
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
             rate = scheduled(learning_rate, schedule, state.count, num_steps)
-            scales = step_scales(updates, params, relative=relative)
+            scales = step_scales(updates, params, state.limits)
             updates, accumulators = update_tree(
                 rule,
                 updates,
@@ -164,7 +167,7 @@ def celo2_base(
                     decays, rate * weight_decay if weight_decay else 0.0, None, count
                 ),
             )
-            return updates, Celo2BaseState(count, accumulators)
+            return updates, Celo2BaseState(count, accumulators, state.limits)
 
         return stable_dtypes(init_fn, update_fn)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._recurrent import rows_of
 
@@ -31,12 +32,37 @@ def parameter_scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]
     return scales, 0.5 * jnp.log(own / everything)
 
 
-def step_scales(updates: Any, params: Any, *, relative: bool) -> jax.Array:
-    """What the steps of every tensor are multiplied by, or a one for all.
+def scale_limits(params: Any, *, relative: bool) -> jax.Array | None:
+    """The largest scales of a run that begins at `params`: what its state keeps.
+
+    Those of the beginning, so that what grows does not make its steps grow. A model
+    may well begin at zero or near it, and then has to find its scale: up to that of
+    outputs like the inputs, for a matrix `1 / sqrt(fan_in)`, for a vector the root mean
+    square of these over all matrices, or 1 without any.
 
     Returns:
-      Shape (tensors,) if `relative` and there is an element, otherwise (1,).
+      Shape (tensors,) if `relative` and there is an element, otherwise None.
     """
-    if relative and (tensors := rows_of(updates, params)):
-        return parameter_scales(tensors)[0]
-    return jnp.ones(1, jnp.float32)
+    tensors = rows_of(params, params)
+    if not relative or not tensors:
+        return None
+    matrices = [p for p in tensors if p.ndim > 1]
+    fan_out, sizes = (p.shape[-1] for p in matrices), (p.size for p in matrices)
+    whole = sum(fan_out) / sum(sizes) if matrices else 1.0
+    squares = [p.shape[-1] / p.size if p.ndim > 1 else whole for p in tensors]
+    usual = jnp.asarray(np.sqrt(squares), jnp.float32)
+    return jnp.maximum(parameter_scales(tensors)[0], usual)
+
+
+def step_scales(updates: Any, params: Any, limits: jax.Array | None) -> jax.Array:
+    """What the steps of every tensor are multiplied by, or a one for all.
+
+    Args:
+      limits: of `scale_limits`.
+
+    Returns:
+      Shape (tensors,) or, without limits, (1,).
+    """
+    if limits is None:
+        return jnp.ones(1, jnp.float32)
+    return jnp.minimum(parameter_scales(rows_of(updates, params))[0], limits)

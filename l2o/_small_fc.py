@@ -31,7 +31,7 @@ from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
 from ._rule import Rule, Shared
-from ._scales import step_scales
+from ._scales import scale_limits, step_scales
 from ._schedule import Schedule, check_schedule, scheduled
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
@@ -43,6 +43,7 @@ class SmallFCState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     accumulators: Accumulators
+    limits: jax.Array | None = None  # shape (tensors,) if steps are relative
 
 
 def small_fc(
@@ -82,7 +83,7 @@ def small_fc(
       schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
         zero; `bind` then needs the length of the run.
       relative: makes s, of a matrix, its root mean square, of a vector that of all
-        parameters, as `celo2_base` does.
+        parameters, but no more than at the start, as `celo2_base` does.
       factoring: which of several axes of one size counts as the larger; "native" is
         what was published and depends on the machine, see `factored_axes`.
 
@@ -190,7 +191,8 @@ def small_fc_transformation(
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.factoring)
-        return SmallFCState(jnp.zeros([], jnp.int32), accumulators)
+        limits = scale_limits(params, relative=relative)
+        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -203,10 +205,10 @@ def small_fc_transformation(
             params,
             state.accumulators,
             one_network(nn),
-            rate * step_scales(updates, params, relative=relative),
+            rate * step_scales(updates, params, state.limits),
             shared,
         )
         count = optax.safe_increment(state.count)
-        return updates, SmallFCState(count, accumulators)
+        return updates, SmallFCState(count, accumulators, state.limits)
 
     return stable_dtypes(init_fn, update_fn)

@@ -255,6 +255,19 @@ def scales(params):
     return own, every
 
 
+def scale(k, params):
+    own, every = scales(params)
+    return np.sqrt(own[k] if params[k].ndim > 1 else every)
+
+
+def scale_limits(params):
+    """What `scale` is at the start, or what it is for outputs like the inputs."""
+    usual = {k: p.shape[-1] / p.size for k, p in params.items() if p.ndim > 1}
+    size = sum(params[k].size for k in usual)
+    whole = sum(params[k].size * x for k, x in usual.items()) / size if size else 1.0
+    return {k: max(scale(k, params), np.sqrt(usual.get(k, whole))) for k in params}
+
+
 def warmup_cosine(count):
     done = count / NUM_STEPS
     if done < 0.05:
@@ -267,6 +280,7 @@ class SlowCelo2:
 
     def __init__(self, name, theta, a, params):
         self.nn, self.a, self.name, self.t = theta["nn"], a, name, 0
+        self.limits = scale_limits(params)
         self.torch = name == "elo_celo2" or a.get("variant") == "pylo"
         self.tensors = {k: SlowTensor(*slow_decays(a)) for k in params}
         self.m, self.v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
@@ -349,8 +363,7 @@ class SlowCelo2:
             else:
                 s = 1.0
                 if a.get("relative"):
-                    own, every = scales(params)
-                    s = np.sqrt(own[k] if p.ndim > 1 else every)
+                    s = min(scale(k, params), self.limits[k])
                 update = -rate * (s * self.step(g, p, tensor) + decay * p)
             yield k, from_torch(update) if self.torch else update
 
@@ -389,12 +402,11 @@ class SlowCelo2VeLO(SlowHyper):
         hidden = self.hidden_rows(params, loss)
         learned = linear(self.theta["step_size"], hidden)[:, 0]
         rate = self.a["step_mult"] * warmup_cosine(self.t)
-        own, every = scales(params)
         self.t += 1
         for (k, tensor), x in zip(self.tensors.items(), learned):
             g, p = np.clip(grads[k], -1000, 1000), params[k]
             tensor.see(g)
-            s = np.sqrt(own[k] if p.ndim > 1 else every)
+            s = scale(k, params)
             eta = rate * np.exp(self.a["schedule_mult"] * x) * s
             yield k, -eta * self.rule.step(g, p, tensor)
 

@@ -327,7 +327,7 @@ def test_entrants_by_name():
     assert entrant("small_fc_digits").trials(7) == (None,)
     assert entrant("small_fc_digits").card["optimizer"]["name"] == "small_fc"
     # The weights' own rate is what is tried first.
-    assert entrant("celo2_mixed").trials(2) == (0.015, 0.0474)
+    assert entrant("celo2_mixed").trials(2) == (0.02, 0.0632)
     assert half_decades(1e-3)[:3] == (1e-3, 3.16e-3, 3.16e-4)
     # The default is tried first, however far from the centre.
     assert half_decades(1e-3, 10**-2.5)[0] == 1e-3

@@ -299,6 +299,67 @@ def test_small_fc_begins_as_a_normalised_adam_times_schedule_and_scale():
     assert all(np.all(np.any(theta["nn"][f"w{i}"] != 0, 0)) for i in (0, 1))
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        l2o.celo2_base(learning_rate=1.0, relative=True),
+        l2o.small_fc(step_mult=1.0, relative=True, init="adam"),
+    ],
+    ids=["celo2_base", "small_fc"],
+)
+def test_relative_steps_do_not_grow_with_the_parameters(optimizer):
+    shapes = {"w": (5, 3), "b": (4,), "zero": (3, 3, 2)}
+    start, grads = normal(0, shapes), normal(1, shapes)
+    start["zero"] = 0 * start["zero"]
+    start["w"] = 1e-3 * start["w"]
+    tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+    state = tx.init(start)
+
+    def rms(x):
+        return np.sqrt(np.mean(np.square(x)))
+
+    def sizes(params):
+        updates, _ = tx.update(grads, state, params)
+        return jax.tree.map(rms, updates)
+
+    def whole(params):
+        return np.sqrt(sum(np.sum(np.square(x)) for x in params.values()) / 37)
+
+    # Below what it was at the start a scale is that of the parameters as they are,
+    half = optax.tree.scale(0.5, start)
+    least = 0.05 * whole(start)
+    found = sizes(half)
+    np.testing.assert_allclose(found["b"], 0.5 * whole(start), rtol=1e-4)
+    np.testing.assert_allclose([found["w"], found["zero"]], least, rtol=1e-4)
+    # up to that of outputs like the inputs
+    moved = {**start, "w": 0.2 * grads["w"], "zero": 0.1 * grads["zero"]}
+    found = sizes(moved)
+    np.testing.assert_allclose(found["w"], rms(moved["w"]), rtol=1e-4)
+    np.testing.assert_allclose(found["zero"], rms(moved["zero"]), rtol=1e-4)
+    # and no further, unless it was more at the start.
+    found = sizes(optax.tree.scale(1e5, moved))
+    np.testing.assert_allclose(found["w"], 1 / np.sqrt(5), rtol=1e-4)
+    np.testing.assert_allclose(found["zero"], 1 / np.sqrt(9), rtol=1e-4)
+    usual = np.sqrt((15 / 5 + 18 / 9) / 33)
+    np.testing.assert_allclose(found["b"], max(whole(start), usual), rtol=1e-4)
+    state = tx.init(optax.tree.scale(1e4, moved))
+    np.testing.assert_allclose(
+        sizes(optax.tree.scale(1e5, moved))["w"], 1e4 * rms(moved["w"]), rtol=1e-4
+    )
+
+
+def test_without_matrices_relative_steps_grow_to_one():
+    optimizer = l2o.celo2_base(learning_rate=1.0, relative=True)
+    tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+    params = {"w": np.zeros(5, np.float32)}
+    grads = {"w": np.arange(1, 6, dtype=np.float32)}
+    state = tx.init(params)
+    for size, expected in ((0.0, 1e-3), (0.3, 0.3), (30.0, 1.0)):
+        updates, _ = tx.update(grads, state, {"w": params["w"] + np.float32(size)})
+        found = np.sqrt(np.mean(np.square(updates["w"])))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_small_fc_needs_the_length_of_the_run_for_a_schedule_only():
     assert l2o.small_fc().needs == ("params",)
     optimizer = l2o.small_fc(schedule="cosine")
