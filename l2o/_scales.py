@@ -43,8 +43,7 @@ def scale_limits(params: Any, *, relative: bool) -> jax.Array | None:
     Returns:
       Shape (tensors,) if `relative` and there is an element, otherwise None.
     """
-    tensors = rows_of(params, params)
-    if not relative or not tensors:
+    if not relative or not (tensors := rows_of(params, params)):
         return None
     matrices = [p for p in tensors if p.ndim > 1]
     fan_out, sizes = (p.shape[-1] for p in matrices), (p.size for p in matrices)
