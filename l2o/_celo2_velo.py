@@ -16,14 +16,14 @@ from ._base import (
     require_value,
     stable_dtypes,
 )
-from ._celo2_base import init_celo2, make_rule
+from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
 from ._recurrent import LSTMState, init_rows, linear, rows_of
 from ._rule import Shared
-from ._scales import parameter_scales
+from ._scales import parameter_scales, scale_limits
 from ._schedule import init_mixing_lstm, mixing_lstm, warmup_cosine
 from ._tensors import with_elements
 from ._velo import run_features, tensor_feature_count, tensor_features
@@ -37,10 +37,9 @@ _FIXED: dict[str, Any] = {
     "aggregate_mag": False,
     "bias_correction": False,
     "activation": "relu",
-    "orthogonalize": False,
-    "ns_coeffs": (0.0, 0.0, 0.0),
-    "ns_iters": 0,
-    "ns_eps": 0.0,
+    "ns_coeffs": NS_COEFFS,
+    "ns_iters": 5,
+    "ns_eps": 1e-8,
 }
 
 
@@ -51,11 +50,13 @@ class Celo2VeLOState(NamedTuple):
     accumulators: Accumulators
     lstm: LSTMState  # shapes (tensors, h)
     loss: LossBuffer
+    limits: jax.Array | None  # shape (tensors,); None without any
 
 
 def celo2_velo(
     *,
     step_mult: float = 0.01,
+    weight_decay: float = 0.0,
     schedule_mult: float = 4.0,
     lstm_hidden_size: int = 16,
     hidden_size: int = 8,
@@ -64,14 +65,16 @@ def celo2_velo(
     rms_decays: Sequence[float] = (0.95,),
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     features: Sequence[str] = FEATURES,
+    orthogonalize: bool = False,
     init: Init = "random",
     factoring: Factoring = "stable",
 ) -> LearnedOptimizer:
     r"""Celo2's normalised rule, times a learned rate per tensor; nothing to tune.
 
-    .. math:: p \leftarrow p - \lambda\, w(t/T)\,
+    .. math:: p \leftarrow p - \lambda\, w(t/T)\,(
               \exp(\kappa\,\mathrm{LSTM}_\theta(\text{tensor, loss, time}))\,
               s\,\mathrm{normalise}(\mathrm{MLP}_\theta(\mathrm{normalise}(\phi)))
+              + d p)
 
     The rule is that of `celo2_base`, so that the root mean square of a step is the
     rate alone. That is the product of a warm-up and cosine w, of what the LSTM, a row
@@ -84,12 +87,13 @@ def celo2_velo(
 
     Args:
       step_mult: lambda, the root mean square of a step relative to s at the peak.
+      weight_decay: d.
       schedule_mult: kappa; an output of 0.1 changes the rate by 49 % at 4.
       lstm_hidden_size: of the scheduler; 3 532 meta-parameters by default.
       hidden_size, hidden_layers: the per-parameter network, relu between layers.
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
-      init: of the rule, as for `celo2_base`.
+      orthogonalize, init: of the rule, as for `celo2_base`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
 
@@ -141,6 +145,7 @@ def celo2_velo(
                 init_accumulators(params, decays, factoring),
                 init_rows(theta["lstm_init"], len(with_elements(params))),
                 init_loss_buffer(num_steps),
+                scale_limits(params, relative=True),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
@@ -153,6 +158,7 @@ def celo2_velo(
             if with_elements(updates):
                 rows = tensor_features(updates, params, state.accumulators, run)
                 scales, relative = parameter_scales(rows_of(updates, params))
+                scales = jnp.minimum(scales, state.limits)
                 rows = jnp.concatenate([rows, relative[:, None]], 1)
                 after = mixing_lstm(theta, rows, state.lstm)
                 learned = linear(theta["step_size"], after.hidden)[:, 0]
@@ -164,9 +170,16 @@ def celo2_velo(
                     state.accumulators,
                     one_network(theta["nn"]),
                     peak * jnp.exp(schedule_mult * learned) * scales,
-                    Shared(decays, 0.0, None, count),
+                    Shared(
+                        decays,
+                        peak * weight_decay if weight_decay else 0.0,
+                        None,
+                        count,
+                    ),
                 )
-            return updates, Celo2VeLOState(count, accumulators, after, loss)
+            return updates, Celo2VeLOState(
+                count, accumulators, after, loss, state.limits
+            )
 
         return stable_dtypes(init_fn, update_fn)
 

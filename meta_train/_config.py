@@ -124,6 +124,9 @@ class Config:
     objective_maximum: float | None = None
     """Measurements are clipped to [0, this], NaN counts as this; None leaves it to the
     task."""
+    objective_log: bool = False
+    """The logarithms of measurements between 1e-6 and objective-maximum (or 1000)
+    count, so that a family's losses weigh by their ratios."""
     outer_steps: int = 1000
     """Updates of theta."""
     outer_optimizer: str = "adam"
@@ -241,6 +244,7 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
     "objective_over": "fixed",
     "objective_samples": "override",
     "objective_maximum": "override",
+    "objective_log": "override",
     "outer_steps": "override",
     "outer_optimizer": "fixed",
     "outer_options": "fixed",

@@ -15,6 +15,7 @@ from l2o.tasks import (
     Stream,
     TaskFamily,
     clipped,
+    logarithm,
     make_family,
     reparametrize,
     resolve,
@@ -47,6 +48,9 @@ ESTIMATORS: dict[str, Callable[..., MetaGradient]] = {
     "forward_gradient": forward_gradient,
     "inverse_variance": inverse_variance,
 }
+
+
+_LARGEST = 1e3  # loss of which the logarithm counts
 
 
 class Part(NamedTuple):
@@ -239,12 +243,15 @@ def check_recipe(config: Any) -> None:
 
 def _estimator(config: Any, problem: Bilevel) -> MetaGradient:
     maximum = config.objective_maximum
+    normalize = None if maximum is None else clipped(maximum)
+    if config.objective_log:
+        normalize = logarithm(maximum or _LARGEST)
     objective = Objective(
         split=config.objective_split,
         metric=config.objective_metric,
         over=config.objective_over,
         samples=config.objective_samples,
-        normalize=None if maximum is None else clipped(maximum),
+        normalize=normalize,
     )
     schedule = log_uniform(
         *config.episode_length,

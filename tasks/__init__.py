@@ -9,6 +9,7 @@ from ._base import Task as Task
 from ._base import TaskFamily as TaskFamily
 from ._base import clipped as clipped
 from ._base import log_scaled as log_scaled
+from ._base import logarithm as logarithm
 from ._base import stateless as stateless
 from ._cost import Cost as Cost
 from ._cost import cache_folder as cache_folder

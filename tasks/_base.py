@@ -107,6 +107,22 @@ def clipped(maximum: float) -> Callable[[jax.Array], jax.Array]:
     return normalize
 
 
+def logarithm(maximum: float) -> Callable[[jax.Array], jax.Array]:
+    """A `Task.normalize` for losses that are to count by their ratios, of all tasks.
+
+    `log(clip(loss, 1e-6, maximum))`, and NaN counts as `maximum`: to halve the loss of
+    one task makes up for doubling another's.
+
+    Source: this project.
+    """
+
+    def normalize(loss):
+        bounded = jnp.clip(jnp.where(jnp.isnan(loss), maximum, loss), 1e-6, maximum)
+        return jnp.log(bounded)
+
+    return normalize
+
+
 def log_scaled(baseline: float) -> Callable[[jax.Array], jax.Array]:
     r"""A `Task.normalize` for losses that fall by orders of magnitude.
 

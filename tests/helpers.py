@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -77,3 +78,9 @@ def normal(seed, shapes):
 def momenta(state):
     """Of `mlp`, or of an optimizer with `Accumulators`."""
     return state.momentum if hasattr(state, "momentum") else state.accumulators.momentum
+
+
+def cpu_devices(count):
+    """Environment of a process with so many: the number is set before jax starts."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}"}

@@ -388,9 +388,11 @@ class SlowCelo2VeLO(SlowHyper):
         fixed = dict.fromkeys(("bias_correction", "aggregate_mag", "param_scale_mult"))
         once = {"rmsmult": 1.0, "exp_mult": 0.0, "precondition_output": False}
         same = {"activation": "relu", "normalize_input": 1, "normalize_output": 1}
+        same |= {"ns_coeffs": (3.4445, -4.775, 2.0315), "ns_iters": 5, "ns_eps": 1e-8}
         self.rule = SlowCelo2(
             "celo2_base", {"nn": theta["nn"]}, {**a, **fixed, **once, **same}, {}
         )
+        self.limits = scale_limits(params)
 
     def row(self, p, tensor, loss):
         own, every = scales(self.params)
@@ -406,9 +408,11 @@ class SlowCelo2VeLO(SlowHyper):
         for (k, tensor), x in zip(self.tensors.items(), learned):
             g, p = np.clip(grads[k], -1000, 1000), params[k]
             tensor.see(g)
-            s = scale(k, params)
-            eta = rate * np.exp(self.a["schedule_mult"] * x) * s
-            yield k, -eta * self.rule.step(g, p, tensor)
+            s = min(scale(k, params), self.limits[k])
+            step = (
+                np.exp(self.a["schedule_mult"] * x) * s * self.rule.step(g, p, tensor)
+            )
+            yield k, -rate * (step + self.a["weight_decay"] * p)
 
 
 class SlowElo:

@@ -1,7 +1,6 @@
 """Two real processes on the loopback interface: one run, one result."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import cpu_devices
 from safetensors.numpy import load_file
 
 OPTIONS = [
@@ -33,10 +33,7 @@ def _start(out, steps, process=None, port=None, devices=1, override=False):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        },
+        env=cpu_devices(devices),
     )
 
 

@@ -1,7 +1,6 @@
 """One program on eight virtual devices: what it computes and what it communicates."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import cpu_devices
 
 from l2o.meta_train import Topology, make_mesh
 
@@ -30,13 +30,9 @@ ESTIMATORS = [
 
 def _report(names):
     script = pathlib.Path(__file__).with_name("on_mesh.py")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     done = subprocess.run(
         [sys.executable, "-W", "error", script, ",".join(names)],
-        env=environment,
+        env=cpu_devices(8),
         capture_output=True,
         text=True,
     )

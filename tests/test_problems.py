@@ -31,6 +31,13 @@ def test_clipped_bounds_the_loss_and_counts_nan_as_the_maximum():
     assert_close(tasks.clipped(2.0)(losses), [0, 0.5, 2, 2, 2, 0, 2])
 
 
+def test_logarithm_counts_ratios_within_bounds_and_nan_as_the_maximum():
+    losses = jnp.array([-1.0, 1e-9, 0.5, 1.0, 3.0, jnp.inf, jnp.nan])
+    low, high = np.log([1e-6, 2.0])
+    expected = [low, low, np.log(0.5), 0, high, high, high]
+    assert_close(tasks.logarithm(2.0)(losses), expected)
+
+
 def test_stateless_passes_the_model_state_through():
     task = tasks.stateless(
         init=lambda key: {"x": jnp.ones(2)},

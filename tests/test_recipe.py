@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -84,17 +85,25 @@ def test_several_families_and_windows_per_step(tmp_path):
     assert records[-1]["inner_steps"] > 2 * 3 * 2 * 4
 
 
-def test_the_objective_is_handed_on(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"objective_maximum": 3.0}, 3.0),
+        ({"objective_maximum": 3.0, "objective_log": True}, math.log(3)),
+        ({"objective_log": True}, math.log(1000)),
+    ],
+)
+def test_the_objective_is_handed_on(more, expected, tmp_path):
     # On outer_valid batches after each update the loss of a run that diverges is cut.
     config = _quick(
         optimizer_options={"learning_rate": 100.0},
         objective_split="outer_valid",
         objective_over="telescoping",
         objective_samples=2,
-        objective_maximum=3.0,
+        **more,
     )
     run(config, tmp_path)
-    assert _records(tmp_path)[0]["meta_loss"] == pytest.approx(3.0)
+    assert _records(tmp_path)[0]["meta_loss"] == pytest.approx(expected)
 
 
 def test_lengths_that_grow(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import cpu_devices
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -221,15 +221,9 @@ def _measure():
 
 @pytest.fixture(scope="module")
 def report():
-    """Of a process of its own: the number of devices is set before jax starts."""
-    flags = (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # of machine code alone; compiles faster
-    )
     done = subprocess.run(
         [sys.executable, __file__],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)},
+        env=cpu_devices(8) | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ import dataclasses
 import doctest
 import importlib
 import itertools
-import os
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import cpu_devices
 
 import l2o
 from l2o import tasks
@@ -277,7 +277,7 @@ t.run(t.CONFIG, "run", families=t._families())
         [sys.executable, "-c", code],
         check=True,
         timeout=100,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=cpu_devices(2),
     )
     here = run(CONFIG, tmp_path / "here", families=_families())
     there = l2o.load_theta("run/frozen")[1]

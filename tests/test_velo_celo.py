@@ -231,7 +231,12 @@ def test_celo2_equals_its_slow_form(optimizer):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"features": ("g", "p", "m_norm", "col"), "hidden_layers": 1}]
+    "arguments",
+    [
+        {},
+        {"features": ("g", "p", "m_norm", "col"), "hidden_layers": 1},
+        {"orthogonalize": True, "weight_decay": 0.3},
+    ],
 )
 def test_celo2_velo_equals_its_slow_form(arguments):
     optimizer = l2o.celo2_velo(lstm_hidden_size=6, schedule_mult=0.5, **arguments)
