@@ -147,7 +147,7 @@ def celo2_base(
 
         def init_fn(params):
             accumulators = init_accumulators(params, decays, factoring)
-            limits = scale_limits(params, relative=relative)
+            limits = scale_limits(params) if relative else None
             return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators, limits)
 
         def update_fn(updates, state, params=None, **extra_args):

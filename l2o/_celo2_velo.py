@@ -50,7 +50,7 @@ class Celo2VeLOState(NamedTuple):
     accumulators: Accumulators
     lstm: LSTMState  # shapes (tensors, h)
     loss: LossBuffer
-    limits: jax.Array | None  # shape (tensors,); None without any
+    limits: jax.Array  # shape (tensors,)
 
 
 def celo2_velo(
@@ -145,7 +145,7 @@ def celo2_velo(
                 init_accumulators(params, decays, factoring),
                 init_rows(theta["lstm_init"], len(with_elements(params))),
                 init_loss_buffer(num_steps),
-                scale_limits(params, relative=True),
+                scale_limits(params),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):

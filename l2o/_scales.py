@@ -32,7 +32,7 @@ def parameter_scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]
     return scales, 0.5 * jnp.log(own / everything)
 
 
-def scale_limits(params: Any, *, relative: bool) -> jax.Array | None:
+def scale_limits(params: Any) -> jax.Array:
     """The largest scales of a run that begins at `params`: what its state keeps.
 
     Those of the beginning, so that what grows does not make its steps grow. A model
@@ -41,10 +41,11 @@ def scale_limits(params: Any, *, relative: bool) -> jax.Array | None:
     square of these over all matrices, or 1 without any.
 
     Returns:
-      Shape (tensors,) if `relative` and there is an element, otherwise None.
+      Shape (tensors,).
     """
-    if not relative or not (tensors := rows_of(params, params)):
-        return None
+    tensors = rows_of(params, params)
+    if not tensors:  # a state has the same leaves without any
+        return jnp.zeros(0, jnp.float32)
     matrices = [p for p in tensors if p.ndim > 1]
     fan_out, sizes = (p.shape[-1] for p in matrices), (p.size for p in matrices)
     whole = sum(fan_out) / sum(sizes) if matrices else 1.0
@@ -62,6 +63,6 @@ def step_scales(updates: Any, params: Any, limits: jax.Array | None) -> jax.Arra
     Returns:
       Shape (tensors,) or, without limits, (1,).
     """
-    if limits is None:
+    if limits is None or not limits.size:
         return jnp.ones(1, jnp.float32)
     return jnp.minimum(parameter_scales(rows_of(updates, params))[0], limits)

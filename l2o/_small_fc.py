@@ -191,7 +191,7 @@ def small_fc_transformation(
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.factoring)
-        limits = scale_limits(params, relative=relative)
+        limits = scale_limits(params) if relative else None
         return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits)
 
     def update_fn(updates, state, params=None, **extra_args):

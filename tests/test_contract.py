@@ -56,6 +56,8 @@ OPTIMIZERS = {
     "mlp-narrow": l2o.mlp(hidden_size=4, hidden_layers=1, momentum_decays=(0.9,)),
     "small_fc-wide": l2o.small_fc(hidden_size=20, hidden_layers=1, **ONE_DECAY),
     "small_fc-deep": l2o.small_fc(hidden_size=6, hidden_layers=3, **ONE_DECAY),
+    "small_fc-relative": l2o.small_fc(relative=True),
+    "celo2_base-relative": l2o.celo2_base(relative=True),
     "celo2-pylo": l2o.celo2(variant="pylo", hidden_size=4),
 }
 
