@@ -1,6 +1,7 @@
 """Two real processes on the loopback interface: one run, one result."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,9 @@ def _start(out, steps, process=None, port=None, devices=1, override=False):
         text=True,
         env=cpu_devices(devices),
     )
+
+
+GLOO = set("Gloo Rank is connected to peer ranks Expected number of".split())
 
 
 def _port():
@@ -97,9 +101,10 @@ def test_two_processes_compute_what_one_does(alone, tmp_path):
     done = _finish(*_pair(tmp_path / "run", 12, devices=2))
     assert [status for status, *_ in done] == [0, 0], done
     _same(alone, tmp_path / "run")
-    # Process 0 speaks and writes for all.
-    said = [line for line in done[1][1].splitlines() if "Gloo" not in line]
-    assert "frozen optimizer" in done[0][1] and not said
+    # Process 0 speaks and writes for all: the other's words are Gloo's threads', who cut
+    # each other short.
+    said = set(re.findall("[A-Za-z]+", done[1][1]))
+    assert "frozen optimizer" in done[0][1] and said <= GLOO, done[1][1]
     assert _steps(tmp_path / "run") == list(range(1, 13))
 
 

@@ -64,6 +64,8 @@ def assert_follows(optimizer, slow, given=None, atol=1e-5, steps=4):
     wide = jax.tree.map(np.float64, theta)
     slow = slow(optimizer.name, wide, dict(optimizer.arguments), params)
     state = tx.init(params)
+    # Outputs of the network may cancel in a step, which their round-off does not.
+    sizes = dict.fromkeys(params, 0.0)
     for t, (g, loss) in enumerate(zip(grads[:steps], LOSSES)):
         updates, state = tx.update(g, state, params, value=loss)
         wide_g, wide_p = jax.tree.map(np.float64, (g, params))
@@ -72,8 +74,9 @@ def assert_follows(optimizer, slow, given=None, atol=1e-5, steps=4):
         for k, u in expected.items():
             size = np.abs(u).max()
             assert 1e-8 < size < np.inf, f"{k} {t}"  # the comparison means something
+            sizes[k] = max(sizes[k], size)
             np.testing.assert_allclose(
-                updates[k], u, rtol=0, atol=atol * size, err_msg=f"{k} {t}"
+                updates[k], u, rtol=0, atol=atol * sizes[k], err_msg=f"{k} {t}"
             )
         params = optax.apply_updates(params, updates)
     return state, slow
@@ -421,7 +424,7 @@ def test_the_scale_of_all_parameters_is_that_of_the_steps():
     ids=["elo", "elo-clip", "elo-fused", "mulo", "mulo-fused"],
 )
 def test_elo_and_mulo_equal_their_slow_form(optimizer):
-    assert_follows(optimizer, SlowElo, atol=3e-5)
+    assert_follows(optimizer, SlowElo)
 
 
 def test_elo_replaces_what_is_not_finite():
