@@ -8,8 +8,10 @@ SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/_
 KERNELS := $(wildcard l2o/native/*.cc l2o/native/*.h)
 # Tests and the type checker see the built wheel, not the checkout.
 WHEEL := $(CURDIR)/$(VENV)/wheel
-# A file's tests share what they compile, so a file stays in one process.
-TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+# A file's tests share what they compile, so a file stays in one process; in the order of
+# their names, because those with few tests are not the shortest.
+TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder
 
 .PHONY: demo test test-all test-fast lint clean
 

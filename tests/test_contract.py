@@ -350,7 +350,16 @@ def test_bfloat16_is_computed_in_float32(case):
 
 
 # Their parts are those of others; without jit they take half a minute each.
-_LONG = ("celo", "elo", "l2o_scale", "nn_adam", "rnn_mlp")
+_LONG = (
+    "celo",
+    "celo2",
+    "celo2_velo",
+    "elo",
+    "l2o_scale",
+    "mulo",
+    "nn_adam",
+    "rnn_mlp",
+)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_vector_theta_agrees_with_finite_differences(name):
         problem,
         constant(length),
         truncation=truncation,
-        particles=10_000,
+        particles=4_000,
         **given,
     )
     estimate = jax.jit(estimator.estimate)
@@ -609,7 +609,15 @@ def _gradient(name, objective, *, length=5, truncation=2, particles=4000, repeat
         (Objective(metric="twice", over="last"), 4, 2),
     ],
 )
-@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("backprop", "full_es", "pes")
+        else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in UNBIASED
+    ],
+)
 def test_the_end_as_objective(name, objective, updates, factor):
     form = ESTIMATORS[name][2]
     mean, error, _ = _gradient(name, objective)

@@ -21,6 +21,7 @@ from l2o.meta_train.evaluation import (
     Job,
     Protocol,
     Store,
+    _runs,
     baselines,
     claim,
     entrant,
@@ -365,6 +366,19 @@ def test_what_is_evaluated_may_be_other_than_the_parameters(store):
     (raw,) = run_jobs([job._replace(entrant=made._replace(final=None))], PROTOCOL, None)
     a, b = (x.curves["train"]["loss"][:, -1] for x in (averaged, raw))
     assert np.all(np.abs(a - b) > 1e-3 * np.abs(a))
+
+
+@pytest.mark.parametrize("name", ["celo2_mixed", "sophia"])
+def test_side_by_side_and_one_by_one_give_the_same_curves(name, monkeypatch):
+    made = entrant(name)
+    jobs = [Job(made, TASK, make_family(TASK), made.trials(2))]
+    both = []
+    for vectorised in (False, True):
+        monkeypatch.setattr(_runs, "side_by_side", lambda x=vectorised: x)
+        results = run_jobs(jobs, PROTOCOL, None)
+        both.append([x.curves["train"]["loss"] for x in results])
+    np.testing.assert_allclose(*both, rtol=1e-4)
+    assert np.all(np.abs(both[0][0] - both[0][1])[:, -1] > 0)  # rates differ
 
 
 # All of them take a minute: every one is compiled.

@@ -231,8 +231,15 @@ def _arrays(result):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"families_per_step": "all", "checkpoint_every": 2}, {"population": 2}],
-    ids=["one", "all", "population"],
+    [
+        pytest.param({}, id="one"),
+        pytest.param(
+            {"families_per_step": "all", "checkpoint_every": 2},
+            id="all",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param({"population": 2}, id="population"),
+    ],
 )
 def test_a_resumed_run_goes_on_with_the_next_chunk(tmp_path, more):
     config = dataclasses.replace(CONFIG, **more)

@@ -172,8 +172,8 @@ def _run(
     @jax.jit
     def all_runs(rates: jax.Array, data: Any) -> Any:
         runs = (jnp.repeat(rates, len(seeds)), jnp.tile(seeds, len(rates)))
-        # One after the other: small models gain nothing from vmap on a CPU.
-        return jax.lax.map(lambda run: one(run, data), runs)
+        each = jax.vmap if side_by_side() else _one_by_one
+        return each(lambda run: one(run, data))(runs)
 
     compiled = all_runs.lower(numbers, family.data).compile()
     start = time.perf_counter()
@@ -201,6 +201,19 @@ def _run(
         # Rounded as in a store, so that nothing depends on where it comes from.
         results.append(decode(encode(result)))
     return results
+
+
+def side_by_side() -> bool:
+    """Whether seeds and rates are one vectorised program, as accelerators need.
+
+    On a CPU small models gain nothing by it, and what is conditional (a line search, a
+    Hessian now and then) would be computed always.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def _one_by_one(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda xs: jax.lax.map(f, xs)
 
 
 def params_of(family: TaskFamily) -> Callable[[jax.Array, Any], Any]:
