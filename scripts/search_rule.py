@@ -12,7 +12,7 @@ of the suite, four seeds, final losses on two splits: a quarter of an hour on tw
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from l2o._features import FEATURES, feature_sizes
 from l2o._schedule import warmup_cosine
 from l2o.meta_train._machine import keep
 from l2o.meta_train.evaluation._curves import learning_curve
-from l2o.tasks import TaskFamily, resolve
+from l2o.tasks import TaskFamily, TaskSpec, resolve
 
 SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3
 SPLITS = ("train", "outer_valid")
@@ -155,35 +155,45 @@ def _ends(
     )
 
 
+def on_every_task(
+    specs: Mapping[str, TaskSpec], losses: Callable[[TaskFamily], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What `losses` finds, two tasks at a time."""
+
+    def finished(name):
+        found = losses(specs[name].family())
+        Console().print(name, highlight=False)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(specs, pool.map(finished, specs), strict=True))
+
+
+def print_ranks(variants: Sequence[str], found: Mapping[str, np.ndarray]) -> None:
+    """Mean ranks over tasks; `found` has losses of shape (variants, seeds, splits)."""
+    every = np.stack(list(found.values()))  # (families, variants, seeds, splits)
+    means = np.mean(np.where(np.isfinite(every), every, np.inf), 2)
+    ranks = np.mean(stats.rankdata(means, axis=1), 0)
+    count = every.shape[2]
+    title = f"mean rank over {len(found)} tasks, means of n = {count} seeds"
+    table = Table("variant", *SPLITS, "both", title=title, box=None)
+    for i in np.argsort(ranks.mean(1)):
+        cells = [*ranks[i], ranks[i].mean()]
+        table.add_row(variants[i], *(f"{x:.2f}" for x in cells))
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="JSON file for all losses")
     parser.add_argument("--families", nargs="+", default=[SUITE])
     options = parser.parse_args()
     keep()
-    specs = resolve(tuple(options.families))
-    console = Console()
-
-    def finished(name):
-        found = losses(specs[name].family())
-        console.print(name, highlight=False)
-        return found
-
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(specs, pool.map(finished, specs), strict=True))
+    found = on_every_task(resolve(tuple(options.families)), losses)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     content = {name: x.tolist() for name, x in found.items()}
     options.out.write_text(json.dumps({"variants": list(VARIANTS), "losses": content}))
-
-    every = np.stack(list(found.values()))  # (families, variants, seeds, splits)
-    means = np.mean(np.where(np.isfinite(every), every, np.inf), 2)
-    ranks = np.mean(stats.rankdata(means, axis=1), 0)
-    title = f"mean rank over {len(found)} tasks, means of n = {SEEDS} seeds"
-    table = Table("variant", *SPLITS, "both", title=title, box=None)
-    for i in np.argsort(ranks.mean(1)):
-        cells = [*ranks[i], ranks[i].mean()]
-        table.add_row(list(VARIANTS)[i], *(f"{x:.2f}" for x in cells))
-    console.print(table)
+    print_ranks(list(VARIANTS), found)
 
 
 if __name__ == "__main__":
