@@ -16,6 +16,7 @@ import l2o
 from l2o.meta_train import Config
 from l2o.tasks import held_out, resolve
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "shipped"
 SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
 STEPS = 8
@@ -65,6 +66,21 @@ def test_its_card_says_how_it_was_made_and_on_nothing_held_out(name):
     assert not card["config"].get("allow_heldout")
     assert not any(map(held_out, resolve(card["config"]["families"]).values()))
     assert card["inner_steps"] > 0 and card["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", l2o.shipped())
+def test_its_card_has_what_its_page_says_it_reaches(name):
+    card = l2o.read_card(name)["card"]
+    page = (ROOT / "docs" / "pretrained.md").read_text()
+    assert card["known_failures"]
+    for result in card["results"]:
+        assert result["suite"] == "heldout/small" and result["seeds"] >= 3
+        score, speed_up = (
+            "{:.2f} ({:.2f} to {:.2f})".format(*result[key])
+            for key in ("score", "speed_up")
+        )
+        better = result["better_than_tuned_adam"][0]
+        assert f"| {score} | {speed_up} | {better}" in page
 
 
 def record():
