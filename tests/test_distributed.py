@@ -131,6 +131,7 @@ def test_a_dead_process_stops_the_others_and_the_run_resumes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigterm_to_one_stops_both_at_one_step(tmp_path):
     out = tmp_path / "run"
     pair = _pair(out, 100_000)

@@ -1064,7 +1064,13 @@ def test_what_may_be_sharded_is_not_stacked():
         assert "stablehlo.while" not in text_of(shapes, "xla")
 
 
-@pytest.mark.parametrize("networks", [1, 5], ids=["shared", "per_tensor"])
+@pytest.mark.parametrize(
+    "networks",
+    [
+        pytest.param(1, id="shared", marks=pytest.mark.exhaustive),
+        pytest.param(5, id="per_tensor"),
+    ],
+)
 def test_equal_shapes_are_updated_as_each_alone(networks):
     layout = layout_of("velo", [(3, 4)] * 5)
     operands = operands_of(layout, networks=networks)

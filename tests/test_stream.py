@@ -238,7 +238,7 @@ def _arrays(result):
             id="all",
             marks=pytest.mark.exhaustive,
         ),
-        pytest.param({"population": 2}, id="population"),
+        pytest.param({"population": 2}, id="population", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_resumed_run_goes_on_with_the_next_chunk(tmp_path, more):
