@@ -17,6 +17,7 @@ chosen on train/mixed by `python scripts/choose_step.py OUT/frozen`:
 """
 
 from .._config import Config, Evaluation
+from . import celo2_mixed
 
 META_TRAIN = Config(
     optimizer="small_fc",
@@ -26,22 +27,7 @@ META_TRAIN = Config(
         "schedule": "cosine",
         "relative": True,
     },
-    families=(
-        "train/fast",
-        "mixed-mlp",
-        "mixed-mlp-deep",
-        "mixed-mlp-layernorm",
-        "mixed-conv",
-        "mixed-vit",
-        "mixed-autoencoder",
-        "mixed-vae",
-        "mixed-gru",
-        "mixed-transformer",
-        "mixed-siren",
-        "mixed-fourier",
-        "mixed-table",
-        "mixed-least-squares",
-    ),
+    families=("train/fast", *celo2_mixed.META_TRAIN.families),
     reparam_level="tensor",
     reparam_range=(0.5, 2.0),
     episode_length=(100, 1000),
