@@ -7,7 +7,8 @@ are cut at about their median length: cut to one length, as in `celo2_mixed`, th
 pass what ruins variational autoencoders (a meta-loss 2.6 times that of the start).
 
 5.2 million inner steps, 14 minutes on two busy cores after 2 of compilation (4 on the
-first run); seed 0, one run. It learns steps that are right for most families and too
+first run); seed 0, one run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false,
+without which rounding differs. It learns steps that are right for most families and too
 large for variational autoencoders and vision transformers. Half of them is what ships,
 chosen on train/mixed by `python scripts/choose_step.py OUT/frozen`:
 
