@@ -30,7 +30,7 @@ from l2o._features import FEATURES, feature_sizes
 from l2o._schedule import warmup_cosine
 from l2o.meta_train._machine import keep
 from l2o.meta_train.evaluation._curves import learning_curve
-from l2o.tasks import TaskFamily, TaskSpec, resolve
+from l2o.tasks import TaskFamily, TaskSpec, held_out, resolve
 
 SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3
 SPLITS = ("train", "outer_valid")
@@ -158,7 +158,14 @@ def _ends(
 def on_every_task(
     specs: Mapping[str, TaskSpec], losses: Callable[[TaskFamily], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What `losses` finds, two tasks at a time."""
+    """What `losses` finds, two tasks at a time.
+
+    Raises:
+      ValueError: a task that optimizers are judged by.
+    """
+    for name, spec in specs.items():
+        if why := held_out(spec):
+            raise ValueError(f"{name} is {why}: choose on tasks for training")
 
     def finished(name):
         found = losses(specs[name].family())

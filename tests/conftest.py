@@ -6,9 +6,9 @@ import tempfile
 import jax
 import pytest
 
-# Compiling is most of what the suite takes. Without optimized machine code and without
-# the compiler's newer way to fuse loops it takes a quarter of that; what is computed is
-# the same but for rounding.
+# Compiling is most of what the suite takes, and takes less without optimized machine
+# code and without the compiler's newer way to fuse loops; what is computed is the same
+# but for rounding.
 COMPILE_FAST = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
