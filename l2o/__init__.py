@@ -25,6 +25,7 @@ from ._frozen import shipped as shipped
 from ._hyper import learnable_adam as learnable_adam
 from ._hyper import learnable_sgd as learnable_sgd
 from ._hyper import learnable_sgdm as learnable_sgdm
+from ._hypergradient import hypergradient as hypergradient
 from ._l2o_pa import l2o_pa as l2o_pa
 from ._l2o_scale import l2o_scale as l2o_scale
 from ._lstm import lstm as lstm

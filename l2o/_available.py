@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ._base import LearnedOptimizer
 from ._frozen import load_theta, shipped
 from ._hub import IMPORTABLE
-from ._registry import FACTORIES, make
+from ._registry import FACTORIES, WRAPPERS, make
 
 
 class Available(NamedTuple):
@@ -82,5 +82,5 @@ def _row(
 
 def _source(name: str) -> str:
     """The last paragraph of the factory's docstring."""
-    doc = inspect.getdoc(FACTORIES[name]) or ""
+    doc = inspect.getdoc((FACTORIES | WRAPPERS)[name]) or ""
     return " ".join(doc.partition("Source:")[2].split()).rstrip(".")

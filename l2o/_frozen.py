@@ -18,7 +18,7 @@ import safetensors.numpy
 from ._base import LearnedOptimizer, Theta
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_hub_id
-from ._registry import make
+from ._registry import changed, make
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -123,7 +123,8 @@ def load(
         factory's name, for weights that fit several. Code is never loaded from a file.
       download: whether a hub's files that are not in the local cache are fetched.
       **arguments: of the factory, over those that the source has, such as
-        `learning_rate` and `weight_decay` of `celo2`.
+        `learning_rate` and `weight_decay` of `celo2`; of a wrapper also those of what
+        it wraps.
 
     Raises:
       FileNotFoundError: no such folder, name or file.
@@ -186,7 +187,7 @@ def load_theta(
             )
         recorded = card["optimizer"]["arguments"]
         try:
-            optimizer = make(name, **{**recorded, **arguments})
+            optimizer = make(name, **changed(recorded, arguments))
         except TypeError as error:
             raise ValueError(
                 f"{folder / _CARD} has an ill-typed argument of {name}: {error}"

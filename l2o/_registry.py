@@ -1,5 +1,6 @@
 """The architectures by name, so that a folder on disk can name one."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from ._compact import compact
 from ._elo import elo
 from ._elo_celo2 import elo_celo2
 from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
+from ._hypergradient import hypergradient
 from ._l2o_pa import l2o_pa
 from ._l2o_scale import l2o_scale
 from ._lstm import lstm
@@ -62,6 +64,7 @@ WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "extend_horizon": extend_horizon,
     "float32_updates": float32_updates,
     "grafted": grafted,
+    "hypergradient": hypergradient,
     "nominal": nominal,
     "weight_decay": weight_decay,
 }
@@ -99,7 +102,28 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     return factories[name](**arguments)
 
 
+def changed(recorded: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded arguments with others: each where it is recorded, see `recorder`."""
+    result = copy.deepcopy(dict(recorded))
+    for name, value in changes.items():
+        (recorder(result, name) or result)[name] = value
+    return result
+
+
+def recorder(recorded: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The arguments, of an optimizer or of one it wraps, that have one of that name."""
+    if name in recorded:
+        return recorded
+    wrapped = (x["arguments"] for x in recorded.values() if _is_wrapped(x))
+    found = (recorder(arguments, name) for arguments in wrapped)
+    return next((x for x in found if x is not None), None)
+
+
+def _is_wrapped(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"name", "arguments"}
+
+
 def _unwrapped(value: Any) -> Any:
-    if isinstance(value, Mapping) and set(value) == {"name", "arguments"}:
+    if _is_wrapped(value):
         return make(value["name"], **value["arguments"])
     return value

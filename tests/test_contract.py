@@ -42,6 +42,7 @@ WRAPPED = {
     "extend_horizon": l2o.extend_horizon(SMALL["celo_adam"], max_steps=1000),
     "float32_updates": l2o.float32_updates(TINY),
     "grafted": l2o.grafted(TINY, l2o.learnable_adam()),
+    "hypergradient": l2o.hypergradient(TINY),
     "mup": l2o.mup(TINY, lambda params: jax.tree.map(lambda _: 0.5, params)),
     "nominal": l2o.nominal(TINY),
     "weight_decay": l2o.weight_decay(TINY, 1e-3),

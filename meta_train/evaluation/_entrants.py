@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import l2o
+from l2o._registry import changed, recorder
 
 from .._unroll import value_only
 from ._baselines import SCHEDULES, baselines, half_decades, scheduled_rate
@@ -161,8 +162,9 @@ def _learned(name: str, schedule: str) -> Entrant:
             raise ValueError(f"{name} needs no learning rate: it takes no schedule")
         return made
 
-    options = {**optimizer.arguments, "learning_rate": 1.0}
-    unit = l2o.make(optimizer.name, **options)
+    recorded = dict(optimizer.arguments)
+    rated = recorder(recorded, "learning_rate") or {}
+    unit = l2o.make(optimizer.name, **changed(recorded, {"learning_rate": 1.0}))
 
     def make(rate, steps):
         # Its updates are proportional to the rate, weight decay included.
@@ -171,12 +173,12 @@ def _learned(name: str, schedule: str) -> Entrant:
         return optax.chain(unit.bind(theta, num_steps=steps), scale(rate))
 
     identity: dict[str, Any] = {**made.identity, "schedule": schedule}
-    identity["arguments"] = {**identity["arguments"], "learning_rate": "tuned"}
+    identity["arguments"] = _plain(changed(recorded, {"learning_rate": "tuned"}))
     return made._replace(
         name=short if schedule == "constant" else f"{short}+{schedule}",
         identity=identity,
         make=make,
-        space=half_decades(float(optimizer.arguments["learning_rate"])),
+        space=half_decades(float(rated["learning_rate"])),
     )
 
 

@@ -1,0 +1,97 @@
+"""How fast step sizes should adapt: `l2o.hypergradient` on `train/mixed`.
+
+    python scripts/search_gain.py
+    python scripts/search_gain.py --steps 300 --families mixed-mlp mixed-vae
+
+The rule of `celo2_orthogonal` in the wrapper; what differs is the wrapper's gain and
+offset, which are meta-parameters, and the rate. Gain 0 stands for the rule alone. All
+tasks of the suite, two splits; one program per task serves all variants.
+`celo2_hypergradient` was chosen by it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from search_rule import POINTS, SPLITS, SUITE, on_every_task, print_ranks
+
+import l2o
+from l2o.meta_train._machine import keep
+from l2o.meta_train.evaluation._curves import learning_curve
+from l2o.tasks import TaskFamily, resolve
+
+# (gain, offset, rate)
+VARIANTS = (
+    (0, 0, 0.03),
+    (0, 0, 0.045),
+    (0, 0, 0.02),
+    (10, 0.05, 0.03),
+    (20, 0.0, 0.03),
+    (20, 0.02, 0.03),
+    (20, 0.05, 0.03),
+    (30, 0.02, 0.03),
+    (30, 0.05, 0.03),
+    (50, 0.05, 0.03),
+    (20, 0.05, 0.02),
+    (20, 0.05, 0.045),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", default=[SUITE])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file for all losses")
+    options = parser.parse_args()
+    keep()
+    rule, learned = l2o.load_theta("celo2_orthogonal", learning_rate=1.0)
+    optimizer = l2o.hypergradient(rule)
+
+    def losses(family: TaskFamily) -> np.ndarray:
+        def end(gain, offset, rate, seed, data):
+            theta = {"learned": learned, "log_gain": jnp.log(gain), "offset": offset}
+            tx = optimizer.bind(theta, num_steps=options.steps)
+            curves = learning_curve(
+                optax.chain(tx, optax.scale(rate)),
+                family,
+                data,
+                jax.random.key(seed),
+                steps=options.steps,
+                eval_every=options.steps // 20,
+                eval_batches=8,
+                splits=SPLITS,
+            )
+            ends = [jnp.mean(curves[split]["loss"][-POINTS:]) for split in SPLITS]
+            return jnp.stack(ends)
+
+        @jax.jit
+        def run(data):
+            numbers = jnp.array(VARIANTS, jnp.float32)
+            seeds = 200 + jnp.arange(options.seeds)
+            return jax.lax.map(
+                lambda x: jax.lax.map(lambda seed: end(*x, seed, data), seeds), numbers
+            )
+
+        return np.asarray(run(family.data))
+
+    found = on_every_task(resolve(tuple(options.families)), losses)
+    names = [f"gain {k:g}, offset {b:g}, rate {a:g}" for k, b, a in VARIANTS]
+    if options.out:
+        content = {name: x.tolist() for name, x in found.items()}
+        options.out.write_text(json.dumps({"variants": names, "losses": content}))
+    print_ranks(names, found)
+    for i, name in enumerate(names):
+        ends = np.array([np.mean(x[i], 0) for x in found.values()])
+        first = np.array([np.mean(x[0], 0) for x in found.values()])
+        counts = np.sum(ends < first, 0)
+        better = ", ".join(f"{k} on {s}" for k, s in zip(counts, SPLITS, strict=True))
+        print(f"{name}: of {len(found)} tasks better than the first: {better}")
+
+
+if __name__ == "__main__":
+    main()
