@@ -23,8 +23,8 @@ class HypergradientState(NamedTuple):
 def hypergradient(
     learned: LearnedOptimizer,
     *,
-    gain: float = 30.0,
-    offset: float = 0.02,
+    gain: float = 20.0,
+    offset: float = 0.05,
     decay: float = 0.9,
     bounds: tuple[float, float] = (0.1, 10.0),
 ) -> LearnedOptimizer:

@@ -23,7 +23,7 @@ def bound(optimizer, num_steps=T):
     return optimizer.bind(optimizer.init_theta(KEY), num_steps=num_steps)
 
 
-def slow(grads, gain=30.0, offset=0.02, decay=0.9, bounds=(0.1, 10.0)):
+def slow(grads, gain=20.0, offset=0.05, decay=0.9, bounds=(0.1, 10.0)):
     """Factors after every gradient, for SGD with momentum 0.5, in float64."""
     m = last = np.zeros_like(grads[0], np.float64)
     c = r = 0.0
@@ -132,7 +132,7 @@ def test_gain_and_offset_are_meta_parameters():
     # u = -0.1 exp(r) m, and r is the gain times what was added up.
     np.testing.assert_allclose(gradient["log_gain"], np.sum(update) * r, rtol=2e-3)
     np.testing.assert_allclose(
-        gradient["offset"], np.sum(update) * 30.0 / T * 3, rtol=2e-3
+        gradient["offset"], np.sum(update) * 20.0 / T * 3, rtol=2e-3
     )
 
 
