@@ -342,20 +342,26 @@ def test_cosine_warms_up_and_falls_to_zero():
     assert scheduled_rate("constant", 0.4, 100) == 0.4
 
 
-def test_a_learned_optimizer_with_a_rate_is_tuned_in_it(tmp_path):
-    optimizer = l2o.celo2_base(hidden_size=2)
+@pytest.mark.parametrize("wrapper", [lambda x: x, l2o.hypergradient])
+def test_a_learned_optimizer_with_a_rate_is_tuned_in_it(tmp_path, wrapper):
+    optimizer = wrapper(l2o.celo2_base(init="adam"))
     theta = optimizer.init_theta(jax.random.key(0))
     folder = l2o.save(tmp_path / "mine", optimizer, theta)
     made = entrant(str(folder))
     assert made.name == "mine" and made.space[0] == 1e-3
-    params, grads = {"w": jnp.ones((3, 2))}, {"w": jnp.full((3, 2), 0.3)}
     ours = made.make(0.02, 10)
-    exact = l2o.load(folder, learning_rate=0.02)
-    first, second = (
-        tx.update(grads, tx.init(params), params, value=1.0)[0]["w"]
-        for tx in (ours, exact)
-    )
-    np.testing.assert_allclose(first, second, rtol=1e-5)
+    exact = l2o.load(folder, learning_rate=0.02, num_steps=10)
+    ends = []
+    for tx in (ours, exact):
+        params = {"w": jnp.ones((3, 2))}
+        state = tx.init(params)
+        for t in range(3):
+            grads = {"w": jnp.full((3, 2), 0.3) * params["w"] ** t}
+            updates, state = tx.update(grads, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+        ends.append(params["w"])
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+    assert np.all(np.abs(ends[0] - 1) > 0.01)
 
 
 def test_what_is_evaluated_may_be_other_than_the_parameters(store):
