@@ -93,9 +93,11 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     known = inspect.signature(factories[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:
+        inner = _names_of_wrapped(arguments)
+        also = f"; `l2o.load` also takes {', '.join(inner)}" if inner else ""
         raise ValueError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; "
-            f"known: {', '.join(known)}"
+            f"known: {', '.join(known)}{also}"
         )
     if name in WRAPPERS:
         arguments = {key: _unwrapped(value) for key, value in arguments.items()}
@@ -117,6 +119,14 @@ def recorder(recorded: dict[str, Any], name: str) -> dict[str, Any] | None:
     wrapped = (x["arguments"] for x in recorded.values() if _is_wrapped(x))
     found = (recorder(arguments, name) for arguments in wrapped)
     return next((x for x in found if x is not None), None)
+
+
+def _names_of_wrapped(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of arguments of what is wrapped, each once."""
+    inner = [x["arguments"] for x in arguments.values() if _is_wrapped(x)]
+    names = [k for x in inner for k, v in x.items() if not _is_wrapped(v)]
+    deeper = [name for x in inner for name in _names_of_wrapped(x)]
+    return list(dict.fromkeys([*names, *deeper]))
 
 
 def _is_wrapped(value: Any) -> bool:
