@@ -88,6 +88,8 @@ def hypergradient(
             return HypergradientState(zeros, zeros, last, tx.init(params))
 
         def update_fn(updates, state, params=None, **extra_args):
+            # What is scaled below is rounded once, by `stable_dtypes`.
+            updates = optax.tree.cast(updates, jnp.float32)
             pairs = zip(
                 jax.tree.leaves(updates), jax.tree.leaves(state.last), strict=True
             )
@@ -119,7 +121,7 @@ def hypergradient(
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of the angle between two tensors; 0 if one of them is zero."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    b = b.astype(jnp.float32)
     # Largest entries of one: squares neither overflow nor vanish.
     a, b = (x / _or_one(jnp.max(jnp.abs(x), initial=0.0)) for x in (a, b))
     squares = jnp.sum(a * a) * jnp.sum(b * b)
