@@ -15,11 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from search_rule import POINTS, SPLITS, SUITE, on_every_task, print_ranks
+from search_rule import (
+    SUITE,
+    final_losses,
+    on_every_task,
+    print_better,
+    print_ranks,
+)
 
 import l2o
 from l2o.meta_train._machine import keep
-from l2o.meta_train.evaluation._curves import learning_curve
 from l2o.tasks import TaskFamily, resolve
 
 
@@ -40,47 +45,27 @@ def main() -> None:
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas.values())
     chosen = [(i, f) for i in range(len(thetas)) for f in options.factors]
 
+    def transformation(numbers):
+        index, factor = numbers
+        theta = jax.tree.map(lambda x: x[index], stacked)
+        rule = optimizer.bind(theta, num_steps=options.steps)
+        return optax.chain(rule, optax.scale(factor))
+
     def losses(family: TaskFamily) -> np.ndarray:
-        def end(index, factor, seed, data):
-            theta = jax.tree.map(lambda x: x[index], stacked)
-            rule = optimizer.bind(theta, num_steps=options.steps)
-            curves = learning_curve(
-                optax.chain(rule, optax.scale(factor)),
-                family,
-                data,
-                jax.random.key(seed),
-                steps=options.steps,
-                eval_every=options.steps // 20,
-                eval_batches=4,
-                splits=SPLITS,
-            )
-            ends = [jnp.mean(curves[split]["loss"][-POINTS:]) for split in SPLITS]
-            return jnp.stack(ends)
-
-        @jax.jit
-        def run(data):
-            index, factor = map(jnp.array, zip(*chosen, strict=True))
-            seeds = 100 + jnp.arange(options.seeds)
-            return jax.lax.map(
-                lambda x: jax.lax.map(lambda seed: end(*x, seed, data), seeds),
-                (index, factor),
-            )
-
-        return np.asarray(run(family.data))
+        return final_losses(
+            family,
+            transformation,
+            tuple(map(jnp.array, zip(*chosen, strict=True))),
+            jax.vmap(jax.random.key)(100 + jnp.arange(options.seeds)),
+            steps=options.steps,
+            eval_batches=4,
+        )
 
     found = on_every_task(resolve(tuple(options.families)), losses)
     names = list(thetas)
-    print_ranks([f"{names[i]} x {f:g}" for i, f in chosen], found)
-    for k, (i, f) in enumerate(chosen):
-        ends = np.array([np.mean(x[k], 0) for x in found.values()])
-        first = np.array([np.mean(x[0], 0) for x in found.values()])
-        better = ", ".join(
-            f"{np.sum(ends[:, j] < first[:, j])} on {split}"
-            for j, split in enumerate(SPLITS)
-        )
-        print(
-            f"{names[i]} x {f:g}: of {len(found)} tasks better than the first: {better}"
-        )
+    variants = [f"{names[i]} x {f:g}" for i, f in chosen]
+    print_ranks(variants, found)
+    print_better(variants, found)
 
 
 if __name__ == "__main__":

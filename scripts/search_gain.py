@@ -17,11 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from search_rule import POINTS, SPLITS, SUITE, on_every_task, print_ranks
+from search_rule import (
+    SUITE,
+    final_losses,
+    on_every_task,
+    print_better,
+    print_ranks,
+)
 
 import l2o
 from l2o.meta_train._machine import keep
-from l2o.meta_train.evaluation._curves import learning_curve
 from l2o.tasks import TaskFamily, resolve
 
 # (gain, offset, rate)
@@ -52,32 +57,20 @@ def main() -> None:
     rule, learned = l2o.load_theta("celo2_orthogonal", learning_rate=1.0)
     optimizer = l2o.hypergradient(rule)
 
+    def transformation(numbers):
+        gain, offset, rate = numbers
+        theta = {"learned": learned, "log_gain": jnp.log(gain), "offset": offset}
+        tx = optimizer.bind(theta, num_steps=options.steps)
+        return optax.chain(tx, optax.scale(rate))
+
     def losses(family: TaskFamily) -> np.ndarray:
-        def end(gain, offset, rate, seed, data):
-            theta = {"learned": learned, "log_gain": jnp.log(gain), "offset": offset}
-            tx = optimizer.bind(theta, num_steps=options.steps)
-            curves = learning_curve(
-                optax.chain(tx, optax.scale(rate)),
-                family,
-                data,
-                jax.random.key(seed),
-                steps=options.steps,
-                eval_every=options.steps // 20,
-                eval_batches=8,
-                splits=SPLITS,
-            )
-            ends = [jnp.mean(curves[split]["loss"][-POINTS:]) for split in SPLITS]
-            return jnp.stack(ends)
-
-        @jax.jit
-        def run(data):
-            numbers = jnp.array(VARIANTS, jnp.float32)
-            seeds = 200 + jnp.arange(options.seeds)
-            return jax.lax.map(
-                lambda x: jax.lax.map(lambda seed: end(*x, seed, data), seeds), numbers
-            )
-
-        return np.asarray(run(family.data))
+        return final_losses(
+            family,
+            transformation,
+            jnp.array(VARIANTS, jnp.float32),
+            jax.vmap(jax.random.key)(200 + jnp.arange(options.seeds)),
+            steps=options.steps,
+        )
 
     found = on_every_task(resolve(tuple(options.families)), losses)
     names = [f"gain {k:g}, offset {b:g}, rate {a:g}" for k, b, a in VARIANTS]
@@ -85,12 +78,7 @@ def main() -> None:
         content = {name: x.tolist() for name, x in found.items()}
         options.out.write_text(json.dumps({"variants": names, "losses": content}))
     print_ranks(names, found)
-    for i, name in enumerate(names):
-        ends = np.array([np.mean(x[i], 0) for x in found.values()])
-        first = np.array([np.mean(x[0], 0) for x in found.values()])
-        counts = np.sum(ends < first, 0)
-        better = ", ".join(f"{k} on {s}" for k, s in zip(counts, SPLITS, strict=True))
-        print(f"{name}: of {len(found)} tasks better than the first: {better}")
+    print_better(names, found)
 
 
 if __name__ == "__main__":
