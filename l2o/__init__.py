@@ -28,6 +28,7 @@ from ._hyper import learnable_sgdm as learnable_sgdm
 from ._hypergradient import hypergradient as hypergradient
 from ._l2o_pa import l2o_pa as l2o_pa
 from ._l2o_scale import l2o_scale as l2o_scale
+from ._learnable_muon import learnable_muon as learnable_muon
 from ._lstm import lstm as lstm
 from ._mlp import mlp as mlp
 from ._mulo import mulo as mulo

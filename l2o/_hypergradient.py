@@ -24,7 +24,7 @@ def hypergradient(
     learned: LearnedOptimizer,
     *,
     gain: float = 20.0,
-    offset: float = 0.05,
+    drift: float = 1.0,
     decay: float = 0.9,
     bounds: tuple[float, float] = (0.1, 10.0),
 ) -> LearnedOptimizer:
@@ -32,7 +32,7 @@ def hypergradient(
 
     .. math:: c \leftarrow \beta c - (1 - \beta)
               \frac{\langle g, u' \rangle}{|g|\,|u'|}, \quad
-              r \leftarrow r + \frac{k}{T} (c + b), \quad
+              r \leftarrow r + \frac{k c + d}{T}, \quad
               p \leftarrow p + e^r u
 
     with u' the tensor's last update. As long as the loss still falls along the last
@@ -43,10 +43,11 @@ def hypergradient(
 
     Args:
       learned: any learned optimizer, whose updates are u; theta is `{"learned",
-        "log_gain", "offset"}`.
+        "log_gain", "drift"}`.
       gain: initial value of k; theta holds its logarithm. Over T steps on which the
         gradients agree by 0.1 the factor grows `e^(k/10)`-fold.
-      offset: initial value of b, the agreement below zero at which the factor stays.
+      drift: initial value of d, what the factor grows by in T steps of no agreement, as
+        a logarithm. So it stays where c is `-d / k`.
       decay: beta.
       bounds: of the factor `e^r`, which begins at one.
 
@@ -74,13 +75,13 @@ def hypergradient(
         del key
         return {
             "log_gain": jnp.float32(math.log(gain)),
-            "offset": jnp.float32(offset),
+            "drift": jnp.float32(drift),
         }
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "hypergradient")
         tx = learned.bind(theta["learned"], num_steps=num_steps)
-        rate = jnp.exp(theta["log_gain"]) / num_steps
+        gain = jnp.exp(theta["log_gain"])
 
         def init_fn(params):
             zeros = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
@@ -96,7 +97,7 @@ def hypergradient(
             cosines = jnp.array([_cosine(*pair) for pair in pairs])
             agreement = decay * state.agreement - (1 - decay) * cosines
             log_factors = jnp.clip(
-                state.log_factors + rate * (agreement + theta["offset"]),
+                state.log_factors + (gain * agreement + theta["drift"]) / num_steps,
                 math.log(low),
                 math.log(high),
             )
@@ -110,7 +111,7 @@ def hypergradient(
 
     arguments = {
         "gain": gain,
-        "offset": offset,
+        "drift": drift,
         "decay": decay,
         "bounds": list(bounds),
     }

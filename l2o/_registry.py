@@ -18,6 +18,7 @@ from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
 from ._hypergradient import hypergradient
 from ._l2o_pa import l2o_pa
 from ._l2o_scale import l2o_scale
+from ._learnable_muon import learnable_muon
 from ._lstm import lstm
 from ._mlp import mlp
 from ._mulo import mulo
@@ -46,6 +47,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "l2o_pa": l2o_pa,
     "l2o_scale": l2o_scale,
     "learnable_adam": learnable_adam,
+    "learnable_muon": learnable_muon,
     "learnable_sgd": learnable_sgd,
     "learnable_sgdm": learnable_sgdm,
     "lstm": lstm,

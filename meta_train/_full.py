@@ -44,9 +44,10 @@ def make_full_unroll(
         raise ValueError(f"an estimator needs particles >= 1, not {particles}")
     check_objective(objective, windows=False)
     varies = schedule.minimum != schedule.maximum
-    steps = jnp.arange(schedule.maximum)
 
     def full_unroll(key, thetas, data, outer_step):
+        # Not before: an array ends the choice of devices.
+        steps = jnp.arange(schedule.maximum)
         length = schedule(jax.random.fold_in(key, particles), outer_step)
 
         def run(theta, key, given):

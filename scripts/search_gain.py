@@ -4,7 +4,7 @@
     python scripts/search_gain.py --steps 300 --families mixed-mlp mixed-vae
 
 The rule of `celo2_orthogonal` in the wrapper; what differs is the wrapper's gain and
-offset, which are meta-parameters, and the rate. Gain 0 stands for the rule alone. All
+drift, which are meta-parameters, and the rate. Gain 0 stands for the rule alone. All
 tasks of the suite, two splits; one program per task serves all variants.
 `celo2_hypergradient` was chosen by it.
 """
@@ -29,20 +29,20 @@ import l2o
 from l2o.meta_train._machine import keep
 from l2o.tasks import TaskFamily, resolve
 
-# (gain, offset, rate)
+# (gain, drift, rate)
 VARIANTS = (
     (0, 0, 0.03),
     (0, 0, 0.045),
     (0, 0, 0.02),
-    (10, 0.05, 0.03),
-    (20, 0.0, 0.03),
-    (20, 0.02, 0.03),
-    (20, 0.05, 0.03),
-    (30, 0.02, 0.03),
-    (30, 0.05, 0.03),
-    (50, 0.05, 0.03),
-    (20, 0.05, 0.02),
-    (20, 0.05, 0.045),
+    (10, 0.5, 0.03),
+    (20, 0, 0.03),
+    (20, 0.4, 0.03),
+    (20, 1, 0.03),
+    (30, 0.6, 0.03),
+    (30, 1.5, 0.03),
+    (50, 2.5, 0.03),
+    (20, 1, 0.02),
+    (20, 1, 0.045),
 )
 
 
@@ -58,8 +58,8 @@ def main() -> None:
     optimizer = l2o.hypergradient(rule)
 
     def transformation(numbers):
-        gain, offset, rate = numbers
-        theta = {"learned": learned, "log_gain": jnp.log(gain), "offset": offset}
+        gain, drift, rate = numbers
+        theta = {"learned": learned, "log_gain": jnp.log(gain), "drift": drift}
         tx = optimizer.bind(theta, num_steps=options.steps)
         return optax.chain(tx, optax.scale(rate))
 
@@ -73,7 +73,7 @@ def main() -> None:
         )
 
     found = on_every_task(resolve(tuple(options.families)), losses)
-    names = [f"gain {k:g}, offset {b:g}, rate {a:g}" for k, b, a in VARIANTS]
+    names = [f"gain {k:g}, drift {d:g}, rate {a:g}" for k, d, a in VARIANTS]
     if options.out:
         content = {name: x.tolist() for name, x in found.items()}
         options.out.write_text(json.dumps({"variants": names, "losses": content}))

@@ -23,7 +23,7 @@ def bound(optimizer, num_steps=T):
     return optimizer.bind(optimizer.init_theta(KEY), num_steps=num_steps)
 
 
-def slow(grads, gain=20.0, offset=0.05, decay=0.9, bounds=(0.1, 10.0)):
+def slow(grads, gain=20.0, drift=1.0, decay=0.9, bounds=(0.1, 10.0)):
     """Factors after every gradient, for SGD with momentum 0.5, in float64."""
     m = last = np.zeros_like(grads[0], np.float64)
     c = r = 0.0
@@ -31,7 +31,7 @@ def slow(grads, gain=20.0, offset=0.05, decay=0.9, bounds=(0.1, 10.0)):
         norms = np.linalg.norm(g) * np.linalg.norm(last)
         cosine = np.sum(g * last) / norms if norms else 0.0
         c = decay * c - (1 - decay) * cosine
-        r = np.clip(r + gain / T * (c + offset), *np.log(bounds))
+        r = np.clip(r + (gain * c + drift) / T, *np.log(bounds))
         m = 0.5 * m + g
         update = -0.1 * math.exp(r) * m
         # What is kept of it has eight bits.
@@ -41,7 +41,7 @@ def slow(grads, gain=20.0, offset=0.05, decay=0.9, bounds=(0.1, 10.0)):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"gain": 100.0, "offset": -0.1, "decay": 0.5, "bounds": (0.5, 1.2)}],
+    [{}, {"gain": 100.0, "drift": -10.0, "decay": 0.5, "bounds": (0.5, 1.2)}],
     ids=["default", "other"],
 )
 def test_equals_its_slow_form(options):
@@ -93,7 +93,7 @@ def test_a_wrong_rate_mends_itself(rate):
 
 
 def test_what_is_zero_or_not_finite_tells_nothing():
-    tx = bound(l2o.hypergradient(INNER, offset=0.0))
+    tx = bound(l2o.hypergradient(INNER, drift=0.0))
     state = tx.init(PARAMS)
     for g in (GRADS[0], optax.tree.zeros_like(PARAMS)):
         _, state = tx.update(g, state, PARAMS)
@@ -113,10 +113,10 @@ def test_state_is_two_bytes_per_parameter_more():
     assert more == 2 * p.size + 8
 
 
-def test_gain_and_offset_are_meta_parameters():
+def test_gain_and_drift_are_meta_parameters():
     optimizer = l2o.hypergradient(INNER, decay=0.5)
     theta = optimizer.init_theta(KEY)
-    assert set(theta) == {"learned", "log_gain", "offset"}
+    assert set(theta) == {"learned", "log_gain", "drift"}
     g = [np.array([1.0, 2.0]), np.array([0.5, -0.25]), np.array([1.0, 1.0])]
 
     def last(theta):
@@ -129,11 +129,11 @@ def test_gain_and_offset_are_meta_parameters():
 
     gradient = jax.grad(last)(theta)
     *_, (update, r) = slow(g, decay=0.5)
-    # u = -0.1 exp(r) m, and r is the gain times what was added up.
-    np.testing.assert_allclose(gradient["log_gain"], np.sum(update) * r, rtol=2e-3)
-    np.testing.assert_allclose(
-        gradient["offset"], np.sum(update) * 20.0 / T * 3, rtol=2e-3
-    )
+    # u = -0.1 exp(r) m, and r is the gain times what was added up, and the drift.
+    by_gain, by_drift = r - 3 / T, 3 / T
+    total = np.sum(update)
+    np.testing.assert_allclose(gradient["log_gain"], total * by_gain, rtol=2e-3)
+    np.testing.assert_allclose(gradient["drift"], total * by_drift, rtol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -37,6 +39,19 @@ def _records(out):
     return [
         json.loads(x) for x in (Path(out) / "metrics.jsonl").read_text().splitlines()
     ]
+
+
+def test_a_config_leaves_the_number_of_devices_open():
+    """The command line makes one per core when it knows how many particles it has."""
+    code = f"""
+import jax
+from l2o.meta_train import Config
+for i, name in enumerate({list(ESTIMATORS)}):
+    options = {{"period": 50}} if name == "gpes" else {{}}
+    Config(estimator=name, estimator_options=options)
+    jax.config.update("jax_num_cpu_devices", i + 1)  # fails where JAX was used
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 FEW = ("pes", "full_es", "truncated_backprop", "forward_gradient")

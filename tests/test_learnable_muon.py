@@ -1,0 +1,200 @@
+"""`learnable_muon` against a slow form, the rule it begins as, and optax's Muon."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import normal
+
+import l2o
+
+KEY = jax.random.key(0)
+SHAPES = {"w": (3, 2), "kernel": (2, 2, 3, 4), "b": (2,), "s": (), "none": (0, 2)}
+PARAMS = normal(0, SHAPES)
+GRADS = [normal(seed, SHAPES) for seed in range(1, 6)]
+T = 20
+# Nothing as it begins.
+OTHER = {
+    "exponent": 0.3,
+    "horizon": 0.4,
+    "log_decay": -2.0,
+    "log_gradient": -0.7,
+    "log_one_minus_b1": -1.5,
+    "log_one_minus_b2": -2.5,
+    "log_power": 0.4,
+    "log_rate": 0.2,
+    "log_vectors": -0.5,
+    "log_warmup": -2.0,
+    "plain": 0.3,
+}
+
+
+def other(optimizer):
+    theta = optimizer.init_theta(KEY)
+    assert theta["learned"].keys() == OTHER.keys()
+    # A factor that stays at one: the wrapper has tests of its own.
+    return {
+        "learned": jax.tree.map(jnp.float32, OTHER),
+        "log_gain": jnp.float32(-30.0),
+        "drift": jnp.float32(0.0),
+    }
+
+
+def run(optimizer, theta, params=PARAMS, num_steps=T):
+    tx = optimizer.bind(theta, num_steps=num_steps)
+    step = jax.jit(tx.update)
+    state, found = tx.init(params), []
+    for g in GRADS:
+        updates, state = step({k: g[k] for k in params}, state, params)
+        found.append(updates)
+        params = optax.apply_updates(params, updates)
+    return found
+
+
+def n(x):
+    over = (-2, -1) if x.ndim > 1 else None
+    return x / np.sqrt(np.mean(x * x, over, keepdims=True) + 1e-9)
+
+
+def newton_schulz(x):
+    x = x / np.sqrt(np.sum(x * x, (-2, -1), keepdims=True))
+    for _ in range(5):
+        gram = x @ x.swapaxes(-2, -1)
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+def slow(numbers, params):
+    """Updates after every gradient, in float64."""
+    number = {k: np.float64(np.float32(x)) for k, x in numbers.items()}
+    b1, b2 = (1 - np.exp(number[f"log_one_minus_{x}"]) for x in ("b1", "b2"))
+    warmup = np.exp(number["log_warmup"])
+    p = {k: np.float64(x) for k, x in params.items()}
+    limits = None
+    m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
+    for t, grads in enumerate(GRADS):
+        everything = np.sum([np.sum(x**2) for x in p.values()]) / sum(
+            x.size for x in p.values()
+        )
+        scales = {
+            k: max(np.mean(x**2), 0.01 * everything) if x.ndim > 1 else everything
+            for k, x in p.items()
+        }
+        if limits is None:
+            fan_in = {k: x.size / x.shape[-1] for k, x in p.items() if x.ndim > 1}
+            matrices = sum(p[k].size for k in fan_in)
+            usual = sum(p[k].shape[-1] for k in fan_in) / matrices
+            limits = {
+                k: max(s, 1 / fan_in.get(k, 1 / usual)) for k, s in scales.items()
+            }
+        rise = (t + 1) / max(warmup * T, 1)
+        after = max((t / T - warmup) / (1 - warmup), 0)
+        fall = (0.5 + 0.5 * math.cos(math.pi * after)) ** np.exp(number["log_power"])
+        rate = 0.03 * np.exp(number["log_rate"]) * (T / 1000) ** number["horizon"]
+        rate *= min(rise, fall)
+        updates = {}
+        for k, x in p.items():
+            g = np.float64(grads[k])
+            m[k] = b1 * m[k] + (1 - b1) * g
+            v[k] = b2 * v[k] + (1 - b2) * g**2
+            root = (v[k] + 1e-8) ** -number["exponent"]
+            z = n(m[k] * root) + np.exp(number["log_gradient"]) * n(g * root)
+            if x.ndim > 1:
+                d = n(n(newton_schulz(z)) + number["plain"] * n(z))
+            else:
+                d = np.exp(number["log_vectors"]) * n(z)
+            scale = np.sqrt(min(scales[k], limits[k]))
+            updates[k] = -rate * (scale * d + np.exp(number["log_decay"]) * x)
+            p[k] = x + updates[k]
+        yield updates
+
+
+def test_equals_its_slow_form():
+    some = {k: PARAMS[k] for k in SHAPES if k != "none"}
+    optimizer = l2o.learnable_muon()
+    for found, expected in zip(
+        run(optimizer, other(optimizer), some), slow(OTHER, some), strict=True
+    ):
+        for k, value in expected.items():
+            # Newton-Schulz iterations enlarge what is rounded of small directions.
+            atol = 1e-4 * np.max(np.abs(value))
+            np.testing.assert_allclose(found[k], value, rtol=1e-4, atol=atol, err_msg=k)
+
+
+def test_begins_as_the_orthogonal_rule_in_its_wrapper():
+    rule = l2o.celo2_base(
+        init="nadam",
+        relative=True,
+        schedule="cosine",
+        learning_rate=0.03,
+        weight_decay=0.06,
+        orthogonalize=True,
+    )
+    ours, theirs = l2o.learnable_muon(), l2o.hypergradient(rule)
+    pairs = zip(
+        run(ours, ours.init_theta(KEY)),
+        run(theirs, theirs.init_theta(KEY)),
+        strict=True,
+    )
+    for found, expected in pairs:
+        # Of a scalar m and g are but signs, of whose sum rounding may be left.
+        for k in SHAPES.keys() - {"s"}:
+            np.testing.assert_allclose(
+                found[k], expected[k], rtol=2e-3, atol=1e-5, err_msg=k
+            )
+
+
+def test_without_preconditioning_it_goes_where_muon_goes():
+    optimizer = l2o.learnable_muon(exponent=0.0)
+    theta = optimizer.init_theta(KEY)
+    # The momentum alone.
+    theta["learned"]["log_gradient"] = jnp.float32(-30.0)
+    theta["learned"]["log_decay"] = jnp.float32(-30.0)
+    muon = optax.contrib.muon(1.0, beta=0.9, nesterov=False)
+    params = {"w": jnp.asarray(PARAMS["w"])}
+    state = muon.init(params)
+    for g, ours in zip(GRADS, run(optimizer, theta, params), strict=True):
+        theirs, state = muon.update({"w": jnp.asarray(g["w"])}, state, params)
+        a, b = np.ravel(ours["w"]), np.ravel(theirs["w"])
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        np.testing.assert_allclose(cosine, 1.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("horizon", [0.0, 0.5])
+def test_the_rate_depends_on_the_length_of_the_run_as_theta_says(horizon):
+    optimizer = l2o.learnable_muon()
+    theta = optimizer.init_theta(KEY)
+    theta["learned"]["horizon"] = jnp.float32(horizon)
+    # One step that is the whole warm-up, so that only the rate differs.
+    theta["learned"]["log_warmup"] = jnp.float32(-30.0)
+    theta["drift"] = jnp.float32(0.0)
+    short, usual = (run(optimizer, theta, num_steps=steps)[0] for steps in (250, 1000))
+    for k in SHAPES:
+        np.testing.assert_allclose(short[k], 0.25**horizon * usual[k], rtol=1e-5)
+
+
+def test_state_is_ten_bytes_per_parameter():
+    optimizer = l2o.learnable_muon()
+    tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=T)
+    p = jnp.zeros((64, 64), jnp.float32)
+    state = jax.eval_shape(tx.init, p)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
+        10 * p.size + 16
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"b1": 1.0}, "b1 must be from 0 to less than 1"),
+        ({"b2": -0.1}, "b2 must be from 0 to less than 1"),
+        ({"weight_decay": 0.0}, "weight_decay must be positive"),
+        ({"gain": 0.0}, "gain must be positive"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        l2o.learnable_muon(**options)
