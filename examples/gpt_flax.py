@@ -60,7 +60,7 @@ def text() -> np.ndarray:
 
 def main() -> float:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", default="celo2_hypergradient")
+    parser.add_argument("--optimizer", default="adaptive_muon")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=500)
     options = parser.parse_args()

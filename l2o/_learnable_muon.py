@@ -145,7 +145,7 @@ def learnable_muon(
                 params,
                 (state.momentum,),
                 (state.second,),
-                given=[step_scales(updates, params, state.limits)],
+                given=[list(step_scales(updates, params, state.limits))],
             )
             count = optax.safe_increment(state.count)
             return updates, LearnableMuonState(count, momentum, second, state.limits)

@@ -6,7 +6,7 @@
 The rule of `celo2_orthogonal` in the wrapper; what differs is the wrapper's gain and
 drift, which are meta-parameters, and the rate. Gain 0 stands for the rule alone. All
 tasks of the suite, two splits; one program per task serves all variants.
-`celo2_hypergradient` was chosen by it.
+`adaptive_muon` was chosen by it.
 """
 
 import argparse
