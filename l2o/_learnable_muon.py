@@ -19,6 +19,7 @@ from ._features import inverse_rms
 from ._hypergradient import hypergradient
 from ._rule import GRADIENT_BOUND, newton_schulz
 from ._scales import scale_limits, step_scales
+from ._schedule import warmup_cosine
 from ._tensors import map_tensors, zeros_like
 
 _NS_ITERS, _NS_EPS = 5, 1e-8
@@ -132,7 +133,12 @@ def learnable_muon(
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
-            rate = alpha * _schedule(theta, state.count, num_steps)
+            rate = alpha * warmup_cosine(
+                state.count,
+                num_steps,
+                warmup=jnp.exp(theta["log_warmup"]),
+                power=jnp.exp(theta["log_power"]),
+            )
 
             def rule(grad, param, momentum, second, scale):
                 step, m, v = _step(theta, grad, momentum[0], second[0])
@@ -157,16 +163,6 @@ def learnable_muon(
         LearnedOptimizer(init_theta, bind, needs=needs), gain=gain, drift=drift
     )
     return adaptive._replace(name="learnable_muon", arguments=arguments)
-
-
-def _schedule(theta: Any, count: jax.Array, num_steps: jax.Array) -> jax.Array:
-    """Of the rate after `count` updates; shape ()."""
-    warmup, power = jnp.exp(theta["log_warmup"]), jnp.exp(theta["log_power"])
-    rise = (count + 1) / jnp.maximum(warmup * num_steps, 1.0)
-    after = jnp.clip((count / num_steps - warmup) / (1 - warmup), 0.0, 1.0)
-    # Of a power at zero the derivative is not finite.
-    fall = jnp.maximum(0.5 + 0.5 * jnp.cos(jnp.pi * after), 1e-9) ** power
-    return jnp.minimum(rise, fall)
 
 
 def _step(

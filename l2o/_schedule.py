@@ -18,15 +18,23 @@ def fraction_embedding(fraction: jax.Array) -> jax.Array:
     return jnp.tanh(10 * (fraction - jnp.asarray(_FRACTIONS, jnp.float32)))
 
 
-def warmup_cosine(count: jax.Array, num_steps: jax.Array) -> jax.Array:
-    """Up to 1 in a twentieth of the run, then a cosine to 0 at its end; shape ().
+def warmup_cosine(
+    count: jax.Array, num_steps: jax.Array, *, warmup: Any = 0.05, power: Any = None
+) -> jax.Array:
+    """Up to 1 in a part of the run, then a cosine to 0 at its end; shape ().
 
     Args:
       count: updates made before this one.
+      num_steps: of the run.
+      warmup: that part, a twentieth by default.
+      power: of the cosine; None for one.
     """
     fraction = count / num_steps
-    rise = (count + 1) / jnp.maximum(0.05 * num_steps, 1.0)
-    fall = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip((fraction - 0.05) / 0.95, 0.0, 1.0))
+    rise = (count + 1) / jnp.maximum(warmup * num_steps, 1.0)
+    after = jnp.clip((fraction - warmup) / (1 - warmup), 0.0, 1.0)
+    fall = 0.5 + 0.5 * jnp.cos(jnp.pi * after)
+    if power is not None:
+        fall = jnp.maximum(fall, 1e-9) ** power  # finite derivatives at the end
     return jnp.minimum(rise, fall)
 
 
