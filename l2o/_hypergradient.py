@@ -14,6 +14,7 @@ from ._wrappers import wrapped
 class HypergradientState(NamedTuple):
     """The wrapped state, 2 bytes per parameter and 8 per tensor."""
 
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     log_factors: jax.Array  # shape (tensors,), float32
     agreement: jax.Array  # shape (tensors,), float32
     last: Any  # tree like params, bfloat16: the last updates
@@ -25,6 +26,7 @@ def hypergradient(
     *,
     gain: float = 20.0,
     drift: float = 1.0,
+    fade: float = 0.0,
     decay: float = 0.9,
     bounds: tuple[float, float] = (0.1, 10.0),
 ) -> LearnedOptimizer:
@@ -32,7 +34,7 @@ def hypergradient(
 
     .. math:: c \leftarrow \beta c - (1 - \beta)
               \frac{\langle g, u' \rangle}{|g|\,|u'|}, \quad
-              r \leftarrow r + \frac{k c + d}{T}, \quad
+              r \leftarrow r + \left(1 - \frac{t}{T}\right)^a \frac{k c + d}{T}, \quad
               p \leftarrow p + e^r u
 
     with u' the tensor's last update. As long as the loss still falls along the last
@@ -43,11 +45,13 @@ def hypergradient(
 
     Args:
       learned: any learned optimizer, whose updates are u; theta is `{"learned",
-        "log_gain", "drift"}`.
+        "log_gain", "drift", "fade"}`.
       gain: initial value of k; theta holds its logarithm. Over T steps on which the
         gradients agree by 0.1 the factor grows `e^(k/10)`-fold.
       drift: initial value of d, what the factor grows by in T steps of no agreement, as
         a logarithm. So it stays where c is `-d / k`.
+      fade: initial value of a; t are the updates made. At zero factors follow as fast
+        at the end as at the start, at two the start decides.
       decay: beta.
       bounds: of the factor `e^r`, which begins at one.
 
@@ -76,6 +80,7 @@ def hypergradient(
         return {
             "log_gain": jnp.float32(math.log(gain)),
             "drift": jnp.float32(drift),
+            "fade": jnp.float32(fade),
         }
 
     def bind(theta, *, num_steps=None):
@@ -86,7 +91,8 @@ def hypergradient(
         def init_fn(params):
             zeros = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
             last = optax.tree.zeros_like(params, dtype=jnp.bfloat16)
-            return HypergradientState(zeros, zeros, last, tx.init(params))
+            count = jnp.zeros([], jnp.int32)
+            return HypergradientState(count, zeros, zeros, last, tx.init(params))
 
         def update_fn(updates, state, params=None, **extra_args):
             # What is scaled below is rounded once, by `stable_dtypes`.
@@ -96,8 +102,11 @@ def hypergradient(
             )
             cosines = jnp.array([_cosine(*pair) for pair in pairs])
             agreement = decay * state.agreement - (1 - decay) * cosines
+            # Never zero, at which a power has no derivative.
+            left = jnp.maximum(1 - state.count / num_steps, 1e-6) ** theta["fade"]
+            change = left * (gain * agreement + theta["drift"]) / num_steps
             log_factors = jnp.clip(
-                state.log_factors + (gain * agreement + theta["drift"]) / num_steps,
+                state.log_factors + change,
                 math.log(low),
                 math.log(high),
             )
@@ -105,13 +114,17 @@ def hypergradient(
             structure: Any = jax.tree.structure(updates)
             factors = jax.tree.unflatten(structure, list(jnp.exp(log_factors)))
             updates = jax.tree.map(jnp.multiply, updates, factors)
-            return updates, HypergradientState(log_factors, agreement, updates, inner)
+            count = optax.safe_increment(state.count)
+            return updates, HypergradientState(
+                count, log_factors, agreement, updates, inner
+            )
 
         return stable_dtypes(init_fn, update_fn)
 
     arguments = {
         "gain": gain,
         "drift": drift,
+        "fade": fade,
         "decay": decay,
         "bounds": list(bounds),
     }

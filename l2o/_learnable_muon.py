@@ -45,6 +45,8 @@ def learnable_muon(
     exponent: float = 0.5,
     gain: float = 20.0,
     drift: float = 1.0,
+    fade: float = 0.0,
+    bound: float = 10.0,
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 
@@ -72,11 +74,13 @@ def learnable_muon(
       weight_decay: initial w; theta holds its logarithm, `log_decay`.
       b1, b2: initial decays; theta holds the logarithms of one minus them.
       exponent: initial q.
-      gain, drift: initial values of those of `hypergradient`.
+      gain, drift, fade: initial values of those of `hypergradient`.
+      bound: largest of its factors, the least is one over it.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
-    (`log_warmup`) and a = 1 (`log_power`): with gain and drift 13 meta-parameters.
+    (`log_warmup`) and a = 1 (`log_power`): with those of `hypergradient` 14
+    meta-parameters.
 
     Raises:
       ValueError: a number out of range; no `num_steps`; `update` called without
@@ -101,6 +105,8 @@ def learnable_muon(
             raise ValueError(f"{name} must be from 0 to less than 1, got {value}")
     if weight_decay <= 0:
         raise ValueError(f"weight_decay must be positive, got {weight_decay}")
+    if bound < 1:
+        raise ValueError(f"bound must be at least 1, got {bound}")
 
     def init_theta(key):
         del key  # the start is not random
@@ -160,7 +166,11 @@ def learnable_muon(
 
     needs = ("params", "learning_rate", "num_steps")
     adaptive = hypergradient(
-        LearnedOptimizer(init_theta, bind, needs=needs), gain=gain, drift=drift
+        LearnedOptimizer(init_theta, bind, needs=needs),
+        gain=gain,
+        drift=drift,
+        fade=fade,
+        bounds=(1 / bound, bound),
     )
     return adaptive._replace(name="learnable_muon", arguments=arguments)
 

@@ -92,6 +92,9 @@ class Config:
     """Reparametrisation augmentation: one scale per task, tensor or parameter."""
     reparam_range: tuple[float, float] = (1e-3, 1e3)
     """Range of that scale, log-uniform."""
+    rate_range: tuple[float, float] = (1.0, 1.0)
+    """Range of a factor of all updates, log-uniform, drawn for every episode: for an
+    optimizer whose learning rate its users set."""
     episode_length: tuple[int, int] = (100, 500)
     """Inner steps of an episode, log-uniform from low to high."""
     episode_length_start: tuple[int, int] | None = None
@@ -208,6 +211,7 @@ class Config:
             "episode_length",
             "episode_length_start",
             "reparam_range",
+            "rate_range",
             "population_range",
         ):
             bounds = getattr(self, name)
@@ -230,6 +234,7 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
     "families_per_step": "fixed",
     "reparam_level": "fixed",
     "reparam_range": "override",
+    "rate_range": "fixed",
     "episode_length": "override",
     "episode_length_start": "override",
     "episode_growth": "override",

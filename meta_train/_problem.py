@@ -1,9 +1,11 @@
 """Bilevel problems: what theta is, and the inner training that depends on it."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from l2o import LearnedOptimizer, trainable
@@ -35,12 +37,22 @@ class Bilevel(NamedTuple):
     name: str = ""
 
 
-def learn_optimizer(optimizer: LearnedOptimizer, family: TaskFamily) -> Bilevel:
+def learn_optimizer(
+    optimizer: LearnedOptimizer,
+    family: TaskFamily,
+    rate_range: tuple[float, float] = (1.0, 1.0),
+) -> Bilevel:
     """Theta are the meta-parameters of a learned optimizer.
 
     Args:
       optimizer: what is meta-trained; its `frozen` parts are left alone.
       family: the inner problems.
+      rate_range: all updates of an inner problem are multiplied by a factor from low to
+        high, log-uniform, drawn with the problem: what becomes of a learning rate that
+        users set. One by default.
+
+    Raises:
+      ValueError: a range that is not 0 < low <= high.
 
     Example:
       >>> import l2o
@@ -49,12 +61,30 @@ def learn_optimizer(optimizer: LearnedOptimizer, family: TaskFamily) -> Bilevel:
       >>> problem = learn_optimizer(l2o.learnable_sgd(), quadratic(3))
     """
 
+    low, high = rate_range
+    if not 0 < low <= high:
+        raise ValueError(f"rate_range must be 0 < low <= high, not {rate_range}")
+    varies = low != 1 or high != 1
+
+    def sample(key):
+        if not varies:
+            return family.sample(key)
+        k_factor, k_task = jax.random.split(key)
+        log_factor = jax.random.uniform(
+            k_factor, minval=math.log(low), maxval=math.log(high)
+        )
+        return jnp.exp(log_factor), family.sample(k_task)
+
     def inner(theta, config, data, num_steps):
-        return optimizer.bind(theta, num_steps=num_steps), family.task(config, data)
+        tx = optimizer.bind(theta, num_steps=num_steps)
+        if varies:
+            factor, config = config
+            tx = optax.chain(tx, optax.scale(factor))
+        return tx, family.task(config, data)
 
     return Bilevel(
         optimizer.init_theta,
-        family.sample,
+        sample,
         inner,
         family.data,
         lambda theta: trainable(optimizer, theta),

@@ -139,7 +139,8 @@ def make_recipe(
     """
     optimizer = optimizer._replace(frozen=(*optimizer.frozen, *config.frozen))
     estimators = [
-        _estimator(config, learn_optimizer(optimizer, family)) for family in families
+        _estimator(config, learn_optimizer(optimizer, family, config.rate_range))
+        for family in families
     ]
     names = [family.name for family in families]
     datas = [family.data for family in families]

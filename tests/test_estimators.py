@@ -173,6 +173,46 @@ def test_mean_over_desynchronised_particles(name):
     assert min(ended) > 0
 
 
+@pytest.mark.parametrize("name", ["backprop", "forward_gradient"])
+def test_mean_over_factors_of_the_rate(name):
+    # One factor per episode: two windows of forward gradients share it.
+    low, high, length, truncation = 0.2, 3.0, 4, 2
+    factors = np.exp(np.linspace(np.log(low), np.log(high), 10_001))
+    ratio = 1 - cf.A * cf.THETA * factors
+    slopes = sum(
+        -2 * t * cf.C * cf.A * factors * ratio ** (2 * t - 1) for t in range(length)
+    )
+    estimator = _make(
+        name,
+        learn_optimizer(cf.sgd(), cf.parabola(), (low, high)),
+        constant(length),
+        truncation=truncation,
+        particles=4000,
+    )
+    estimate = jax.jit(estimator.estimate)
+    state = estimator.init(jax.random.key(0), THETA)
+    windows = 1 if name in FULL else length // truncation
+    sums = []
+    for repeat in range(20):
+        total = 0.0
+        for window in range(windows):
+            key = jax.random.fold_in(jax.random.key(repeat), window)
+            gradient, state, _ = estimate(key, THETA, state, ())
+            total += float(gradient) * length / windows
+        sums.append(total)
+    error = np.std(sums, ddof=1) / math.sqrt(len(sums))
+    assert abs(np.mean(sums) - slopes.mean()) <= 4 * error
+    # It is neither that of the middle nor that of factors drawn evenly.
+    middle = slopes[len(slopes) // 2]
+    evenly = np.average(slopes, weights=factors)
+    assert min(abs(np.mean(sums) - x) for x in (middle, evenly)) > 4 * error
+
+
+def test_a_range_of_rates_is_positive():
+    with pytest.raises(ValueError, match="rate_range must be 0 < low <= high"):
+        learn_optimizer(cf.sgd(), cf.parabola(), (0.0, 1.0))
+
+
 def _momentum():
     """SGD with momentum on noisy, sampled quadratics: two meta-parameters."""
 

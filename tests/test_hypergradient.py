@@ -23,15 +23,16 @@ def bound(optimizer, num_steps=T):
     return optimizer.bind(optimizer.init_theta(KEY), num_steps=num_steps)
 
 
-def slow(grads, gain=20.0, drift=1.0, decay=0.9, bounds=(0.1, 10.0)):
+def slow(grads, gain=20.0, drift=1.0, fade=0.0, decay=0.9, bounds=(0.1, 10.0)):
     """Factors after every gradient, for SGD with momentum 0.5, in float64."""
     m = last = np.zeros_like(grads[0], np.float64)
     c = r = 0.0
-    for g in map(np.float64, grads):
+    for t, g in enumerate(map(np.float64, grads)):
         norms = np.linalg.norm(g) * np.linalg.norm(last)
         cosine = np.sum(g * last) / norms if norms else 0.0
         c = decay * c - (1 - decay) * cosine
-        r = np.clip(r + (gain * c + drift) / T, *np.log(bounds))
+        r += (1 - t / T) ** fade * (gain * c + drift) / T
+        r = np.clip(r, *np.log(bounds))
         m = 0.5 * m + g
         update = -0.1 * math.exp(r) * m
         # What is kept of it has eight bits.
@@ -41,8 +42,12 @@ def slow(grads, gain=20.0, drift=1.0, decay=0.9, bounds=(0.1, 10.0)):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"gain": 100.0, "drift": -10.0, "decay": 0.5, "bounds": (0.5, 1.2)}],
-    ids=["default", "other"],
+    [
+        {},
+        {"gain": 100.0, "drift": -10.0, "decay": 0.5, "bounds": (0.5, 1.2)},
+        {"fade": 2.5},
+    ],
+    ids=["default", "other", "fading"],
 )
 def test_equals_its_slow_form(options):
     tx = bound(l2o.hypergradient(INNER, **options))
@@ -102,6 +107,27 @@ def test_what_is_zero_or_not_finite_tells_nothing():
     assert not np.any(state.log_factors)
 
 
+def test_what_fades_has_derivatives_and_no_effect_after_the_end():
+    optimizer = l2o.hypergradient(INNER, fade=1.5)
+
+    def end(theta):
+        tx = optimizer.bind(theta, num_steps=2)
+        state = tx.init(PARAMS)
+        for g in GRADS:
+            updates, state = tx.update(g, state, PARAMS)
+        return jnp.sum(updates["w"]), state.log_factors
+
+    theta = optimizer.init_theta(KEY)
+    gradient, factors = jax.grad(end, has_aux=True)(theta)
+    assert all(np.isfinite(x) for x in jax.tree.leaves(gradient))
+    assert abs(gradient["fade"]) > 1e-3
+    tx = optimizer.bind(theta, num_steps=2)
+    state = tx.init(PARAMS)
+    for g in GRADS[:2]:
+        _, state = tx.update(g, state, PARAMS)
+    np.testing.assert_allclose(factors, state.log_factors, rtol=1e-6)
+
+
 def test_state_is_two_bytes_per_parameter_more():
     p = jnp.zeros((64, 64), jnp.float32)
 
@@ -110,13 +136,13 @@ def test_state_is_two_bytes_per_parameter_more():
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
     more = size(bound(l2o.hypergradient(INNER))) - size(bound(INNER))
-    assert more == 2 * p.size + 8
+    assert more == 2 * p.size + 12
 
 
 def test_gain_and_drift_are_meta_parameters():
     optimizer = l2o.hypergradient(INNER, decay=0.5)
     theta = optimizer.init_theta(KEY)
-    assert set(theta) == {"learned", "log_gain", "drift"}
+    assert set(theta) == {"learned", "log_gain", "drift", "fade"}
     g = [np.array([1.0, 2.0]), np.array([0.5, -0.25]), np.array([1.0, 1.0])]
 
     def last(theta):

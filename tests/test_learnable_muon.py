@@ -40,6 +40,7 @@ def other(optimizer):
         "learned": jax.tree.map(jnp.float32, OTHER),
         "log_gain": jnp.float32(-30.0),
         "drift": jnp.float32(0.0),
+        "fade": jnp.float32(0.0),
     }
 
 
@@ -176,13 +177,26 @@ def test_the_rate_depends_on_the_length_of_the_run_as_theta_says(horizon):
     np.testing.assert_allclose(short["b"], 0.25**horizon * usual["b"], rtol=1e-5)
 
 
+def test_a_factor_of_the_updates_is_a_factor_of_the_rate():
+    ours, other = (l2o.learnable_muon(learning_rate=x) for x in (0.03, 0.06))
+    theta = ours.init_theta(KEY)
+    twice = l2o.LearnedOptimizer(
+        ours.init_theta,
+        lambda theta, num_steps: optax.chain(
+            ours.bind(theta, num_steps=num_steps), optax.scale(2.0)
+        ),
+    )
+    for a, b in zip(run(twice, theta), run(other, theta), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
+
+
 def test_state_is_ten_bytes_per_parameter():
     optimizer = l2o.learnable_muon()
     tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=T)
     p = jnp.zeros((64, 64), jnp.float32)
     state = jax.eval_shape(tx.init, p)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
-        10 * p.size + 16
+        10 * p.size + 20
     )
 
 
@@ -193,6 +207,7 @@ def test_state_is_ten_bytes_per_parameter():
         ({"b2": -0.1}, "b2 must be from 0 to less than 1"),
         ({"weight_decay": 0.0}, "weight_decay must be positive"),
         ({"gain": 0.0}, "gain must be positive"),
+        ({"bound": 0.5}, "bound must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -275,6 +275,7 @@ def test_members_begin_apart_and_learn_at_their_own_rates():
         ({"episode_length_start": (5, 3)}, "episode_length_start must be 0 < low"),
         ({"episode_length_start": (1, 3)}, "needs over >= 1"),
         ({"population_range": (0.0, 3.0)}, "population_range must be 0 < low"),
+        ({"rate_range": (3.0, 0.3)}, "rate_range must be 0 < low"),
         ({"windows_per_step": 0}, "windows_per_step must be positive"),
     ],
 )
