@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from l2o.meta_train.evaluation import Board, Protocol, Result, leaderboard
 from l2o.meta_train.evaluation._aggregate import iqm
 from l2o.meta_train.evaluation._board import Contestant
-from l2o.meta_train.evaluation._figures import shown
+from l2o.meta_train.evaluation._figures import one_rate_figure, shown
 from l2o.meta_train.evaluation._page import write_page
 from l2o.meta_train.evaluation._tables import task_rows, task_table, terminal_table
 from l2o.meta_train.evaluation._timing import Timing
@@ -222,7 +222,7 @@ def test_numbers_on_the_page_are_those_of_the_curves(board, page):
 def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(page):
     text = page.read_text()
     parsed = _parsed(page)
-    assert len(parsed.images) == 5
+    assert len(parsed.images) == 6
     for image in parsed.images:
         assert image["alt"]
         svg = base64.b64decode(image["src"].split(",")[1]).decode()
@@ -231,7 +231,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(page):
     assert parsed.tags.count("script") == 1 and "<script>alert" not in text
     assert "a note &amp; more" in text
     assert sorted(x.suffix for x in (page.parent / "figures").iterdir()) == (
-        [".png"] * 5 + [".svg"] * 5
+        [".png"] * 6 + [".svg"] * 6
     )
     order = [tag for tag in parsed.tags if re.fullmatch("h[1-6]", tag)]
     assert order[0] == "h1" and set(order[1:]) == {"h2"}
@@ -275,6 +275,31 @@ def test_overfitting_is_not_divergence(board, tmp_path):
 def test_figures_show_the_learned_ones_adam_and_the_best(board):
     assert shown(leaderboard(board)) == ["fast", HOSTILE, "adam", "lion", "sgd"]
     assert shown(leaderboard(board), 4) == ["fast", HOSTILE, "adam", "lion"]
+
+
+def test_scores_with_one_rate_for_all(board):
+    found = board.scores_by_rate("adam")
+    assert list(found) == [0.0003, 0.001, 0.003]
+    np.testing.assert_array_equal(found[0.001], board.scores("adam"))
+    assert iqm(found[0.0003]) < iqm(found[0.003]) < iqm(found[0.001])
+    np.testing.assert_array_equal(board.scores_by_rate("sgd")[0.001][1, 1], 0.0)
+    assert board.scores_by_rate("fast") == {}
+    # A rate that was tried on some of the tasks only.
+    lion = board.contestants["lion"]
+    trials = {**lion.trials, "easy": lion.trials["easy"][:2]}
+    contestants = {**board.contestants, "lion": lion._replace(trials=trials)}
+    assert list(board._replace(contestants=contestants).scores_by_rate("lion")) == [
+        0.001,
+        0.003,
+    ]
+
+    _, figure, words = one_rate_figure(board, ["fast", "adam", "sgd", "lion"])
+    (axes,) = figure.axes
+    adam, lion = axes.lines  # of the others there is one rate, or none
+    np.testing.assert_allclose(adam.get_xdata(), [0.3, 1, 3])
+    np.testing.assert_allclose(adam.get_ydata(), [iqm(x) for x in found.values()])
+    assert "lion 1.03 at 0.001, at least 10-fold" in words
+    assert one_rate_figure(board, ["fast"]) is None
 
 
 def test_tables_of_the_terminal(board):

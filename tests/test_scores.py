@@ -23,6 +23,7 @@ from l2o.meta_train.evaluation._scores import (
     final,
     improvement,
     rate_range,
+    score_range,
     smooth,
     speedup,
     steps_to,
@@ -183,3 +184,30 @@ def test_rate_range_by_hand(losses, decades):
     rates = 10.0 ** (-0.5 * np.arange(4))
     found = [rate_range(rates, losses), rate_range(rates[::-1], losses[::-1])]
     np.testing.assert_allclose(found, decades, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "decades", "bounded"),
+    [
+        ((0.0, 1.0, 0.9, 0.0), 0.05 + 0.5, False),
+        ((0.9, 0.96, 1.0, 0.0), 1 + 1 / 6 + 0.05, False),  # 0.95 lies on the way to 0.9
+        ((0.96, 1.0, 0.98, 0.97), 3.0, True),
+        (
+            (1.0, 0.5, 1.0, 0.5),
+            0.1,
+            True,
+        ),  # none behind a worse one
+        ((0.0, 0.5, 0.6, 2.0), 0.1 / 1.4, True),
+    ],
+)
+def test_score_range_by_hand(scores, decades, bounded):
+    rates = 10.0 ** np.arange(4)
+    for found in (
+        score_range(rates, scores),
+        score_range(rates[::-1], scores[::-1]),
+    ):
+        assert found == (pytest.approx(decades), bounded)
+
+
+def test_a_single_rate_has_no_range():
+    assert score_range([0.1], [1.0]) == (0.0, True)

@@ -117,12 +117,27 @@ class Board(NamedTuple):
 
     def improvement(self, name: str, task: str) -> np.ndarray:
         """Of the loss that runs are judged by, against tuned Adam's; (seeds,)."""
-        mine = self.chosen(name, task)
-        rival = self.chosen(REFERENCE, task)
-        loss = mine.curves[self.split]["loss"]
+        return self._improvement(self.chosen(name, task))
+
+    def _improvement(self, result: Result) -> np.ndarray:
+        rival = self.chosen(REFERENCE, result.task)
+        loss = result.curves[self.split]["loss"]
         reached = float(np.mean(final(rival.curves[self.split]["loss"])))
         score = improvement(final(loss), loss[:, 0], reached)
-        return np.where(diverged(mine.curves["train"]["loss"]), 0.0, score)
+        return np.where(diverged(result.curves["train"]["loss"]), 0.0, score)
+
+    def scores_by_rate(self, name: str) -> dict[float, np.ndarray]:
+        """What `scores` would be with one rate for all tasks, of those tried on all."""
+        trials = self.contestants[name].trials
+        found = {
+            task: {x.rate: x for x in trials[task] if x.rate is not None}
+            for task in self.tasks
+        }
+        common = set.intersection(*(set(x) for x in found.values()))
+        return {
+            rate: np.stack([self._improvement(x[rate]) for x in found.values()], 1)
+            for rate in sorted(common)
+        }
 
     def area(self, name: str, task: str) -> np.ndarray:
         """The same of the area under the curve of the training loss; (seeds,)."""

@@ -18,6 +18,7 @@ from ._figures import (
     Picture,
     curves_figure,
     meta_training_figure,
+    one_rate_figure,
     profile_figure,
     shown,
     sweep_figure,
@@ -158,6 +159,9 @@ def _evaluation(page: "_Page", board: Board) -> None:
     sweep = sweep_figure(board, names)
     if sweep is not None:
         page.picture("rates", sweep)
+    one = one_rate_figure(board, names)
+    if one is not None:
+        page.picture("one_rate", one)
 
 
 _HEADER = (

@@ -1,5 +1,6 @@
 """Numbers out of the learning curves of one task."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,34 @@ def rate_range(rates: Sequence[float], losses: Sequence[float] | np.ndarray) -> 
         high += 1
     tried = np.asarray(rates, float)[order]
     return float(np.log10(tried[high] / tried[low]))
+
+
+def score_range(rates: Sequence[float], scores: Sequence[float]) -> tuple[float, bool]:
+    """Decades of rates around the best whose score is within 5 % of the highest.
+
+    Scores between neighbours are interpolated, linearly in the logarithm of the rate.
+
+    Args:
+      rates: that were tried, in any order.
+      scores: with each rate, the higher the better.
+
+    Returns:
+      The decades, and whether an end of what was tried bounds them.
+    """
+    order = np.argsort(rates)
+    x, y = np.log10(np.asarray(rates, float)[order]), np.asarray(scores, float)[order]
+    least = (1 - _TOLERANCE) * np.max(y)
+    best = int(np.argmax(y))
+
+    def reach(away: list[int]) -> tuple[float, bool]:
+        for i, j in itertools.pairwise([best, *away]):
+            if y[j] < least:
+                share = (y[i] - least) / (y[i] - y[j])
+                return abs(x[i] - x[best]) + share * abs(x[j] - x[i]), False
+        return abs(x[away[-1]] - x[best]) if away else 0.0, True
+
+    below, above = reach([*range(best)][::-1]), reach([*range(best + 1, len(y))])
+    return float(below[0] + above[0]), below[1] or above[1]
 
 
 class Envelope(NamedTuple):
