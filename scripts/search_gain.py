@@ -56,10 +56,12 @@ def main() -> None:
     keep()
     rule, learned = l2o.load_theta("celo2_orthogonal", learning_rate=1.0)
     optimizer = l2o.hypergradient(rule)
+    start = optimizer.init_theta(jax.random.key(0))
 
     def transformation(numbers):
         gain, drift, rate = numbers
-        theta = {"learned": learned, "log_gain": jnp.log(gain), "drift": drift}
+        numbers = {"log_gain": jnp.log(gain), "drift": drift}
+        theta = {**start, "learned": learned, **numbers}
         tx = optimizer.bind(theta, num_steps=options.steps)
         return optax.chain(tx, optax.scale(rate))
 
