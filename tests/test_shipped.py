@@ -21,7 +21,12 @@ GOLDEN = Path(__file__).parent / "shipped"
 SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
 STEPS = 8
 # How an update rounds decides how the eight bits that are kept of it round.
-TOLERANCE = {"adaptive_muon": 1e-4, "muon_mixed": 1e-4, "muon_any_rate": 1e-4}
+TOLERANCE = {
+    "adaptive_muon": 1e-4,
+    "muon_mixed": 1e-4,
+    "muon_any_rate": 1e-4,
+    "muon_fast": 1e-4,
+}
 
 
 def trajectory(name):
