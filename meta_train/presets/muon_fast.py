@@ -16,40 +16,10 @@ at every length of the run, as that of `muon_any_rate`:
     l2o.save("muon_fast", rule, theta)
 """
 
-from .._config import Config, Evaluation
+import dataclasses
 
-META_TRAIN = Config(
-    optimizer="learnable_muon",
-    optimizer_options={
-        "learning_rate": 0.03,
-        "weight_decay": 0.06,
-        "b1": 0.85,
-        "exponent": 0.2,
-        "gain": 100.0,
-        "drift": 5.0,
-        "fade": 2.0,
-        "bound": 1000.0,
-    },
-    families=("train/mixed",),
-    families_per_step="all",
-    reparam_level="none",
-    episode_length=(250, 1000),
-    episode_length_start=(100, 250),
-    episode_growth=60,
-    estimator="full_es",
-    estimator_options={"clip": 1.0},
-    particles=4,
-    std=0.2,
-    objective_split="train",
-    objective_over="last",
-    objective_samples=8,
-    objective_log=True,
-    outer_steps=120,
-    outer_lr=0.05,
-    outer_warmup=5,
-    outer_clip=1000.0,
-    theta_average=0.9,
-    checkpoint_every=10,
-)
+from . import muon_any_rate
 
-EVALUATION = Evaluation(suite="heldout/small")
+META_TRAIN = dataclasses.replace(muon_any_rate.META_TRAIN, rate_range=(1.0, 1.0))
+
+EVALUATION = muon_any_rate.EVALUATION
