@@ -7,7 +7,6 @@ from ._backend import backend as backend
 from ._backend import chosen_backend as chosen_backend
 from ._backend import native_kernels as native_kernels
 from ._base import LearnedOptimizer as LearnedOptimizer
-from ._base import stable_dtypes as stable_dtypes
 from ._base import trainable as trainable
 from ._celo import celo as celo
 from ._celo2 import celo2 as celo2
@@ -43,6 +42,8 @@ from ._registry import make as make
 from ._rnn_mlp import rnn_mlp as rnn_mlp
 from ._rnnprop import rnnprop as rnnprop
 from ._small_fc import small_fc as small_fc
+from ._transformation import stable_dtypes as stable_dtypes
+from ._transformation import transformation as transformation
 from ._velo import velo as velo
 from ._wrappers import clip as clip
 from ._wrappers import extend_horizon as extend_horizon

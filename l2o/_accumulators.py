@@ -123,6 +123,12 @@ def init_accumulators(
     )
 
 
+def second_moment(accumulators: Accumulators) -> Any:
+    """A tree like the parameters that tells who has had gradients, or None."""
+    moments = accumulators.row or accumulators.rms
+    return moments[-1] if moments else None
+
+
 def update_accumulators(
     accumulators: Accumulators, grad: jax.Array, decays: Decays, axes: Axes
 ) -> Accumulators:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._arguments import check_num_steps
+
 Theta = Any  # a pytree of float arrays: the meta-parameters
 
 ALL_NEEDS = ("params", "value", "num_steps")
@@ -58,6 +60,8 @@ class LearnedOptimizer(NamedTuple):
         `update`), "num_steps" (at `bind`) and "learning_rate" (an argument of the
         factory, to be tuned).
       frozen: parts of theta, keys joined by `/`, that meta-training leaves as they are.
+      starts: arguments that say where theta starts, each with the leaves of theta that
+        it sets, keys joined by `/`. `l2o.load(source, b1=0.95)` sets these leaves.
     """
 
     init_theta: InitThetaFn
@@ -66,11 +70,7 @@ class LearnedOptimizer(NamedTuple):
     arguments: Mapping[str, Any] = {}
     needs: tuple[str, ...] = ("params",)
     frozen: tuple[str, ...] = ()
-
-
-def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A factory's `locals()` as `arguments`: tuples become lists, as JSON has them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    starts: Mapping[str, tuple[str, ...]] = {}
 
 
 def trainable(optimizer: LearnedOptimizer, theta: Theta) -> Any:
@@ -110,28 +110,10 @@ def require_num_steps(num_steps: Any, name: str) -> jax.Array:
     """The horizon as a float32 scalar.
 
     Raises:
-      ValueError: it is missing (the message has the call to write) or below one.
+      ValueError: it is missing (the message has the call to write) or not a number of
+        steps.
     """
     if num_steps is None:
         raise ValueError(NUM_STEPS_MISSING.format(name=name))
-    if not isinstance(num_steps, jax.core.Tracer) and num_steps < 1:
-        raise ValueError(f"{name} needs num_steps >= 1, got {num_steps}")
+    check_num_steps(name, num_steps)
     return jnp.asarray(num_steps, jnp.float32)
-
-
-def stable_dtypes(init: Any, update: Any) -> optax.GradientTransformationExtraArgs:
-    """Makes a transformation keep the dtypes of its state and of its gradients.
-
-    After every update each state leaf is cast to the dtype it had, and each update to
-    the dtype of its gradient, whatever the arithmetic in between promoted to (theta is
-    float32, so bfloat16 parameters are updated in float32 and stored in bfloat16).
-    """
-
-    def update_fn(updates, state, params=None, **extra_args):
-        new_updates, new_state = update(updates, state, params, **extra_args)
-        return (
-            optax.tree.cast_like(new_updates, updates),
-            optax.tree.cast_like(new_state, state),
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update_fn)

@@ -14,13 +14,12 @@ from ._accumulators import (
     check_factoring,
     init_accumulators,
 )
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
     require_value,
-    stable_dtypes,
 )
 from ._features import FEATURES, check_features, feature_sizes
 from ._loss_features import LossBuffer, init_loss_buffer
@@ -32,6 +31,7 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
+from ._transformation import transformation
 from ._velo import init_bank, mix_bank, run_features, velo_rule
 
 _SCHEDULE = ("lstm_init", "mix", "lstm", "controls", "step_size")
@@ -110,7 +110,7 @@ def celo(
     Source: "Celo: Training versatile learned optimizers on a compute diet" (Moudgil et
     al., 2025).
     """
-    arguments = recorded(locals())
+    arguments = checked(celo, locals())
     check_factoring(factoring)
     features = check_features(features)
     if train_phase not in (1, 2):
@@ -181,7 +181,7 @@ def celo(
                 loss,
             )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="celo", finite=False)
 
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")

@@ -15,12 +15,16 @@ from ._accumulators import (
     init_accumulators,
     update_moment,
 )
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked
+from ._base import LearnedOptimizer, require_params
 from ._celo2_base import NS_COEFFS, init_celo2, make_rule
+from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor
-from ._tensors import clip_by_global_norm, map_together, zeros_like
+from ._schedule import decay_of, rate_at
+from ._tensors import clip_by_global_norm, map_together, moments_like
+from ._transformation import transformation
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -59,7 +63,7 @@ _VARIANTS = {
 def celo2(
     *,
     variant: Literal["jax", "pylo"] = "jax",
-    learning_rate: float = 1e-3,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.0,
     regex_1d: str | None = REGEX_1D,
     mult_1d: float | None = None,
@@ -115,8 +119,8 @@ def celo2(
 
     Args:
       variant: sets what the table lists; parameters are (..., in, out) in both.
-      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
-        and chain `optax.scale_by_schedule(alpha)` after it.
+      learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
+        updates made, and w.
       regex_1d: searched in a parameter's path, keys joined by `/`; None, or an empty
         one, sends nothing to Adam. The published meta-training has "/b$".
       mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
@@ -145,7 +149,7 @@ def celo2(
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026);
     "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al., 2025).
     """
-    arguments = recorded(locals())
+    arguments = checked(celo2, locals())
     if variant not in _VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}")
     form = _VARIANTS[variant]
@@ -193,8 +197,8 @@ def celo2(
                 Accumulators(
                     *(tuple(where(False, x) for x in group) for group in accumulators)
                 ),
-                where(True, zeros_like(params)),
-                where(True, zeros_like(params)),
+                where(True, moments_like(params)),
+                where(True, moments_like(params)),
             )
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -209,7 +213,8 @@ def celo2(
                 if grad.size
             ]
 
-            shared = Shared(decays, learning_rate * weight_decay, None, count)
+            rate = rate_at(learning_rate, state.count)
+            shared = Shared(decays, decay_of(rate, weight_decay), None, count)
             network = one_network(theta["nn"])
 
             def learned(tensors):
@@ -218,7 +223,7 @@ def celo2(
                     rule,
                     old,
                     network,
-                    jnp.full(1, learning_rate * rmsmult, jnp.float32),
+                    jnp.full(1, rate * rmsmult, jnp.float32),
                     shared,
                 )
                 rest = [t[-2:] for t in tensors]
@@ -228,7 +233,7 @@ def celo2(
                 *slots, momentum, rms = rest
                 grad = jnp.clip(grad, -adam_bound, adam_bound)
                 step, m, v = adam_step(grad, momentum[0], rms[0], count)
-                update = -mult * learning_rate * (step + decay_1d * param)
+                update = -mult * rate * (step + decay_1d * param)
                 return update, *slots, (m,), (v,)
 
             updates, *slots, (momentum,), (rms,) = map_together(
@@ -241,7 +246,7 @@ def celo2(
             )
             return updates, Celo2State(count, Accumulators(*slots), momentum, rms)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="celo2")
 
     def adam_step(grad, momentum, rms, count):
         if form.eps_in_root:  # the JAX code, whose decays are float32 arrays
@@ -255,7 +260,7 @@ def celo2(
             m_hat, v_hat = m / (1 - adam_b1**count), v / (1 - adam_b2**count)
         if form.eps_in_root:
             return m_hat * lax.rsqrt(v_hat + adam_eps), m, v
-        return m_hat / (jnp.sqrt(v_hat) + adam_eps), m, v
+        return m_hat / (safe_sqrt(v_hat) + adam_eps), m, v
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)

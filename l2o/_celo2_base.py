@@ -13,13 +13,13 @@ from ._accumulators import (
     Factoring,
     check_factoring,
     init_accumulators,
+    second_moment,
 )
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
-    stable_dtypes,
 )
 from ._features import FEATURES, check_features, feature_sizes
 from ._network import init_mlp
@@ -33,7 +33,8 @@ from ._rule import (
     Shared,
 )
 from ._scales import scale_limits, step_scales
-from ._schedule import Schedule, check_schedule, scheduled
+from ._schedule import Schedule, check_schedule, decay_of, scheduled
+from ._transformation import transformation
 
 _EPS = 1e-9
 _RMS_EPS = 1e-8
@@ -51,7 +52,7 @@ class Celo2BaseState(NamedTuple):
 
 def celo2_base(
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.0,
     hidden_size: int = 8,
     hidden_layers: int = 2,
@@ -89,9 +90,9 @@ def celo2_base(
     unless `relative`.
 
     Args:
-      learning_rate, weight_decay: alpha, which is the root mean square of a step, and
-        w. For a schedule set learning_rate to 1 and chain
-        `optax.scale_by_schedule(alpha)` after it.
+      learning_rate: alpha, the root mean square of a step; a number, or an optax
+        schedule of the number of updates made.
+      weight_decay: w.
       hidden_size, hidden_layers: the network; 347 meta-parameters by default.
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
@@ -132,10 +133,10 @@ def celo2_base(
 
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026).
     """
-    arguments = recorded(locals())
+    arguments = checked(celo2_base, locals())
     rule, decays = make_rule(arguments, factoring=factoring)
     check_init(init, rule, hidden_size)
-    check_schedule(schedule)
+    check_schedule(schedule, "celo2_base", learning_rate)
 
     def init_theta(key):
         nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
@@ -155,7 +156,9 @@ def celo2_base(
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
             rate = scheduled(learning_rate, schedule, state.count, num_steps)
-            scales = step_scales(updates, params, state.limits)
+            scales = step_scales(
+                updates, params, state.limits, second_moment(state.accumulators)
+            )
             updates, accumulators = update_tree(
                 rule,
                 updates,
@@ -163,18 +166,24 @@ def celo2_base(
                 state.accumulators,
                 one_network(theta["nn"]),
                 rate * rmsmult * scales,
-                Shared(
-                    decays, rate * weight_decay if weight_decay else 0.0, None, count
-                ),
+                Shared(decays, decay_of(rate, weight_decay), None, count),
             )
             return updates, Celo2BaseState(count, accumulators, state.limits)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(
+            init_fn,
+            update_fn,
+            name="celo2_base",
+            finite=False,
+            reads_params=relative,
+        )
 
     needs: tuple[str, ...] = ("params", "learning_rate")
     if schedule == "cosine":
         needs = (*needs, "num_steps")
-    return LearnedOptimizer(init_theta, bind, "celo2_base", arguments, needs)
+    return LearnedOptimizer(
+        init_theta, bind, "celo2_base", arguments, needs, starts={"init": ("nn",)}
+    )
 
 
 def make_rule(

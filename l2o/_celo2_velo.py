@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._accumulators import Accumulators, Factoring, init_accumulators
+from ._accumulators import Accumulators, Factoring, init_accumulators, second_moment
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
     require_value,
-    stable_dtypes,
 )
 from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
-from ._recurrent import LSTMState, init_rows, linear, rows_of
+from ._recurrent import LSTMState, init_rows, linear, rows_of, state_rows
 from ._rule import Shared
-from ._scales import parameter_scales, scale_limits
-from ._schedule import init_mixing_lstm, mixing_lstm, warmup_cosine
+from ._scales import parameter_scales, scale_limits, trained
+from ._schedule import decay_of, init_mixing_lstm, mixing_lstm, warmup_cosine
 from ._tensors import with_elements
+from ._transformation import transformation
 from ._velo import run_features, tensor_feature_count, tensor_features
 
 _FIXED: dict[str, Any] = {
@@ -113,7 +113,7 @@ def celo2_velo(
     (Moudgil et al., 2026) and "VeLO: Training versatile learned optimizers by scaling
     up" (Metz et al., 2022).
     """
-    arguments = recorded(locals())
+    arguments = checked(celo2_velo, locals())
     rule, decays = make_rule({**_FIXED, **arguments}, factoring=factoring)
     check_init(init, rule, hidden_size)
 
@@ -143,7 +143,7 @@ def celo2_velo(
             return Celo2VeLOState(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
-                init_rows(theta["lstm_init"], len(with_elements(params))),
+                init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(num_steps),
                 scale_limits(params),
             )
@@ -157,7 +157,10 @@ def celo2_velo(
             count = optax.safe_increment(state.count)
             if with_elements(updates):
                 rows = tensor_features(updates, params, state.accumulators, run)
-                scales, relative = parameter_scales(rows_of(updates, params))
+                scales, relative = parameter_scales(
+                    rows_of(updates, params),
+                    trained(updates, second_moment(state.accumulators)),
+                )
                 scales = jnp.minimum(scales, state.limits)
                 rows = jnp.concatenate([rows, relative[:, None]], 1)
                 after = mixing_lstm(theta, rows, state.lstm)
@@ -170,18 +173,21 @@ def celo2_velo(
                     state.accumulators,
                     one_network(theta["nn"]),
                     peak * jnp.exp(schedule_mult * learned) * scales,
-                    Shared(
-                        decays,
-                        peak * weight_decay if weight_decay else 0.0,
-                        None,
-                        count,
-                    ),
+                    Shared(decays, decay_of(peak, weight_decay), None, count),
                 )
             return updates, Celo2VeLOState(
                 count, accumulators, after, loss, state.limits
             )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(
+            init_fn,
+            update_fn,
+            name="celo2_velo",
+            finite=False,
+            reads_params=True,
+        )
 
     needs = ("params", "value", "num_steps")
-    return LearnedOptimizer(init_theta, bind, "celo2_velo", arguments, needs)
+    return LearnedOptimizer(
+        init_theta, bind, "celo2_velo", arguments, needs, starts={"init": ("nn",)}
+    )

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import update_moment
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
     require_value,
-    stable_dtypes,
 )
 from ._celo import schedule
 from ._loss_features import LossBuffer, init_loss_buffer
@@ -24,7 +23,8 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
-from ._tensors import map_tensors, zeros_like
+from ._tensors import map_tensors, moments_like
+from ._transformation import transformation
 from ._velo import run_features
 
 
@@ -85,7 +85,7 @@ def celo_adam(
     Source: "Celo: Training versatile learned optimizers on a compute diet" (Moudgil et
     al., 2025).
     """
-    arguments = recorded(locals())
+    arguments = checked(celo_adam, locals())
 
     def init_theta(key):
         key, step_key = jax.random.split(key)
@@ -106,8 +106,8 @@ def celo_adam(
         def init_fn(params):
             return CeloAdamState(
                 jnp.zeros([], jnp.int32),
-                zeros_like(params),
-                zeros_like(params),
+                moments_like(params),
+                moments_like(params),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
             )
@@ -141,7 +141,7 @@ def celo_adam(
             after = optax.tree.scale(1 - rnn_state_decay, after)
             return updates, CeloAdamState(count, momentum, rms, after, loss)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="celo_adam")
 
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")

@@ -4,17 +4,20 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ._accumulators import Decays, Factoring, check_factoring
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked
+from ._base import LearnedOptimizer, require_params
 from ._network import init_mlp
 from ._small_fc import small_fc_rule, small_fc_sizes, small_fc_transformation
 from ._tensors import clip_by_global_norm
+from ._transformation import transformation
 
 
 def elo(
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     hidden_size: int = 32,
@@ -35,8 +38,8 @@ def elo(
     zero (NaN) or the largest number (infinity).
 
     Args:
-      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
-        and chain `optax.scale_by_schedule(alpha)` after it.
+      learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
+        updates made, and w.
       max_norm: bound of the global norm of the gradients; None for none.
       hidden_size, hidden_layers: the network; 2 402 meta-parameters by default.
       exp_mult: lambda.
@@ -58,7 +61,7 @@ def elo(
     Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
     2025).
     """
-    arguments = recorded(locals())
+    arguments = checked(elo, locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
@@ -74,7 +77,7 @@ def elo(
             theta["nn"],
             decays,
             step_mult=learning_rate,
-            weight_decay=learning_rate * weight_decay,
+            weight_decay=weight_decay,
             name="elo",
         )
 
@@ -85,7 +88,7 @@ def elo(
             updates = jax.tree.map(jnp.nan_to_num, updates)
             return tx.update(updates, state, params, **extra_args)
 
-        return stable_dtypes(tx.init, update_fn)
+        return transformation(tx.init, update_fn, name="elo", finite=False)
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "elo", arguments, needs)

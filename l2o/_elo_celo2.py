@@ -15,18 +15,22 @@ from ._accumulators import (
     init_accumulators,
     update_accumulators,
 )
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked
+from ._base import LearnedOptimizer, require_params
 from ._celo2 import REGEX_1D, matches, routed
 from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
+from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor
+from ._schedule import decay_of, rate_at
 from ._tensors import clip_by_global_norm, map_together
+from ._transformation import transformation
 
 
 def elo_celo2(
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.1,
     regex_1d: str | None = REGEX_1D,
     mult_1d: float = 1.0,
@@ -65,8 +69,8 @@ def elo_celo2(
     and the last second moment of the learned rule, bias-corrected.
 
     Args:
-      learning_rate, weight_decay: alpha and w. For a schedule set learning_rate to 1
-        and chain `optax.scale_by_schedule(alpha)` after it.
+      learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
+        updates made, and w.
       regex_1d: parameters whose path, keys joined by `/`, it is found in go to Adam
         besides vectors and scalars; None sends nothing there.
       mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
@@ -96,7 +100,7 @@ def elo_celo2(
     Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
     2025).
     """
-    arguments = recorded(locals())
+    arguments = checked(elo_celo2, locals())
     pattern = re.compile(regex_1d) if regex_1d else None
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
     rule, decays = make_rule(
@@ -131,7 +135,8 @@ def elo_celo2(
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
 
-            shared = Shared(decays, learning_rate * weight_decay, None, count)
+            rate = rate_at(learning_rate, state.count)
+            shared = Shared(decays, decay_of(rate, weight_decay), None, count)
             network = one_network(theta["nn"])
 
             def learned(tensors):
@@ -140,7 +145,7 @@ def elo_celo2(
                     rule,
                     old,
                     network,
-                    jnp.full(1, learning_rate * rmsmult, jnp.float32),
+                    jnp.full(1, rate * rmsmult, jnp.float32),
                     shared,
                 )
                 return [(u, *x) for u, x in new]
@@ -154,8 +159,8 @@ def elo_celo2(
                 m, v = accumulators.momentum[0], accumulators.rms[-1]
                 m_hat = m / (1 - decays.momentum[0] ** count)
                 v_hat = v / (1 - decays.rms[-1] ** count)
-                step = m_hat / (jnp.sqrt(v_hat) + 1e-8)
-                update = -mult_1d * learning_rate * (step + decay_1d * param)
+                step = m_hat / (safe_sqrt(v_hat) + 1e-8)
+                update = -mult_1d * rate * (step + decay_1d * param)
                 return update, *accumulators
 
             updates, *accumulators = map_together(
@@ -163,7 +168,7 @@ def elo_celo2(
             )
             return updates, Celo2BaseState(count, Accumulators(*accumulators))
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="elo_celo2")
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments, needs)

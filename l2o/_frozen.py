@@ -15,10 +15,11 @@ import optax
 import safetensors
 import safetensors.numpy
 
+from ._arguments import check_num_steps
 from ._base import LearnedOptimizer, Theta
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_hub_id
-from ._registry import changed, make
+from ._registry import changed, make, recorder
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -107,11 +108,16 @@ def load(
     source: str | os.PathLike,
     *,
     num_steps: int | None = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    weight_decay: float | None = None,
     optimizer: LearnedOptimizer | str | None = None,
     download: bool = False,
     **arguments: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """A frozen learned optimizer as an optax transformation.
+
+    `optax.inject_hyperparams(l2o.load)(source, learning_rate=...)` makes the learning
+    rate, the weight decay and the length of the run part of the state.
 
     Args:
       source: the name of a shipped optimizer (`l2o.available()`), a folder written by
@@ -119,25 +125,40 @@ def load(
         google/learned_optimization or the folder with it, a folder of PyLO's), or
         `owner/name[@revision]` on a model hub (needs `l2o[hub]`).
       num_steps: length of the training run, for optimizers that have a horizon.
+        Others ignore it.
+      learning_rate: in place of the one that the source has; a number, or an optax
+        schedule for optimizers without one of their own.
+      weight_decay: in place of the one that the source has; zero turns it off.
       optimizer: the architecture, for one of your own that no `l2o` factory makes; or a
         factory's name, for weights that fit several. Code is never loaded from a file.
       download: whether a hub's files that are not in the local cache are fetched.
-      **arguments: of the factory, over those that the source has, such as
-        `learning_rate` and `weight_decay` of `celo2`; of a wrapper also those of what
-        it wraps.
+      **arguments: of the factory, over those that the source has; of a wrapper also
+        those of what it wraps. One that says where meta-training starts, such as `b1`
+        of `learnable_muon`, sets that number of theta.
 
     Raises:
       FileNotFoundError: no such folder, name or file.
       ValueError: the card is not readable, of a newer format, or names an unknown
         architecture; the weights are corrupted, truncated, would need code to be read
-        or do not fit it; `num_steps` is missing.
+        or do not fit it; `num_steps` is missing; an argument that this optimizer does
+        not have, that is out of range, or that would replace trained weights.
 
     Example:
       >>> import l2o
       >>> tx = l2o.load("small_fc_digits")  # doctest: +SKIP
     """
+    if arguments.keys() == {"arguments"}:
+        # `optax.inject_hyperparams` hands on a function's `**arguments` by that name.
+        arguments = dict(arguments["arguments"])
+    if num_steps is not None:
+        check_num_steps("l2o.load", num_steps)
+    given = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     optimizer, theta = load_theta(
-        source, optimizer=optimizer, download=download, **arguments
+        source,
+        optimizer=optimizer,
+        download=download,
+        **{name: x for name, x in given.items() if x is not None},
+        **arguments,
     )
     return optimizer.bind(theta, num_steps=num_steps)
 
@@ -176,7 +197,8 @@ def load_theta(
             arguments = {**told, **arguments} if optimizer == known else arguments
         half = other_half(str(source)) if _on_hub(source) else None
         beside = functools.partial(_folder, half, download=download) if half else None
-        return load_foreign(folder, optimizer, arguments, beside)
+        optimizer, theta = load_foreign(folder, optimizer, arguments, beside)
+        return optimizer, _started(optimizer, theta, arguments, {})
     card = read_card(folder)
     if not isinstance(optimizer, LearnedOptimizer):
         name = optimizer or card["optimizer"]["name"]
@@ -207,7 +229,43 @@ def load_theta(
     _check_tree(arrays, optimizer, str(folder / _WEIGHTS))
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)]
-    return optimizer, jax.tree.unflatten(jax.tree.structure(expected), leaves)
+    theta = jax.tree.unflatten(jax.tree.structure(expected), leaves)
+    return optimizer, _started(
+        optimizer, theta, arguments, card["optimizer"]["arguments"]
+    )
+
+
+def _started(
+    optimizer: LearnedOptimizer,
+    theta: Theta,
+    arguments: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+) -> Theta:
+    """Theta, with the numbers at which these arguments let meta-training start.
+
+    Args:
+      recorded: arguments of the optimizer that theta was trained as.
+
+    Raises:
+      ValueError: an argument is about trained weights.
+    """
+    names = {leaf for name in arguments for leaf in optimizer.starts.get(name, ())}
+    if not names:
+        return theta
+    fresh = _named_leaves(optimizer.init_theta(jax.random.key(0)))
+    for name in arguments:
+        leaves = optimizer.starts.get(name, ())
+        if all(leaf in fresh and np.ndim(fresh[leaf]) == 0 for leaf in leaves):
+            continue
+        known = recorder(dict(recorded), name)
+        if known is None or known[name] != arguments[name]:
+            raise ValueError(
+                f"{name} is what meta-training of {optimizer.name} starts from: it "
+                f"would replace the trained weights {', '.join(leaves)} of theta. "
+                f"Leave it out, or meta-train with {name}={arguments[name]!r}"
+            )
+    chosen = {k: fresh[k] if k in names else x for k, x in _named_leaves(theta).items()}
+    return jax.tree.unflatten(jax.tree.structure(theta), list(chosen.values()))
 
 
 def read_card(source: str | os.PathLike) -> dict[str, Any]:

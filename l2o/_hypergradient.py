@@ -7,17 +7,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._base import LearnedOptimizer, require_num_steps, stable_dtypes
+from ._arguments import checked, log_of
+from ._base import LearnedOptimizer, require_num_steps
+from ._tensors import zeros_like
+from ._transformation import transformation
 from ._wrappers import wrapped
 
 
+class Factors(NamedTuple):
+    """What decides the factors: 2 bytes per parameter and 8 per tensor."""
+
+    log_factors: jax.Array  # shape (tensors,), float32; (1,) without any
+    agreement: jax.Array  # the same
+    last: Any  # tree like params, float16: the last updates, largest entry one
+
+
 class HypergradientState(NamedTuple):
-    """The wrapped state, 2 bytes per parameter and 8 per tensor."""
+    """The wrapped state, and that of the factors."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
-    log_factors: jax.Array  # shape (tensors,), float32
-    agreement: jax.Array  # shape (tensors,), float32
-    last: Any  # tree like params, bfloat16: the last updates
+    num_steps: jax.Array  # shape (), float32: of the run, after which factors stay
+    factors: Factors
     learned: Any
 
 
@@ -41,7 +51,11 @@ def hypergradient(
     update, it was too short, and the factor grows; where the gradient turns against it,
     the factor shrinks. So a wrong learning rate mends itself within the run, and
     tensors need not share one. Neither scaled losses nor scaled parameters change a
-    cosine. A gradient or an update of zero leaves c to decay.
+    cosine. A gradient or an update of zero leaves c to decay. The factor of a tensor
+    stays one until it has a gradient.
+
+    The factor multiplies all of u, also what is weight decay. `learnable_muon` keeps
+    its decay out of it.
 
     Args:
       learned: any learned optimizer, whose updates are u; theta is `{"learned",
@@ -69,78 +83,136 @@ def hypergradient(
     al., 2018), per tensor, multiplicative, with cosines for products and a gain
     relative to the length of the run, which are this project's.
     """
-    low, high = bounds
-    if gain <= 0:
-        raise ValueError(f"gain must be positive, got {gain}")
-    if not 0 < low <= 1 <= high:
-        raise ValueError(f"bounds must be positive, around one, got {bounds}")
+    arguments = checked(hypergradient, locals())
+    arguments.pop("learned")
+    check_bounds(bounds)
+    log_gain = log_of("hypergradient", "gain", gain)
 
     def init_more(key):
         del key
-        return {
-            "log_gain": jnp.float32(math.log(gain)),
-            "drift": jnp.float32(drift),
-            "fade": jnp.float32(fade),
-        }
+        return factor_theta(log_gain, drift, fade)
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "hypergradient")
         tx = learned.bind(theta["learned"], num_steps=num_steps)
-        gain = jnp.exp(theta["log_gain"])
 
         def init_fn(params):
-            zeros = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
-            last = optax.tree.zeros_like(params, dtype=jnp.bfloat16)
             count = jnp.zeros([], jnp.int32)
-            return HypergradientState(count, zeros, zeros, last, tx.init(params))
+            return HypergradientState(
+                count, jnp.array(num_steps), init_factors(params), tx.init(params)
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
-            # What is scaled below is rounded once, by `stable_dtypes`.
-            updates = optax.tree.cast(updates, jnp.float32)
-            pairs = zip(
-                jax.tree.leaves(updates), jax.tree.leaves(state.last), strict=True
+            # What is scaled below is rounded once, by `transformation`.
+            grads = optax.tree.cast(updates, jnp.float32)
+            factors = follow(
+                theta,
+                state.factors,
+                grads,
+                state.count / num_steps,
+                num_steps,
+                decay=decay,
+                bounds=bounds,
             )
-            cosines = jnp.array([_cosine(*pair) for pair in pairs])
-            agreement = decay * state.agreement - (1 - decay) * cosines
-            # Never zero, at which a power has no derivative.
-            left = jnp.maximum(1 - state.count / num_steps, 1e-6) ** theta["fade"]
-            change = left * (gain * agreement + theta["drift"]) / num_steps
-            log_factors = jnp.clip(
-                state.log_factors + change,
-                math.log(low),
-                math.log(high),
-            )
-            updates, inner = tx.update(updates, state.learned, params, **extra_args)
+            updates, inner = tx.update(grads, state.learned, params, **extra_args)
             structure: Any = jax.tree.structure(updates)
-            factors = jax.tree.unflatten(structure, list(jnp.exp(log_factors)))
-            updates = jax.tree.map(jnp.multiply, updates, factors)
+            leaves = jax.tree.leaves(updates)
+            by = jnp.exp(factors.log_factors)
+            updates = structure.unflatten([u * by[i] for i, u in enumerate(leaves)])
             count = optax.safe_increment(state.count)
             return updates, HypergradientState(
-                count, log_factors, agreement, updates, inner
+                count, state.num_steps, remember(factors, updates), inner
             )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="hypergradient")
 
-    arguments = {
-        "gain": gain,
-        "drift": drift,
-        "fade": fade,
-        "decay": decay,
-        "bounds": list(bounds),
-    }
     joined = wrapped("hypergradient", {"learned": learned}, arguments, bind, init_more)
     needs = tuple(dict.fromkeys((*learned.needs, "num_steps")))
-    return joined._replace(needs=needs)
+    return joined._replace(needs=needs, starts={**joined.starts, **FACTOR_STARTS})
+
+
+FACTOR_STARTS = {"gain": ("log_gain",), "drift": ("drift",), "fade": ("fade",)}
+
+
+def check_bounds(bounds: tuple[float, float]) -> None:
+    """Raises `ValueError` unless they are two positive numbers around one."""
+    if len(bounds) != 2 or not 0 < bounds[0] <= 1 <= bounds[1]:
+        raise ValueError(f"bounds must be positive, around one, got {bounds}")
+
+
+def factor_theta(log_gain: Any, drift: Any, fade: Any) -> dict[str, jax.Array]:
+    """The part of theta that decides how factors follow gradients."""
+    parts = {"log_gain": log_gain, "drift": drift, "fade": fade}
+    return jax.tree.map(jnp.float32, parts)
+
+
+def init_factors(params: Any) -> Factors:
+    """Factors of one."""
+    # One without any tensor: checkpoints hold no empty arrays.
+    tensors = max(len(jax.tree.leaves(params)), 1)
+    return Factors(
+        jnp.zeros(tensors, jnp.float32),
+        jnp.zeros(tensors, jnp.float32),
+        zeros_like(params, jnp.float16),
+    )
+
+
+def follow(
+    theta: Any,
+    factors: Factors,
+    grads: Any,
+    fraction: jax.Array,
+    num_steps: jax.Array,
+    *,
+    decay: float,
+    bounds: tuple[float, float],
+) -> Factors:
+    """The factors, of `hypergradient`, after gradients have been seen.
+
+    Args:
+      theta: with the leaves of `factor_theta`.
+      factors: from before; `last` stays as it is.
+      grads: a tree of float32 arrays.
+      fraction: of the run that has been made.
+      num_steps: of the run.
+      decay, bounds: as for `hypergradient`.
+    """
+    leaves = jax.tree.leaves(grads)
+    if not leaves:
+        return factors
+    last = jax.tree.leaves(factors.last)
+    cosines = jnp.stack([_cosine(*pair) for pair in zip(leaves, last, strict=True)])
+    agreement = decay * factors.agreement - (1 - decay) * cosines
+    # Never zero, at which a power has no derivative.
+    left = jnp.maximum(1 - fraction, 1e-6) ** theta["fade"]
+    gain = jnp.exp(theta["log_gain"])
+    change = left * (gain * agreement + theta["drift"]) / num_steps
+    # What has no gradient, and had none lately, is not to drift.
+    idle = jnp.stack([~jnp.any(g != 0) for g in leaves])
+    change = jnp.where(idle & (jnp.abs(factors.agreement) < 1e-6), 0.0, change)
+    low, high = (math.log(bound) for bound in bounds)
+    log_factors = jnp.clip(factors.log_factors + change, low, high)
+    return Factors(log_factors, agreement, factors.last)
+
+
+def remember(factors: Factors, updates: Any) -> Factors:
+    """The factors, with these as the last updates."""
+    last = jax.tree.map(lambda u: _scaled(u).astype(jnp.float16), updates)
+    return factors._replace(last=last)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of the angle between two tensors; 0 if one of them is zero."""
-    b = b.astype(jnp.float32)
     # Largest entries of one: squares neither overflow nor vanish.
-    a, b = (x / _or_one(jnp.max(jnp.abs(x), initial=0.0)) for x in (a, b))
+    a, b = _scaled(a), b.astype(jnp.float32)
     squares = jnp.sum(a * a) * jnp.sum(b * b)
     some = squares > 0  # of a root at zero the derivative is infinite
     return jnp.where(some, jnp.sum(a * b) / jnp.sqrt(_or_one(squares)), 0.0)
+
+
+def _scaled(x: jax.Array) -> jax.Array:
+    """With a largest entry of size one."""
+    return x / _or_one(jnp.max(jnp.abs(x), initial=0.0))
 
 
 def _or_one(x: jax.Array) -> jax.Array:

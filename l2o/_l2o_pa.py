@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked
+from ._base import LearnedOptimizer, require_params
 from ._coordinatewise import (
     StackState,
     apply_stack,
@@ -20,6 +21,7 @@ from ._coordinatewise import (
 )
 from ._recurrent import linear
 from ._tensors import map_tensors
+from ._transformation import transformation
 
 _STEP = 0.9999  # in units of 1/L: just below what gradient descent may take
 _CONTROLS = ("p", "b", "a", "b1", "b2")
@@ -108,7 +110,7 @@ def l2o_pa(
     Source: "Towards constituting mathematical structures for learning to optimize" (Liu
     et al., 2023).
     """
-    arguments = recorded(locals())
+    arguments = checked(l2o_pa, locals())
     controls = dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True))
     norms = {k: c[0] for k, c in controls.items() if c is not None}
     factors = {k: c[1] for k, c in controls.items() if c is not None}
@@ -202,6 +204,6 @@ def l2o_pa(
             )
             return updates, L2OPAState(z[0], StackState(hidden, cell))
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="l2o_pa", reads_params=True)
 
     return LearnedOptimizer(init_theta, bind, "l2o_pa", arguments)

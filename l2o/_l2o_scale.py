@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._base import LearnedOptimizer, recorded, stable_dtypes
+from ._arguments import Untouched, check_untouched, checked
+from ._base import LearnedOptimizer
 from ._coordinatewise import safe_sqrt
 from ._recurrent import Weights, linear
-from ._tensors import map_tensors, sharded_like, zeros_like
+from ._tensors import is_held, map_tensors, sharded_like, zeros_like
+from ._transformation import transformation
 
 _SCALES = 4  # averages of the gradient, each over twice the time of the one before
 _INPUTS = 3 * _SCALES  # scaled averages, products of neighbours, log squares, log rate
@@ -46,6 +48,7 @@ def l2o_scale(
     max_lr: float = 1e-2,
     global_input: str = "mean",
     seed: int = 0,
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Hierarchical GRUs that choose a direction and a rate per coordinate (L2O-Scale).
 
@@ -73,6 +76,8 @@ def l2o_scale(
       seed: of the initial alpha. The published ones are drawn anew for every run; here
         `init` is a function of the shapes and this number (and of theta, which has
         the initial h, H and G).
+      untouched: what becomes of coordinates that have had no gradient: "held", or
+        "pushed" by the networks, as published.
 
     Raises:
       ValueError: unknown `global_input`, not three levels, or min_lr above max_lr.
@@ -87,7 +92,7 @@ def l2o_scale(
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017),
     with the defaults of Open-L2O.
     """
-    arguments = recorded(locals())
+    arguments = checked(l2o_scale, locals())
     if global_input not in ("mean", "last_tensor"):
         raise ValueError(
             f"unknown global_input {global_input!r}; known: 'mean', 'last_tensor'"
@@ -98,6 +103,7 @@ def l2o_scale(
         )
     if not 0 < min_lr <= max_lr:
         raise ValueError(f"min_lr must be in (0, max_lr = {max_lr}], got {min_lr}")
+    holds = check_untouched(untouched)
     size, tensor_size, problem_size = level_sizes
 
     def init_theta(key):
@@ -172,6 +178,8 @@ def l2o_scale(
             keep = jax.nn.sigmoid(theta["log_lr_momentum"])
             log_lr = keep * log_lr + (1 - keep) * step_lr
             step = jnp.exp(step_lr + theta["log_lr_offset"]) * direction
+            if holds:
+                step = jnp.where(is_held(momentum[0]), 0.0, step)
             return -step, (hidden,), (tensor,), decays, (log_lr,), momentum, square
 
         def init_fn(params):
@@ -239,7 +247,7 @@ def l2o_scale(
                 square=square,
             )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="l2o_scale")
 
     return LearnedOptimizer(init_theta, bind, "l2o_scale", arguments, ())
 

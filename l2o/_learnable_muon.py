@@ -5,40 +5,50 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from ._arguments import checked, log_of
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
-    stable_dtypes,
 )
 from ._celo2_base import NS_COEFFS
-from ._features import inverse_rms
-from ._hypergradient import hypergradient
+from ._hypergradient import (
+    FACTOR_STARTS,
+    Factors,
+    factor_theta,
+    follow,
+    init_factors,
+    remember,
+)
 from ._rule import GRADIENT_BOUND, newton_schulz
 from ._scales import scale_limits, step_scales
-from ._schedule import warmup_cosine
-from ._tensors import map_tensors, zeros_like
+from ._schedule import refuse_schedule, warmup_cosine
+from ._tensors import is_held, map_tensors, masked_normalise, moments_like
+from ._transformation import transformation
 
 _NS_ITERS, _NS_EPS = 5, 1e-8
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
+_AGREEMENT_DECAY = 0.9
 _USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
 
 
 class LearnableMuonState(NamedTuple):
-    """State of the rule in the wrapper: 8 bytes per float32 parameter."""
+    """State of the rule: 10 bytes per float32 parameter."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
+    num_steps: jax.Array  # shape (), float32: of the run, after which steps are zero
     momentum: Any  # a tree like params
     second: Any  # a tree like params
     limits: jax.Array  # shape (tensors,): largest scales of steps
+    factors: Factors
 
 
 def learnable_muon(
     *,
-    learning_rate: float = 0.03,
+    learning_rate: optax.ScalarOrSchedule = 0.03,
     weight_decay: float = 0.06,
     b1: float = 0.9,
     b2: float = 0.95,
@@ -55,7 +65,7 @@ def learnable_muon(
               z = \mathrm{n}\left(\frac{m}{(v + \epsilon)^q}\right)
                 + e^{\gamma}\, \mathrm{n}\left(\frac{g}{(v + \epsilon)^q}\right), \quad
               d = \mathrm{n}(\mathrm{n}(\mathrm{NS}(z)) + \kappa\, \mathrm{n}(z)), \quad
-              p \leftarrow p - e^{r} \alpha_t (s d + w p)
+              p \leftarrow p - \alpha_t (e^{r} s d + w p)
 
     with n the division by the root mean square over the last two axes, NS the
     Newton-Schulz iterations of Muon, s the scale of `celo2_base(relative=True)`, which
@@ -65,13 +75,15 @@ def learnable_muon(
     run, `alpha_t` is `alpha e^rho (T / 1000)^h` under a warm-up over a share f of
     the run and a cosine to zero, to the power a. Gradients are cut to +-1000.
 
-    As it begins it makes the updates of `celo2_base(init="nadam", relative=True,
-    schedule="cosine", orthogonalize=True)` in `hypergradient`, with 10 bytes of state
-    per float32 parameter in place of 18, and without a network.
+    Entries that have had no gradient make no step, they only decay; means are over the
+    others. So what is frozen, or a row of an embedding that is not used, follows plain
+    decoupled decay.
 
     Args:
       learning_rate: alpha, the root mean square of a step over that of the parameters.
-      weight_decay: initial w; theta holds its logarithm, `log_decay`.
+        Its schedule is the rule's own.
+      weight_decay: initial w; theta holds its logarithm, `log_decay`. Zero turns decay
+        off, whatever theta holds.
       b1, b2: initial decays; theta holds the logarithms of one minus them.
       exponent: initial q.
       gain, drift, fade: initial values of those of `hypergradient`.
@@ -99,21 +111,19 @@ def learnable_muon(
     (Moudgil et al., 2026) and "Online learning rate adaptation with hypergradient
     descent" (Baydin et al., 2018).
     """
-    arguments = recorded(locals())
-    for name, value in (("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be from 0 to less than 1, got {value}")
-    if weight_decay <= 0:
-        raise ValueError(f"weight_decay must be positive, got {weight_decay}")
+    arguments = checked(learnable_muon, locals())
     if bound < 1:
-        raise ValueError(f"bound must be at least 1, got {bound}")
+        raise ValueError(f"learnable_muon needs bound to be at least 1, got {bound}")
+    refuse_schedule("learnable_muon", learning_rate)
+    decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
+    starting_decay = weight_decay if decays else 1.0
 
     def init_theta(key):
         del key  # the start is not random
         start = {
             "exponent": exponent,
             "horizon": 0.0,
-            "log_decay": math.log(weight_decay),
+            "log_decay": log_of("learnable_muon", "weight_decay", starting_decay),
             "log_gradient": 0.0,
             "log_one_minus_b1": math.log1p(-b1),
             "log_one_minus_b2": math.log1p(-b2),
@@ -123,56 +133,95 @@ def learnable_muon(
             "log_warmup": math.log(0.05),
             "plain": 0.0,
         }
-        return jax.tree.map(jnp.float32, start)
+        return {
+            "learned": jax.tree.map(jnp.float32, start),
+            **factor_theta(log_of("learnable_muon", "gain", gain), drift, fade),
+        }
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "learnable_muon")
-        alpha = learning_rate * jnp.exp(
-            theta["log_rate"] + theta["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
-        )
+        numbers = theta["learned"]
+        horizon = numbers["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
+        alpha = learning_rate * jnp.exp(numbers["log_rate"] + horizon)
 
         def init_fn(params):
-            momentum, second = zeros_like(params), zeros_like(params)
-            count = jnp.zeros([], jnp.int32)
-            return LearnableMuonState(count, momentum, second, scale_limits(params))
+            return LearnableMuonState(
+                jnp.zeros([], jnp.int32),
+                jnp.array(num_steps),
+                moments_like(params),
+                moments_like(params),
+                scale_limits(params),
+                init_factors(params),
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
+            grads = optax.tree.cast(updates, jnp.float32)
+            factors = follow(
+                theta,
+                state.factors,
+                grads,
+                state.count / num_steps,
+                num_steps,
+                decay=_AGREEMENT_DECAY,
+                bounds=(1 / bound, bound),
+            )
             rate = alpha * warmup_cosine(
                 state.count,
                 num_steps,
-                warmup=jnp.exp(theta["log_warmup"]),
-                power=jnp.exp(theta["log_power"]),
+                warmup=jnp.exp(numbers["log_warmup"]),
+                power=jnp.exp(numbers["log_power"]),
             )
+            scales = step_scales(updates, params, state.limits, state.second)
+            # A factor for every leaf, a scale for each that has elements.
+            leaves = jax.tree.leaves(updates)
+            used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
+            scales = rate * scales * jnp.exp(factors.log_factors)[used]
 
             def rule(grad, param, momentum, second, scale):
-                step, m, v = _step(theta, grad, momentum[0], second[0])
-                decay = jnp.exp(theta["log_decay"])
-                return -rate * (scale * step + decay * param), (m,), (v,)
+                del param
+                step, m, v = _step(numbers, grad, momentum[0], second[0])
+                return -scale * step, (m,), (v,)
 
             updates, (momentum,), (second,) = map_tensors(
                 rule,
-                updates,
+                grads,
                 params,
                 (state.momentum,),
                 (state.second,),
-                given=[list(step_scales(updates, params, state.limits))],
+                given=[list(scales)],
             )
-            count = optax.safe_increment(state.count)
-            return updates, LearnableMuonState(count, momentum, second, state.limits)
+            factors = remember(factors, updates)
+            if decays:
+                shrinkage = rate * jnp.exp(numbers["log_decay"])
+                updates = jax.tree.map(
+                    lambda u, p: u - shrinkage * p.astype(jnp.float32), updates, params
+                )
+            return updates, LearnableMuonState(
+                optax.safe_increment(state.count),
+                state.num_steps,
+                momentum,
+                second,
+                state.limits,
+                factors,
+            )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(
+            init_fn, update_fn, name="learnable_muon", reads_params=True
+        )
 
+    starts = {
+        "b1": ("learned/log_one_minus_b1",),
+        "b2": ("learned/log_one_minus_b2",),
+        "exponent": ("learned/exponent",),
+        "weight_decay": ("learned/log_decay",) if decays else (),
+        **FACTOR_STARTS,
+    }
     needs = ("params", "learning_rate", "num_steps")
-    adaptive = hypergradient(
-        LearnedOptimizer(init_theta, bind, needs=needs),
-        gain=gain,
-        drift=drift,
-        fade=fade,
-        bounds=(1 / bound, bound),
+    return LearnedOptimizer(
+        init_theta, bind, "learnable_muon", arguments, needs, starts=starts
     )
-    return adaptive._replace(name="learnable_muon", arguments=arguments)
 
 
 def _step(
@@ -183,10 +232,11 @@ def _step(
     grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
     momentum = b1 * momentum + (1 - b1) * grad
     second = b2 * second + (1 - b2) * jnp.square(grad)
+    moved = ~is_held(momentum, second)
     over = None if grad.ndim <= 2 else (-2, -1)
 
     def normalised(x):
-        return x * inverse_rms(x, _NORM_EPS, over)
+        return masked_normalise(x, moved, _NORM_EPS, over)
 
     factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
     step = normalised(momentum * factor)

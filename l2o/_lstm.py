@@ -1,15 +1,18 @@
 """`lstm`: the coordinate-wise LSTM that started learned optimizers (L2O-DM)."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ._base import LearnedOptimizer, recorded, stable_dtypes
+from ._arguments import Untouched, check_untouched, checked
+from ._base import LearnedOptimizer
 from ._coordinatewise import StackState, apply_stack, init_sonnet_lstm, init_stack
 from ._recurrent import init_linear, linear
 from ._tensors import map_tensors
+from ._transformation import transformation
 
 _EPS = 2.0**-23  # of float32, whatever the gradient's dtype
 
@@ -27,6 +30,7 @@ def lstm(
     preprocess: str = "log_sign",
     preprocess_scale: float = 5.0,
     step_mult: float = 0.01,
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Coordinate-wise LSTM on the gradient ("L2O-DM").
 
@@ -44,9 +48,11 @@ def lstm(
         quadratics, LASSO and Rastrigin's function, together with `step_mult=1`.
       preprocess_scale: k; gradients below `e^-k` are told apart by the second input.
       step_mult: lambda.
+      untouched: what becomes of coordinates that have had no gradient: "held", with
+        their state at zero, or "pushed" by the network, as published.
 
     Raises:
-      ValueError: unknown `preprocess`.
+      ValueError: unknown `preprocess` or `untouched`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -58,11 +64,12 @@ def lstm(
     Source: "Learning to learn by gradient descent by gradient descent" (Andrychowicz
     et al., 2016), with the numbers of Open-L2O.
     """
-    arguments = recorded(locals())
+    arguments = checked(lstm, locals())
     if preprocess not in ("log_sign", "identity"):
         raise ValueError(
             f"unknown preprocess {preprocess!r}; known: 'log_sign', 'identity'"
         )
+    holds = check_untouched(untouched)
     inputs = 2 if preprocess == "log_sign" else 1
 
     def init_theta(key):
@@ -83,8 +90,20 @@ def lstm(
                 x = jnp.stack(log_and_sign(grad, preprocess_scale), -1)
             else:
                 x = grad[..., None]
-            x, hidden, cell = apply_stack(stack, x, hidden, cell)
-            return step_mult * linear(theta["linear"], x)[..., 0], hidden, cell
+            x, *states = apply_stack(stack, x, hidden, cell)
+            step = step_mult * linear(theta["linear"], x)[..., 0]
+            if holds:
+                # A state leaves zero with the first gradient.
+                old = (*hidden, *cell)
+                idle = functools.reduce(
+                    jnp.logical_and, [jnp.all(h == 0, -1) for h in old]
+                )
+                idle = idle.reshape(grad.shape) & (grad == 0)
+                step = jnp.where(idle, 0.0, step)
+                states = jax.tree.map(
+                    lambda h: jnp.where(idle[..., None], 0.0, h), states
+                )
+            return step, *states
 
         def init_fn(params):
             return LSTMOptimizerState(init_stack(params, layers, hidden_size))
@@ -96,7 +115,7 @@ def lstm(
             )
             return updates, LSTMOptimizerState(StackState(hidden, cell))
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="lstm")
 
     return LearnedOptimizer(init_theta, bind, "lstm", arguments, ())
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import update_moment
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import Untouched, check_untouched, checked
+from ._base import LearnedOptimizer, require_params
 from ._features import TIME_SCALES, inverse_rms, time_embedding
 from ._network import apply_mlp, init_mlp
-from ._tensors import map_tensors, zeros_like
+from ._tensors import is_held, map_tensors, moments_like
+from ._transformation import transformation
 
 _EPS = 1e-5
 
@@ -31,6 +33,7 @@ def mlp(
     exp_mult: float = 1e-3,
     step_mult: float = 1e-3,
     momentum_decays: Sequence[float] = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999),
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over gradient, parameter, momenta and time ("LOLv2").
 
@@ -45,6 +48,8 @@ def mlp(
         by default.
       exp_mult, step_mult: lambda_2 and lambda_1.
       momentum_decays: fixed (not meta-learned) decays, one momentum tree each.
+      untouched: what becomes of entries that have had no gradient: "held", or "pushed"
+        by the network, as published.
 
     Raises:
       ValueError: `update` was called without `params`.
@@ -59,7 +64,8 @@ def mlp(
     Source: "Understanding and correcting pathologies in the training of learned
     optimizers" (Metz et al., 2019).
     """
-    arguments = recorded(locals())
+    arguments = checked(mlp, locals())
+    holds = check_untouched(untouched)
     decays = tuple(momentum_decays)
     inputs = 2 + len(decays) + len(TIME_SCALES)
     sizes = [inputs, *[hidden_size] * hidden_layers, 2]
@@ -80,10 +86,14 @@ def mlp(
             direction, magnitude = apply_mlp(
                 theta["nn"], planes, scales, time, grad.shape
             )
-            return -direction * jnp.exp(magnitude * exp_mult) * step_mult, momentum
+            step = direction * jnp.exp(magnitude * exp_mult) * step_mult
+            if holds:
+                idle = is_held(momentum[0]) if momentum else grad == 0
+                step = jnp.where(idle, 0.0, step)
+            return -step, momentum
 
         def init_fn(params):
-            momentum = tuple(zeros_like(params) for _ in decays)
+            momentum = tuple(moments_like(params) for _ in decays)
             return MLPState(jnp.zeros([], jnp.int32), momentum)
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -99,6 +109,6 @@ def mlp(
             count = optax.safe_increment(state.count)
             return updates, MLPState(count, momentum)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="mlp")
 
     return LearnedOptimizer(init_theta, bind, "mlp", arguments)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import Decays, Factoring, check_factoring
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked
+from ._base import LearnedOptimizer, require_params
 from ._network import init_mlp
+from ._schedule import rate_at
 from ._small_fc import (
     init_decay_offsets,
     learned_decays,
@@ -17,11 +19,12 @@ from ._small_fc import (
     small_fc_sizes,
     small_fc_transformation,
 )
+from ._transformation import transformation
 
 
 def mulo(
     *,
-    learning_rate: float = 1.0,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
     max_grad_norm: float | None = None,
     hidden_size: int = 32,
     hidden_layers: int = 2,
@@ -42,7 +45,8 @@ def mulo(
     is `l2o.weight_decay(optimizer, learning_rate * w, kind="after")`.
 
     Args:
-      learning_rate: alpha.
+      learning_rate: alpha, a number or an optax schedule of the number of updates
+        made.
       max_grad_norm: bound of the norm of each tensor's gradient; None for none.
       hidden_size, hidden_layers: the network; 2 409 meta-parameters by default.
       exp_mult, step_mult: lambda_2 and lambda_1.
@@ -65,7 +69,7 @@ def mulo(
     Source: "μLO: Compute-efficient meta-generalization of learned optimizers" (Thérien
     et al., 2024).
     """
-    arguments = recorded(locals())
+    arguments = checked(mulo, locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
@@ -82,7 +86,7 @@ def mulo(
             rule,
             theta["nn"],
             learned._replace(momentum=momentum),
-            step_mult=learning_rate * step_mult,
+            step_mult=lambda count: rate_at(learning_rate, count) * step_mult,
             name="mulo",
         )
 
@@ -96,7 +100,7 @@ def mulo(
                 updates = jax.tree.map(lambda g: clipped(g, max_grad_norm), updates)
             return tx.update(updates, state, params, **extra_args)
 
-        return stable_dtypes(tx.init, update_fn)
+        return transformation(tx.init, update_fn, name="mulo")
 
     return LearnedOptimizer(init_theta, bind, "mulo", arguments)
 
@@ -136,7 +140,7 @@ def mup(
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "mup")
-            # What is scaled below is rounded once, by `stable_dtypes`.
+            # What is scaled below is rounded once, by `transformation`.
             updates = optax.tree.cast(updates, jnp.float32)
             updates, state = tx.update(updates, state, params, **extra_args)
             c = multipliers(params) if callable(multipliers) else multipliers
@@ -148,7 +152,7 @@ def mup(
                 )
             return jax.tree.map(lambda u, x: u * x, updates, c), state
 
-        return stable_dtypes(tx.init, update_fn)
+        return transformation(tx.init, update_fn, name="mup")
 
     needs = _with_params(optimizer.needs)
     return optimizer._replace(bind=bind, name="", arguments={}, needs=needs)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._base import require_num_steps, require_params, stable_dtypes
-from ._tensors import zeros_like
+from ._base import require_num_steps, require_params
+from ._tensors import moments_like
+from ._transformation import transformation
 
 
 class NAdamWState(NamedTuple):
@@ -69,7 +70,7 @@ def nadamw(
     sign = -1 if l2_sign_bug else 1
 
     def init_fn(params):
-        mu, nu = zeros_like(params), zeros_like(params)
+        mu, nu = moments_like(params), moments_like(params)
         return NAdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -92,7 +93,7 @@ def nadamw(
         )
         return steps, NAdamWState(count, mu, nu)
 
-    return stable_dtypes(init_fn, update_fn)
+    return transformation(init_fn, update_fn, name="nadamw")
 
 
 def nadamw_schedule(

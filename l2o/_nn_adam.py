@@ -10,7 +10,8 @@ import optax
 from jax import lax
 
 from ._accumulators import update_moment
-from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
+from ._arguments import checked, log_of
+from ._base import LearnedOptimizer, require_params
 from ._recurrent import (
     LSTMState,
     init_lstm,
@@ -19,10 +20,13 @@ from ._recurrent import (
     log_magnitude,
     lstm,
     moments,
+    repeated,
     rows_of,
+    state_rows,
     tree_of,
 )
-from ._tensors import with_elements, zeros_like
+from ._tensors import moments_like
+from ._transformation import transformation
 
 _FEATURES = 19
 # Of the learning rate, 1 - b1, 1 - b2 and eps, in the order of the LSTM's outputs.
@@ -85,7 +89,11 @@ def nn_adam(
 
     Source: google/learned_optimization, learned_optimizers/nn_adam.py (2021).
     """
-    arguments = recorded(locals())
+    arguments = checked(nn_adam, locals())
+    logs = {
+        "learning_rate": log_of("nn_adam", "learning_rate", learning_rate),
+        "eps": log_of("nn_adam", "eps", eps),
+    }
 
     def init_theta(key):
         return {
@@ -99,10 +107,10 @@ def nn_adam(
                 "w": jnp.zeros((lstm_hidden_size, 4), jnp.float32),
                 "b": jnp.zeros(4, jnp.float32),
             },
-            "lr": jnp.float32(math.log(learning_rate) / 10),
+            "lr": jnp.float32(logs["learning_rate"] / 10),
             "b1": jnp.float32(math.log1p(-b1) / 10),
             "b2": jnp.float32(math.log1p(-b2) / 10),
-            "eps": jnp.float32(math.log(eps) / 10),
+            "eps": jnp.float32(logs["eps"] / 10),
         }
 
     def bind(theta, *, num_steps=None):
@@ -110,12 +118,12 @@ def nn_adam(
         start = jnp.stack([theta[name] for name in ("lr", "b1", "b2", "eps")])
 
         def init_fn(params):
-            tensors = len(with_elements(params))
+            tensors = state_rows(params)
             return NNAdamState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=zeros_like(params),
-                rms=zeros_like(params),
-                hyper=jnp.tile(start, (tensors, 1)),
+                momentum=moments_like(params),
+                rms=moments_like(params),
+                hyper=repeated(start, tensors),
                 lstm=init_rows(theta["lstm_init"], tensors),
             )
 
@@ -151,9 +159,16 @@ def nn_adam(
                 cell,
             )
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="nn_adam")
 
-    return LearnedOptimizer(init_theta, bind, "nn_adam", arguments)
+    starts = {"learning_rate": "lr", "b1": "b1", "b2": "b2", "eps": "eps"}
+    return LearnedOptimizer(
+        init_theta,
+        bind,
+        "nn_adam",
+        arguments,
+        starts={name: (leaf,) for name, leaf in starts.items()},
+    )
 
 
 def _decode(hyper: jax.Array) -> list[jax.Array]:

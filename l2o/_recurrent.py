@@ -66,8 +66,21 @@ def lstm(
 
 def init_rows(initial: dict[str, jax.Array], tensors: int) -> LSTMState:
     """Theta's initial state, shapes (1, size), repeated for each tensor."""
-    hidden, cell = (jnp.tile(initial[k], (tensors, 1)) for k in LSTMState._fields)
-    return LSTMState(hidden, cell)
+    return LSTMState(*(repeated(initial[k], tensors) for k in LSTMState._fields))
+
+
+def repeated(row: jax.Array, times: int) -> jax.Array:
+    """Rows of shape (size,) or (1, size); never theta's own buffer."""
+    return jnp.zeros((times, row.shape[-1]), jnp.float32) + row
+
+
+def state_rows(params: Any) -> int:
+    """How many rows the state of these parameters has.
+
+    One for each tensor with elements; one without any, because checkpoints hold no
+    empty arrays.
+    """
+    return max(sum(leaf.size > 0 for leaf in jax.tree.leaves(params)), 1)
 
 
 def rows_of(grads: Any, tree: Any) -> list[jax.Array]:

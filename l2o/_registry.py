@@ -72,6 +72,12 @@ WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
 }
 
 
+_REMEDIES = {
+    "learning_rate": "; to scale its updates, chain `optax.scale(...)` after it",
+    "weight_decay": "; to add decay, wrap it in `l2o.weight_decay(optimizer, rate)`",
+}
+
+
 def make(name: str, **arguments: Any) -> LearnedOptimizer:
     """The learned optimizer of that name.
 
@@ -95,11 +101,12 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     known = inspect.signature(factories[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:
+        remedies = [_REMEDIES[x] for x in unknown if x in _REMEDIES]
         inner = _names_of_wrapped(arguments)
         also = f"; `l2o.load` also takes {', '.join(inner)}" if inner else ""
         raise ValueError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; "
-            f"known: {', '.join(known)}{also}"
+            f"known: {', '.join(known)}{also}{''.join(remedies)}"
         )
     if name in WRAPPERS:
         arguments = {key: _unwrapped(value) for key, value in arguments.items()}

@@ -10,12 +10,11 @@ import optax
 from jax import lax
 
 from ._accumulators import update_moment
+from ._arguments import Untouched, check_untouched, checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_params,
     require_value,
-    stable_dtypes,
 )
 from ._features import TIME_SCALES, inverse_rms
 from ._network import apply_mlp, init_mlp
@@ -28,10 +27,13 @@ from ._recurrent import (
     log_magnitude,
     lstm,
     moments,
+    repeated,
     rows_of,
+    state_rows,
     tree_of,
 )
-from ._tensors import with_elements, zeros_like
+from ._tensors import is_held, moments_like
+from ._transformation import transformation
 
 _EPS = 1e-5
 _TRAIN_DECAY, _VALID_DECAY = 0.9, 0.95  # of the statistics of the two losses
@@ -78,6 +80,7 @@ def rnn_mlp(
     lstm_to_ff: int = 17,
     lstm_hidden_size: int = 64,
     decays: Sequence[float] = (0.5, 0.9, 0.99, 0.999, 0.9999),
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP that an LSTM per tensor conditions, on both losses.
 
@@ -103,6 +106,8 @@ def rnn_mlp(
         of W h to the MLP.
       lstm_hidden_size: width of h; 35 799 meta-parameters by default.
       decays: fixed (not meta-learned) decays of m and v, two trees for each.
+      untouched: what becomes of entries that have had no gradient: "held", or "pushed"
+        by the network, as published.
 
     Raises:
       ValueError: `update` was called without `params` or without `value`.
@@ -119,7 +124,8 @@ def rnn_mlp(
     Source: "Tasks, stability, architecture, and compute: training more effective
     learned optimizers, and using them to train themselves" (Metz et al., 2020).
     """
-    arguments = recorded(locals())
+    arguments = checked(rnn_mlp, locals())
+    holds = check_untouched(untouched)
     decays = tuple(decays)
     lstm_inputs = from_lstm_size + from_mlp_size + _TENSOR_FEATURES
     # Of g, p and log|p|, and four per decay; then what is equal for the tensor.
@@ -155,21 +161,24 @@ def rnn_mlp(
             return -step.reshape(param.shape), jnp.stack([jnp.mean(x) for x in message])
 
         def init_fn(params):
-            tensors = len(with_elements(params))
-            loss = LossStatistics(
-                jnp.zeros([], jnp.float32),
-                jnp.zeros([], jnp.float32),
-                jnp.zeros([], jnp.int32),
-            )
+            tensors = state_rows(params)
+
+            def loss():
+                return LossStatistics(
+                    jnp.zeros([], jnp.float32),
+                    jnp.zeros([], jnp.float32),
+                    jnp.zeros([], jnp.int32),
+                )
+
             return RNNMLPState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=tuple(zeros_like(params) for _ in decays),
-                rms=tuple(zeros_like(params) for _ in decays),
+                momentum=tuple(moments_like(params) for _ in decays),
+                rms=tuple(moments_like(params) for _ in decays),
                 lstm=init_rows(theta["lstm_init"], tensors),
-                from_mlp=jnp.tile(theta["initial_from_mlp"], (tensors, 1)),
-                from_lstm=theta["initial_from_lstm"],
-                train_loss=loss,
-                valid_loss=loss,
+                from_mlp=repeated(theta["initial_from_mlp"], tensors),
+                from_lstm=jnp.array(theta["initial_from_lstm"], copy=True),
+                train_loss=loss(),
+                valid_loss=loss(),
                 grad_scale=jnp.float32(1 - _CLIP_DECAY),
             )
 
@@ -228,6 +237,9 @@ def rnn_mlp(
                     _planes(*tensor),
                     jnp.concatenate([time, constants, row]),
                 )
+                if holds:
+                    _, _, moments, squares = tensor
+                    step = jnp.where(is_held(moments[0], squares[-1]), 0.0, step)
                 steps.append(step)
                 from_mlp.append(message)
 
@@ -251,15 +263,19 @@ def rnn_mlp(
             value = require_value(value, "rnn_mlp")
 
             def call(kind):
-                # Dtypes settled here, because the branches of `cond` must agree.
-                update = stable_dtypes(init_fn, kind).update
-                return lambda: update(updates, state, params, value=value)
+                def branch():
+                    new, after = kind(updates, state, params, value=value)
+                    # The branches of `cond` must agree.
+                    new = optax.tree.cast_like(new, updates)
+                    return new, optax.tree.cast_like(after, state)
+
+                return branch
 
             if isinstance(is_valid, bool | np.bool_):
                 return call(validate if is_valid else train)()
             return lax.cond(is_valid, call(validate), call(train))
 
-        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="rnn_mlp")
 
     needs = ("params", "value")
     return LearnedOptimizer(init_theta, bind, "rnn_mlp", arguments, needs)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._base import LearnedOptimizer, recorded, stable_dtypes
+from ._arguments import Untouched, check_untouched, checked
+from ._base import LearnedOptimizer
 from ._coordinatewise import (
     StackState,
     apply_stack,
@@ -19,7 +20,8 @@ from ._coordinatewise import (
     safe_sqrt,
 )
 from ._recurrent import init_linear, linear
-from ._tensors import map_tensors, zeros_like
+from ._tensors import is_held, map_tensors, zeros_like
+from ._transformation import transformation
 
 _EPS = 1e-8
 # Signed step and deviation of the initial states.
@@ -45,6 +47,7 @@ def rnnprop(
     step_mult: float | None = None,
     state_scale: float | None = None,
     seed: int = 0,
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Coordinate-wise LSTM on Adam's and RMSprop's directions (RNNprop).
 
@@ -67,6 +70,8 @@ def rnnprop(
       state_scale: deviation of the initial states; None is the variant's own.
       seed: of the initial states. The published ones are drawn anew for every run;
         here `init` is a function of the shapes and this number.
+      untouched: what becomes of entries that have had no gradient: "held", or "pushed"
+        by the network, as published.
 
     Raises:
       ValueError: unknown `variant`.
@@ -82,9 +87,10 @@ def rnnprop(
     et al., 2017), as in Open-L2O and in "Towards constituting mathematical structures
     for learning to optimize" (Liu et al., 2023).
     """
-    arguments = recorded(locals())
+    arguments = checked(rnnprop, locals())
     if variant not in _PUBLISHED:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_PUBLISHED)}")
+    holds = check_untouched(untouched)
     torch = variant == "ms4l2o"
     step, scale = _PUBLISHED[variant]
     if step_mult is not None:
@@ -122,6 +128,8 @@ def rnnprop(
                 stack, x, hidden, cell, forget_bias=0.0 if torch else 1.0
             )
             out = jnp.tanh(linear(theta["linear_out"], x)[..., 0])
+            if holds:
+                out = jnp.where(is_held(mean, square), 0.0, out)
             return step * out, (mean,), (square,), hidden, cell
 
         def init_fn(params):
@@ -150,6 +158,6 @@ def rnnprop(
             lstm = StackState(hidden, cell)
             return updates, RNNPropState(count, mean[0], square[0], lstm)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="rnnprop")
 
     return LearnedOptimizer(init_theta, bind, "rnnprop", arguments, ())

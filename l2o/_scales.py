@@ -9,27 +9,58 @@ import numpy as np
 
 from ._recurrent import rows_of
 
+_LEAST = 1e-3  # of a model that begins at zero
+_FLOOR = 0.1  # the least scale of a matrix, over the typical one
 
-def parameter_scales(params: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Per tensor the scale s, and its own over that of all, as a logarithm.
 
-    Of a matrix s is its root mean square, at least a tenth of that of all parameters
-    together; of a vector, which may well begin at zero, it is the latter. That is at
-    least 0.001.
+def parameter_scales(
+    params: Sequence[jax.Array], trained: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Per tensor the scale s, and its own over the typical one, as a logarithm.
+
+    Of a matrix s is its root mean square, at least a tenth of the typical one. Of a
+    vector, which may well begin at zero, s is the typical one: the median of the root
+    mean squares of matrices, each matrix weighted by its size. So a tensor of another
+    magnitude, such as a physical constant, does not change the others' steps. Matrices
+    of zeros do not count, nor do tensors that are not trained; without any matrix the
+    vectors count. The typical scale is at least 0.001.
 
     Args:
       params: at least one tensor, all with elements.
+      trained: shape (tensors,), which of them have had gradients. None, or none of
+        them, for all.
 
     Returns:
       Two arrays of shape (tensors,).
     """
-    squares = jnp.stack([jnp.sum(jnp.square(p.astype(jnp.float32))) for p in params])
-    sizes = jnp.array([p.size for p in params], jnp.float32)
-    everything = jnp.maximum(jnp.sum(squares) / jnp.sum(sizes), 1e-6)
-    own = jnp.maximum(squares / sizes, 0.01 * everything)
-    matrix = jnp.array([p.ndim > 1 for p in params])
-    scales = jnp.sqrt(jnp.where(matrix, own, everything))
-    return scales, 0.5 * jnp.log(own / everything)
+    own = jnp.stack([_root_mean_square(p) for p in params])
+    matrix = np.array([p.ndim > 1 for p in params])
+    sizes = np.array([p.size for p in params], np.float32)
+    typical = jnp.maximum(_typical(own, matrix, sizes, trained), _LEAST)
+    floored = jnp.maximum(own, _FLOOR * typical)
+    scales = jnp.where(matrix, floored, typical)
+    return scales, jnp.log(floored / typical)
+
+
+def _root_mean_square(p: jax.Array) -> jax.Array:
+    square = jnp.mean(jnp.square(p.astype(jnp.float32)))
+    # Of a root at zero the derivative is infinite.
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _typical(
+    own: jax.Array, matrix: np.ndarray, sizes: np.ndarray, trained: jax.Array | None
+) -> jax.Array:
+    """The median of these scales, of the tensors that count; shape ()."""
+    counts = (own > 0) & jnp.isfinite(own)
+    if trained is not None:
+        counts &= trained | ~jnp.any(trained)
+    weights = jnp.where(counts & matrix, sizes, 0.0)
+    weights = jnp.where(jnp.any(weights > 0), weights, jnp.where(counts, sizes, 0.0))
+    order = jnp.argsort(own)
+    below = jnp.cumsum(weights[order])
+    middle = jnp.argmax(below >= 0.5 * below[-1])
+    return jnp.where(below[-1] > 0, own[order[middle]], 0.0)
 
 
 def scale_limits(params: Any) -> jax.Array:
@@ -41,11 +72,11 @@ def scale_limits(params: Any) -> jax.Array:
     square of these over all matrices, or 1 without any.
 
     Returns:
-      Shape (tensors,).
+      Shape (tensors,), or (1,) without any.
     """
     tensors = rows_of(params, params)
-    if not tensors:  # a state has the same leaves without any
-        return jnp.zeros(0, jnp.float32)
+    if not tensors:
+        return jnp.zeros(1, jnp.float32)  # checkpoints hold no empty arrays
     matrices = [p for p in tensors if p.ndim > 1]
     fan_out, sizes = (p.shape[-1] for p in matrices), (p.size for p in matrices)
     whole = sum(fan_out) / sum(sizes) if matrices else 1.0
@@ -54,15 +85,36 @@ def scale_limits(params: Any) -> jax.Array:
     return jnp.maximum(parameter_scales(tensors)[0], usual)
 
 
-def step_scales(updates: Any, params: Any, limits: jax.Array | None) -> jax.Array:
+def step_scales(
+    updates: Any,
+    params: Any,
+    limits: jax.Array | None,
+    moments: Any = None,
+) -> jax.Array:
     """What the steps of every tensor are multiplied by, or a one for all.
 
     Args:
       limits: of `scale_limits`.
+      moments: a tree like `updates` of second moments of the gradients before this
+        one, or None.
 
     Returns:
       Shape (tensors,) or, without limits, (1,).
     """
-    if limits is None or not limits.size:
+    tensors = rows_of(updates, params)
+    if limits is None or not tensors:
         return jnp.ones(1, jnp.float32)
-    return jnp.minimum(parameter_scales(rows_of(updates, params))[0], limits)
+    counted = trained(updates, moments)
+    return jnp.minimum(parameter_scales(tensors, counted)[0], limits)
+
+
+def trained(updates: Any, moments: Any) -> jax.Array | None:
+    """Which tensors have had gradients, by their second moments; None for all.
+
+    Returns:
+      Shape (tensors,).
+    """
+    if moments is None:
+        return None
+    # `update_accumulators` adds up to 1e-30 to a moment without a gradient.
+    return jnp.stack([jnp.max(v) > 2e-30 for v in rows_of(updates, moments)])

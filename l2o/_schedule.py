@@ -4,6 +4,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ._loss_features import LOSS_FEATURES
 from ._recurrent import LSTMState, init_linear, init_lstm, linear, lstm
@@ -38,21 +39,48 @@ def warmup_cosine(
     return jnp.minimum(rise, fall)
 
 
-def check_schedule(schedule: str) -> None:
-    """Raises `ValueError` if it is unknown."""
+def check_schedule(schedule: str, factory: str, learning_rate: Any = 0.0) -> None:
+    """Raises `ValueError` if it is unknown, or the rate has another schedule."""
     known = get_args(Schedule)
     if schedule not in known:
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(known)}")
+    if schedule != "constant":
+        refuse_schedule(factory, learning_rate)
+
+
+def refuse_schedule(factory: str, learning_rate: Any) -> None:
+    """Raises `ValueError` for a schedule on top of one that the rule has."""
+    if callable(learning_rate):
+        raise ValueError(
+            f"{factory} has a schedule of its own, and needs learning_rate to be a "
+            "number, got a function: give its largest value, or chain "
+            "`optax.scale_by_schedule` after the optimizer"
+        )
+
+
+def rate_at(learning_rate: optax.ScalarOrSchedule, count: jax.Array) -> Any:
+    """The learning rate after `count` updates."""
+    return learning_rate(count) if callable(learning_rate) else learning_rate
+
+
+def decay_of(rate: Any, weight_decay: Any) -> Any:
+    """What share of the parameters an update takes away."""
+    if isinstance(weight_decay, float | int) and weight_decay == 0:
+        return 0.0  # which costs nothing
+    return rate * weight_decay
 
 
 def scheduled(
-    rate: Any, schedule: Schedule, count: jax.Array, num_steps: jax.Array | None
+    learning_rate: optax.ScalarOrSchedule,
+    schedule: Schedule,
+    count: jax.Array,
+    num_steps: jax.Array | None,
 ) -> Any:
     """The rate after `count` updates; "cosine" is `warmup_cosine` of `num_steps`."""
     if schedule == "constant":
-        return rate
+        return rate_at(learning_rate, count)
     assert num_steps is not None, "bind checks it"
-    return rate * warmup_cosine(count, num_steps)
+    return learning_rate * warmup_cosine(count, num_steps)
 
 
 def init_mixing_lstm(
@@ -64,8 +92,9 @@ def init_mixing_lstm(
     no output depends on. Without `mix_layers` the LSTM sees the features themselves.
     """
     keys = jax.random.split(key, 4)
-    zeros = jnp.zeros((1, size), jnp.float32)
-    theta: dict[str, Any] = {"lstm_init": {"hidden": zeros, "cell": zeros}}
+    # Arrays of their own, so that theta can be donated.
+    start = {name: jnp.zeros((1, size), jnp.float32) for name in LSTMState._fields}
+    theta: dict[str, Any] = {"lstm_init": start}
     if mix_layers:
         names = ["pooled", "direct"] + ["dead"] * dead_mix_layer
         theta["mix"] = {

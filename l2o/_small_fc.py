@@ -13,13 +13,13 @@ from ._accumulators import (
     Factoring,
     check_factoring,
     init_accumulators,
+    second_moment,
 )
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
-    stable_dtypes,
 )
 from ._features import (
     FEATURES,
@@ -32,7 +32,8 @@ from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
 from ._rule import Rule, Shared
 from ._scales import scale_limits, step_scales
-from ._schedule import Schedule, check_schedule, scheduled
+from ._schedule import Schedule, check_schedule, decay_of, scheduled
+from ._transformation import transformation
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
@@ -101,13 +102,13 @@ def small_fc(
     Source: "Practical tradeoffs between memory, compute, and performance in learned
     optimizers" (Metz et al., 2022).
     """
-    arguments = recorded(locals())
+    arguments = checked(small_fc, locals())
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
     rule = small_fc_rule(exp_mult, factoring)
     check_init(init, rule, hidden_size)
-    check_schedule(schedule)
+    check_schedule(schedule, "small_fc")
 
     def init_theta(key):
         nn = started(init, init_mlp(key, sizes), rule, decays)
@@ -128,7 +129,9 @@ def small_fc(
         )
 
     needs = ("params",) if schedule == "constant" else ("params", "num_steps")
-    return LearnedOptimizer(init_theta, bind, "small_fc", arguments, needs)
+    return LearnedOptimizer(
+        init_theta, bind, "small_fc", arguments, needs, starts={"init": ("nn",)}
+    )
 
 
 def small_fc_sizes(decays: Decays, hidden_size: int, hidden_layers: int) -> list[int]:
@@ -180,14 +183,18 @@ def small_fc_transformation(
     nn: Any,
     decays: Decays,
     *,
-    step_mult: float,
+    step_mult: optax.ScalarOrSchedule,
     name: str,
     schedule: Schedule = "constant",
     num_steps: Any = None,
     relative: bool = False,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule of `small_fc` for given weights and decays."""
+    """The rule of `small_fc` for given weights and decays.
+
+    Args:
+      step_mult: the rate of steps; `weight_decay` is multiplied by it.
+    """
 
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.factoring)
@@ -197,18 +204,24 @@ def small_fc_transformation(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, name)
-        shared = Shared(decays, weight_decay, time_embedding(state.count))
         rate = scheduled(step_mult, schedule, state.count, num_steps)
+        time = time_embedding(state.count)
+        shared = Shared(decays, decay_of(rate, weight_decay), time)
         updates, accumulators = update_tree(
             rule,
             updates,
             params,
             state.accumulators,
             one_network(nn),
-            rate * step_scales(updates, params, state.limits),
+            rate
+            * step_scales(
+                updates, params, state.limits, second_moment(state.accumulators)
+            ),
             shared,
         )
         count = optax.safe_increment(state.count)
         return updates, SmallFCState(count, accumulators, state.limits)
 
-    return stable_dtypes(init_fn, update_fn)
+    return transformation(
+        init_fn, update_fn, name=name, finite=False, reads_params=relative
+    )

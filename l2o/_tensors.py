@@ -10,6 +10,8 @@ import optax
 from jax import lax
 from jax.sharding import AxisType
 
+LARGEST = 1e15  # of a gradient: sums of squares of 1e8 such entries are finite
+
 
 def map_tensors(
     rule: Callable[..., tuple],
@@ -126,6 +128,47 @@ def sees_whole_tensors() -> bool:
 def with_elements(tree: Any) -> list[Any]:
     """The leaves that `map_tensors` gives to its rule, in its order."""
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+
+
+def finite_gradient(grad: jax.Array, bound: float = LARGEST) -> jax.Array:
+    """The gradient with 0 for NaN, cut to a bound; in float32 if it was float16."""
+    if jnp.finfo(grad.dtype).max < LARGEST:
+        grad = grad.astype(jnp.float32)
+    return jnp.where(jnp.isnan(grad), 0, jnp.clip(grad, -bound, bound))
+
+
+def is_held(momentum: jax.Array, second: Any = 0.0) -> jax.Array:
+    """Entries that have had no gradient, or none for hundreds of steps.
+
+    `|m| <= 1e-8 sqrt(v)`, of moments that have seen this gradient. An entry of ordinary
+    training practically never is so small.
+    """
+    return jnp.abs(momentum) <= 1e-8 * jnp.sqrt(lax.stop_gradient(second))
+
+
+def masked_normalise(
+    x: jax.Array, moved: jax.Array, eps: float, axes: tuple[int, ...] | None = None
+) -> jax.Array:
+    """`x / sqrt(mean(x^2) + eps)` of the entries that are moved, zero elsewhere.
+
+    Args:
+      x: of any shape.
+      moved: of its shape, the entries over which the mean is taken.
+      eps: added to it.
+      axes: over which the mean is; None for all.
+    """
+    x = jnp.where(moved, x, 0.0)
+    keep = axes is not None
+    count = jnp.sum(moved, axes, keepdims=keep, dtype=jnp.float32)
+    square = jnp.sum(x * x, axes, keepdims=keep)
+    return x * lax.rsqrt(square / jnp.maximum(count, 1.0) + eps)
+
+
+def moments_like(tree: Any) -> Any:
+    """Zeros as `zeros_like`; float32 for float16, which squares of gradients leave."""
+    return jax.tree.map(
+        lambda x: zeros_like(x, jnp.float32 if x.dtype == jnp.float16 else None), tree
+    )
 
 
 def clip_by_global_norm(grads: Any, max_norm: float) -> Any:

@@ -15,13 +15,12 @@ from ._accumulators import (
     check_factoring,
     init_accumulators,
 )
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
-    recorded,
     require_num_steps,
     require_params,
     require_value,
-    stable_dtypes,
 )
 from ._features import FEATURES, check_features, feature_sizes, pairs
 from ._loss_features import (
@@ -38,6 +37,7 @@ from ._recurrent import (
     linear,
     log_magnitude,
     rows_of,
+    state_rows,
 )
 from ._rule import GRADIENT_BOUND, Rule, Shared
 from ._schedule import (
@@ -48,6 +48,7 @@ from ._schedule import (
 )
 from ._statistics import mean_and_variance
 from ._tensors import with_elements
+from ._transformation import transformation
 
 _MAX_RANK = 5
 
@@ -138,7 +139,7 @@ def velo(
     Source: "VeLO: Training versatile learned optimizers by scaling up" (Metz et al.,
     2022).
     """
-    arguments = recorded(locals())
+    arguments = checked(velo, locals())
     check_factoring(factoring)
     features = check_features(features)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
@@ -177,7 +178,7 @@ def velo(
             return VeLOState(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, factoring),
-                init_rows(theta["lstm_init"], len(with_elements(params))),
+                init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(horizon),
             )
 
@@ -212,7 +213,7 @@ def velo(
             count = optax.safe_increment(state.count)
             return updates, VeLOState(count, accumulators, after, loss)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="velo", finite=False)
 
     needs = (
         ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")

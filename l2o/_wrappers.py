@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ._arguments import check_num_steps, check_number, checked, log_of
 from ._base import (
     LearnedOptimizer,
     require_params,
     require_value,
-    stable_dtypes,
 )
-from ._tensors import zeros_like
+from ._tensors import moments_like, zeros_like
+from ._transformation import transformation
 
 _NOMINAL = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
 
@@ -51,8 +52,12 @@ def weight_decay(
     Source: google/learned_optimization, optimizers/optimizer_wrappers.py (2022);
     "Decoupled weight decay regularization" (Loshchilov & Hutter, 2019).
     """
+    arguments = checked(weight_decay, locals())
+    arguments.pop("optimizer")
     if kind not in ("decoupled", "after", "l2"):
         raise ValueError(f"unknown kind {kind!r}; known: decoupled, after, l2")
+    for leaf in jax.tree.leaves(rate, is_leaf=lambda x: x is None):
+        check_number("weight_decay", "weight_decay", leaf)
 
     def rates(params):
         if jax.tree_util.all_leaves([rate]):
@@ -84,9 +89,8 @@ def weight_decay(
             )
             return updates, state
 
-        return stable_dtypes(tx.init, update_fn)
+        return transformation(tx.init, update_fn, name="weight_decay")
 
-    arguments = {"rate": rate, "kind": kind, "add_to_loss": add_to_loss}
     joined = wrapped("weight_decay", {"optimizer": optimizer}, arguments, bind)
     return joined._replace(needs=_with("params", optimizer.needs))
 
@@ -106,6 +110,8 @@ def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
 
     Source: google/learned_optimization, optimizers/base.py (2021).
     """
+    arguments = checked(clip, locals())
+    arguments.pop("optimizer")
 
     def bind(theta, *, num_steps=None):
         tx = optimizer.bind(theta, num_steps=num_steps)
@@ -114,9 +120,9 @@ def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
             updates = jax.tree.map(lambda g: jnp.clip(g, -bound, bound), updates)
             return tx.update(updates, state, params, **extra_args)
 
-        return stable_dtypes(tx.init, update_fn)
+        return transformation(tx.init, update_fn, name="clip")
 
-    return wrapped("clip", {"optimizer": optimizer}, {"bound": bound}, bind)
+    return wrapped("clip", {"optimizer": optimizer}, arguments, bind)
 
 
 class GraftedState(NamedTuple):
@@ -150,7 +156,8 @@ def grafted(
     Source: "Disentangling adaptive gradient methods from learning rates" (Agarwal et
     al., 2020).
     """
-    parts = {"direction": direction, "magnitude": magnitude}
+    arguments = checked(grafted, locals())
+    parts = {name: arguments.pop(name) for name in ("direction", "magnitude")}
 
     def bind(theta, *, num_steps=None):
         along = direction.bind(theta["direction"], num_steps=num_steps)
@@ -160,7 +167,7 @@ def grafted(
             return GraftedState(along.init(params), size.init(params))
 
         def update_fn(updates, state, params=None, **extra_args):
-            # What is scaled below is rounded once, by `stable_dtypes`.
+            # What is scaled below is rounded once, by `transformation`.
             updates = optax.tree.cast(updates, jnp.float32)
             u, along_state = along.update(updates, state[0], params, **extra_args)
             v, size_state = size.update(updates, state[1], params, **extra_args)
@@ -170,9 +177,9 @@ def grafted(
                 updates = optax.tree.scale(_ratio(v, u), u)
             return updates, GraftedState(along_state, size_state)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="grafted")
 
-    return wrapped("grafted", parts, {"per_tensor": per_tensor}, bind)
+    return wrapped("grafted", parts, arguments, bind)
 
 
 class HorizonState(NamedTuple):
@@ -212,16 +219,17 @@ def extend_horizon(
 
     Source: google/learned_optimization, research/general_lopt/prefab.py (2022).
     """
-
-    if max_steps < 1:
-        raise ValueError(f"extend_horizon needs max_steps >= 1, got {max_steps}")
+    arguments = checked(extend_horizon, locals())
+    parts = {"optimizer": arguments.pop("optimizer")}
 
     def bind(theta, *, num_steps=None):
         if num_steps is None or isinstance(num_steps, jax.core.Tracer):
             raise ValueError(
                 "extend_horizon needs the length of the training run as a number: "
-                "`optimizer.bind(theta, num_steps=...)`"
+                "`optimizer.bind(theta, num_steps=...)`; for "
+                "`optax.inject_hyperparams` name it in static_args"
             )
+        check_num_steps("extend_horizon", num_steps)
         k = math.ceil(int(num_steps) / max_steps)
         tx = optimizer.bind(theta, num_steps=int(num_steps) // max(k, 1))
         if k <= 1:
@@ -258,10 +266,9 @@ def extend_horizon(
             )
             return updates, HorizonState(count, gradient, loss, inner)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="extend_horizon")
 
-    parts = {"optimizer": optimizer}
-    joined = wrapped("extend_horizon", parts, {"max_steps": max_steps}, bind)
+    joined = wrapped("extend_horizon", parts, arguments, bind)
     return joined._replace(needs=_with("num_steps", optimizer.needs))
 
 
@@ -307,20 +314,23 @@ def nominal(
     Source: "A closer look at learned optimization: Stability, robustness, and inductive
     biases" (Harrison et al., 2022).
     """
+    arguments = checked(nominal, locals())
+    arguments.pop("learned")
     if kind not in _NOMINAL:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_NOMINAL)}")
+    log_step_size = log_of("nominal", "step_size", step_size)
     decays = tuple(momentum_decays)
 
     def init_step_size(key):
         del key
-        return {"log_step_size": jnp.float32(math.log(step_size))}
+        return {"log_step_size": jnp.float32(log_step_size)}
 
     def bind(theta, *, num_steps=None):
         tx = learned.bind(theta["learned"], num_steps=num_steps)
 
         def init_fn(params):
-            momentum = tuple(zeros_like(params) for _ in decays)
-            return NominalState(tx.init(params), momentum, zeros_like(params))
+            momentum = tuple(moments_like(params) for _ in decays)
+            return NominalState(tx.init(params), momentum, moments_like(params))
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "nominal")
@@ -347,17 +357,13 @@ def nominal(
             )
             return updates, NominalState(inner, momentum, rms)
 
-        return stable_dtypes(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="nominal")
 
-    arguments = {
-        "kind": kind,
-        "step_size": step_size,
-        "shrinkage": shrinkage,
-        "momentum_decays": list(decays),
-        "rms_decay": rms_decay,
-    }
     joined = wrapped("nominal", {"learned": learned}, arguments, bind, init_step_size)
-    return joined._replace(needs=_with("params", learned.needs))
+    return joined._replace(
+        needs=_with("params", learned.needs),
+        starts={**joined.starts, "step_size": ("log_step_size",)},
+    )
 
 
 def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
@@ -419,6 +425,12 @@ def wrapped(
     else:
         frozen = tuple(f"{part}/{k}" for part, x in parts.items() for k in x.frozen)
     needs = {need: None for x in parts.values() for need in x.needs}
+    starts: dict[str, tuple[str, ...]] = {}
+    for part, inner in reversed(parts.items()):
+        prefix = "" if alone is not None else f"{part}/"
+        starts |= {k: tuple(prefix + x for x in v) for k, v in inner.starts.items()}
+    # `load` gives an argument to the outermost optimizer that has one of its name.
+    starts = {k: v for k, v in starts.items() if k not in arguments}
     specs = {
         part: {"name": x.name, "arguments": dict(x.arguments)}
         for part, x in parts.items()
@@ -431,6 +443,7 @@ def wrapped(
         {**specs, **arguments} if rebuildable else {},
         tuple(needs),
         frozen,
+        starts,
     )
 
 
