@@ -19,7 +19,7 @@ from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
 from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
-from ._rule import Shared, Tensor
+from ._rule import Shared, Tensor, Untouched
 from ._tensors import clip_by_global_norm, map_together, zeros_like
 
 REGEX_1D = r".*bias.*|.*embed.*"
@@ -90,6 +90,7 @@ def celo2(
     ns_iters: int = 5,
     ns_eps: float = 1e-8,
     factoring: Factoring | None = None,
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Learned rule with orthogonal steps for matrices, Adam for the rest (Celo2).
 
@@ -130,10 +131,12 @@ def celo2(
       ns_eps: as for `celo2_base`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; None for the variant's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published. Adam pushes none.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, activation or variant;
-        `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown features, activation, variant or
+        untouched; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
