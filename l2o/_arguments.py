@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Untouched = Literal["held", "pushed"]
-
 # Numbers without a rule of their own are finite.
 _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(
@@ -141,18 +139,6 @@ def check_num_steps(what: str, num_steps: Any) -> None:
         f"{what} needs num_steps >= 1, the number of updates of the training run; "
         f"{num_steps!r} {found}"
     )
-
-
-def check_untouched(untouched: str) -> bool:
-    """Whether entries that never had a gradient are held.
-
-    Raises:
-      ValueError: an unknown word.
-    """
-    if untouched not in typing.get_args(Untouched):
-        known = ", ".join(typing.get_args(Untouched))
-        raise ValueError(f"unknown untouched {untouched!r}; known: {known}")
-    return untouched == "held"
 
 
 def log_of(factory: str, name: str, value: Any) -> Any:

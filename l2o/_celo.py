@@ -25,7 +25,7 @@ from ._features import FEATURES, check_features, feature_sizes
 from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import update_tree
 from ._recurrent import LSTMState, init_linear, init_rows, linear
-from ._rule import Shared
+from ._rule import Shared, Untouched
 from ._schedule import (
     RUN_FEATURES,
     init_mixing_lstm,
@@ -68,6 +68,7 @@ def celo(
     constant_loss: bool = False,
     train_phase: Literal[1, 2] = 2,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps a learned global schedule scales (Celo).
 
@@ -90,14 +91,14 @@ def celo(
       momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
       features: groups of the table in `adafactor_features`.
       mix_layers, dead_mix_layer, param_scale_mult, clip_param_scale_amount,
-      precondition_output, rnn_state_decay, validation_mode, constant_loss, factoring:
-        as for `velo`.
+      precondition_output, rnn_state_decay, validation_mode, constant_loss, factoring,
+      untouched: as for `velo`.
       train_phase: 1 leaves the schedule out and trains the rule (`frozen` names the
         rest of theta), 2 applies it and trains it alone. Published weights need 2.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features or phase; `num_steps`,
-        `params` or `value` is missing.
+      ValueError: decays that cannot be paired; unknown features, phase or untouched;
+        `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -125,6 +126,7 @@ def celo(
         clip_param_scale_amount,
         precondition_output,
         factoring,
+        untouched,
     )
 
     def init_theta(key):

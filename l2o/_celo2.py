@@ -21,7 +21,7 @@ from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
-from ._rule import Shared, Tensor
+from ._rule import Shared, Tensor, Untouched
 from ._schedule import decay_of, rate_at
 from ._tensors import clip_by_global_norm, map_together, moments_like
 from ._transformation import transformation
@@ -94,6 +94,7 @@ def celo2(
     ns_iters: int = 5,
     ns_eps: float = 1e-8,
     factoring: Factoring | None = None,
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Learned rule with orthogonal steps for matrices, Adam for the rest (Celo2).
 
@@ -134,10 +135,12 @@ def celo2(
       ns_eps: as for `celo2_base`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; None for the variant's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published. Adam pushes none.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, activation or variant;
-        `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown features, activation, variant or
+        untouched; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp

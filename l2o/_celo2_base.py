@@ -31,6 +31,8 @@ from ._rule import (
     NewtonSchulz,
     Rule,
     Shared,
+    Untouched,
+    check_untouched,
 )
 from ._scales import scale_limits, step_scales
 from ._schedule import Schedule, check_schedule, decay_of, scheduled
@@ -77,6 +79,7 @@ def celo2_base(
     schedule: Schedule = "constant",
     relative: bool = False,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps have unit root mean square (Celo2-base).
 
@@ -119,10 +122,14 @@ def celo2_base(
         is then about 0.03 for models of all kinds.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published. The root mean square of a step
+        is that of the other entries.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, activation, init or
-        schedule; `update` called without `params`; no `num_steps` for a schedule.
+      ValueError: decays that cannot be paired; unknown features, activation, init,
+        schedule or untouched; `update` called without `params`; no `num_steps` for a
+        schedule.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -226,6 +233,7 @@ def make_rule(
         orthogonalize=iterations if arguments["orthogonalize"] else None,
         bias_correction=arguments["bias_correction"],
         factoring=factoring,
+        holds=check_untouched(arguments["untouched"]),
     )
     return rule, decays
 

@@ -21,7 +21,7 @@ from ._loss_features import LossBuffer, init_loss_buffer
 from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
 from ._recurrent import LSTMState, init_rows, linear, rows_of, state_rows
-from ._rule import Shared
+from ._rule import Shared, Untouched
 from ._scales import parameter_scales, scale_limits, trained
 from ._schedule import decay_of, init_mixing_lstm, mixing_lstm, warmup_cosine
 from ._tensors import with_elements
@@ -68,6 +68,7 @@ def celo2_velo(
     orthogonalize: bool = False,
     init: Init = "random",
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Celo2's normalised rule, times a learned rate per tensor; nothing to tune.
 
@@ -96,9 +97,11 @@ def celo2_velo(
       orthogonalize, init: of the rule, as for `celo2_base`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features or init;
+      ValueError: decays that cannot be paired; unknown features, init or untouched;
         `num_steps`, `params` or `value` is missing.
 
     Example:

@@ -10,6 +10,7 @@ from ._accumulators import Decays, Factoring, check_factoring
 from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._network import init_mlp
+from ._rule import Untouched
 from ._small_fc import small_fc_rule, small_fc_sizes, small_fc_transformation
 from ._tensors import clip_by_global_norm
 from ._transformation import transformation
@@ -28,6 +29,7 @@ def elo(
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     fused_row_mean: bool = False,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over Adafactor features and time, with a learning rate (ELO).
 
@@ -47,9 +49,12 @@ def elo(
       fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; "torch" is PyLO's order.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
 
     Raises:
-      ValueError: decays that cannot be paired; `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown untouched; `update` called
+        without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -65,7 +70,7 @@ def elo(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring, fused_row_mean=fused_row_mean)
+    rule = small_fc_rule(exp_mult, factoring, untouched, fused_row_mean=fused_row_mean)
 
     def init_theta(key):
         return {"nn": init_mlp(key, sizes)}

@@ -22,7 +22,7 @@ from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
 from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
-from ._rule import Shared, Tensor
+from ._rule import Shared, Tensor, Untouched
 from ._schedule import decay_of, rate_at
 from ._tensors import clip_by_global_norm, map_together
 from ._transformation import transformation
@@ -58,6 +58,7 @@ def elo_celo2(
     ns_eps: float = 1e-8,
     torch_layout: bool = True,
     factoring: Factoring = "torch",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Learned rule with orthogonal steps, AdamW for vectors, embeddings (ELO-Celo2).
 
@@ -85,10 +86,12 @@ def elo_celo2(
         (out, in, ...), as published, or of (..., in, out).
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; the default is PyLO's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published. Adam pushes none.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features or activation; `update`
-        called without `params`.
+      ValueError: decays that cannot be paired; unknown features, activation or
+        untouched; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._arguments import Untouched, check_untouched, checked
+from ._arguments import checked
 from ._base import LearnedOptimizer
 from ._coordinatewise import safe_sqrt
 from ._recurrent import Weights, linear
+from ._rule import Untouched, check_untouched
 from ._tensors import is_held, map_tensors, sharded_like, zeros_like
 from ._transformation import transformation
 

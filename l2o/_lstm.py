@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._arguments import Untouched, check_untouched, checked
+from ._arguments import checked
 from ._base import LearnedOptimizer
 from ._coordinatewise import StackState, apply_stack, init_sonnet_lstm, init_stack
 from ._recurrent import init_linear, linear
+from ._rule import Untouched, check_untouched
 from ._tensors import map_tensors
 from ._transformation import transformation
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import update_moment
-from ._arguments import Untouched, check_untouched, checked
+from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._features import TIME_SCALES, inverse_rms, time_embedding
 from ._network import apply_mlp, init_mlp
+from ._rule import Untouched, check_untouched
 from ._tensors import is_held, map_tensors, moments_like
 from ._transformation import transformation
 

@@ -11,6 +11,7 @@ from ._accumulators import Decays, Factoring, check_factoring
 from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._network import init_mlp
+from ._rule import Untouched
 from ._schedule import rate_at
 from ._small_fc import (
     init_decay_offsets,
@@ -35,6 +36,7 @@ def mulo(
     adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     fused_row_mean: bool = False,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""small_fc meta-trained under muP, to be scaled with `mup` (muLO, AdafacLO).
 
@@ -55,9 +57,12 @@ def mulo(
       fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; "torch" is PyLO's order.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
 
     Raises:
-      ValueError: decays that cannot be paired; `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown untouched; `update` called
+        without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -73,7 +78,7 @@ def mulo(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring, fused_row_mean=fused_row_mean)
+    rule = small_fc_rule(exp_mult, factoring, untouched, fused_row_mean=fused_row_mean)
 
     def init_theta(key):
         return {**init_decay_offsets(decays), "nn": init_mlp(key, sizes)}

@@ -35,7 +35,7 @@ _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 _ALONE = 32768  # a tensor of so many elements has a call of its own
 _TOGETHER = 16  # what XLA does about a call grows with the square of its operands
 # Bits of `flags`; see native/kernels.h.
-_PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED = 1, 2, 4, 8
+_PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED, _HOLDS = 1, 2, 4, 8, 16
 
 
 @functools.cache
@@ -288,7 +288,7 @@ def _update(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
 def _ffi(target, layout, operands, results, aliases):
     rule = layout.rule
     flags = _VECTOR_MOMENTS * (rule.vector_features == rule.features)
-    flags |= _CLIPPED * (rule.features == FEATURES)
+    flags |= _CLIPPED * (rule.features == FEATURES) | _HOLDS * rule.holds
     flags |= _PARAM_SCALE * rule.param_scale | _NORMALIZE_STEP * rule.normalize_step
     spec = [layout.width, flags, len(layout.shapes), len(operands[1]), len(operands[2])]
     for shape in layout.shapes:

@@ -33,7 +33,7 @@ from ._features import (
     inverse_rms,
     pairs,
 )
-from ._rule import Rule, Shared, Tensor
+from ._rule import Rule, Shared, Tensor, held
 
 _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 # Features of a factored tensor's rows, of its columns, and those that need both.
@@ -214,9 +214,10 @@ def _update_one(
     scalars = _packed(factor, decay, b0, w0, nn)
     views = *views[:2], momentum, rms
     widths = len(nn["b0"]), len(nn["b1"])
-    update, *squares = _apply(rule, cut, names, widths, scalars, views, second)
+    update, *sums = _apply(rule, cut, names, widths, scalars, views, second)
     if rule.normalize_step:
-        inverse = lax.rsqrt(_means(cut, *squares) + rule.norm_eps)
+        square, kept = jnp.split(_totals(cut, *sums), 2, 1)
+        inverse = lax.rsqrt(square / jnp.maximum(kept, 1.0) + rule.norm_eps)
         update = factor * inverse[..., None] * update - decay * views[1]
 
     update, momentum, rms = jax.tree.map(
@@ -298,9 +299,14 @@ def _with_hidden(
 
 def _means(cut: _Cut, sums: jax.Array) -> jax.Array:
     """Per plane, of the sums of blocks: (A, planes), or (1, planes) over all."""
-    _, rows, columns = cut.shape
-    means = jnp.sum(sums[..., 0, :], (1, 2)) / (rows * columns)
-    return means if cut.apart else jnp.mean(means, 0, keepdims=True)
+    a, rows, columns = cut.shape
+    return _totals(cut, sums) / (rows * columns * (1 if cut.apart else a))
+
+
+def _totals(cut: _Cut, sums: jax.Array) -> jax.Array:
+    """Of sums of blocks: (A, n), or (1, n) over all."""
+    totals = jnp.sum(sums[..., 0, :], (1, 2))
+    return totals if cut.apart else jnp.sum(totals, 0, keepdims=True)
 
 
 def _packed(
@@ -352,9 +358,11 @@ class _Tile(NamedTuple):
         triton.store(ref.at[self.rows, self.columns], value, mask=self.inside)
 
     def square(self, value: jax.Array) -> jax.Array:
+        return self.within(value * value)
+
+    def within(self, value: jax.Array) -> jax.Array:
         """0 outside of the tensor."""
-        square = value * value
-        return square if self.inside is None else jnp.where(self.inside, square, 0.0)
+        return value if self.inside is None else jnp.where(self.inside, value, 0.0)
 
     def side(self, x: Any, y: Any, k: int) -> tuple[jax.Array, jax.Array]:
         """The k-th planes of `_sides`."""
@@ -504,7 +512,9 @@ def _apply(
     views: tuple,
     second: Any,
 ) -> list[jax.Array]:
-    """The updates; if they are yet to be normalised, steps and their sums of squares.
+    """The updates; or steps that are yet to be normalised, with their sums.
+
+    These are, per block, of their squares, and the number of those not held.
 
     Args:
       widths: of the hidden layers.
@@ -513,7 +523,7 @@ def _apply(
       second: from `_with_hidden` if factored.
     """
     kernel = functools.partial(_apply_kernel, rule, cut, names, widths)
-    return _call(kernel, cut, (scalars, views, second), 1, int(rule.normalize_step), {})
+    return _call(kernel, cut, (scalars, views, second), 1, 2 * rule.normalize_step, {})
 
 
 def _apply_kernel(rule, cut, names, widths, scalars, views, second, *outputs):
@@ -529,28 +539,26 @@ def _apply_kernel(rule, cut, names, widths, scalars, views, second, *outputs):
             added = [row + column for row, column in sides[roots:]]
         else:
             seen = [tile.load(ref) for ref in second]
-        param = tile.load(param_ref)
-        planes = _planes(
-            rule,
-            cut,
-            names,
-            _bounded(rule, tile.load(grad_ref)),
-            param,
-            [tile.load(ref) for ref in momentum_refs],
-            [tile.load(ref) for ref in rms_refs],
-            seen,
+        param, grad = tile.load(param_ref), _bounded(rule, tile.load(grad_ref))
+        momentum, rms = (
+            tuple(tile.load(ref) for ref in refs) for refs in (momentum_refs, rms_refs)
         )
+        planes = _planes(rule, cut, names, grad, param, momentum, rms, seen)
         direction, magnitude = _network(scalars, widths, planes, added)
         step = direction * jnp.exp(magnitude * rule.exp_mult)
+        kept = jnp.ones_like(step)
+        still = held(rule, grad, Accumulators(momentum, rms))
+        if still is not None:
+            step, kept = (jnp.where(still, 0.0, x) for x in (step, kept))
         if not rule.normalize_step:
             tile.store(outputs[0], scalars[0, 0] * step - scalars[0, 1] * param)
             return []
         tile.store(outputs[0], step)
-        return [totals[0] + tile.square(step)]
+        return [totals[0] + tile.square(step), totals[1] + tile.within(kept)]
 
-    zeros = [jnp.zeros(cut.tile, jnp.float32)] * rule.normalize_step
-    for total in _each_tile(cut, body, zeros):
-        outputs[1][0, 0] = jnp.sum(total)
+    zeros = [jnp.zeros(cut.tile, jnp.float32)] * (2 * rule.normalize_step)
+    for k, total in enumerate(_each_tile(cut, body, zeros)):
+        outputs[1][0, k] = jnp.sum(total)
 
 
 def _network(

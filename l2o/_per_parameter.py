@@ -15,7 +15,7 @@ import numpy as np
 from . import _native
 from ._accumulators import Accumulators
 from ._backend import chosen_backend
-from ._rule import Rule, Shared, Tensor, finished, update_one, with_decay
+from ._rule import Rule, Shared, Tensor, finished, held, update_one, with_decay
 from ._tensors import map_together, sees_whole_tensors
 
 _STACKED = 4  # so many tensors of one shape are updated as one stack
@@ -123,8 +123,9 @@ def _kernel_update(kernels, rule, tensors, nn, scale, shared):
         given = (_rows(nn, matrices), one, shared._replace(weight_decay=0.0))
         new = kernels.update(steps, [tensors[i] for i in matrices], *given)
         for i, (step, accumulators) in zip(matrices, new, strict=True):
-            param = tensors[i].param
-            step = finished(rule, step, param, accumulators)
+            grad, param, _ = tensors[i]
+            still = held(rule, grad, accumulators)
+            step = finished(rule, step, param, accumulators, still)
             factor = scale[i % len(scale)]
             results[i] = with_decay(-(factor * step), param, shared), accumulators
     return [results[i] for i in range(len(tensors))]

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from ._accumulators import update_moment
-from ._arguments import Untouched, check_untouched, checked
+from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
     require_params,
@@ -32,6 +32,7 @@ from ._recurrent import (
     state_rows,
     tree_of,
 )
+from ._rule import Untouched, check_untouched
 from ._tensors import is_held, moments_like
 from ._transformation import transformation
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._arguments import Untouched, check_untouched, checked
+from ._arguments import checked
 from ._base import LearnedOptimizer
 from ._coordinatewise import (
     StackState,
@@ -20,6 +20,7 @@ from ._coordinatewise import (
     safe_sqrt,
 )
 from ._recurrent import init_linear, linear
+from ._rule import Untouched, check_untouched
 from ._tensors import is_held, map_tensors, zeros_like
 from ._transformation import transformation
 

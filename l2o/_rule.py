@@ -8,12 +8,13 @@ and normalise dividing each feature by its root mean square over the tensor,
     update = -(scale s(d e^(lambda a)) + weight_decay p)
 
 where s multiplies by the parameters' root mean square, orthogonalises or normalises if
-the rule says so. This is the definition, in plain JAX, and the oracle of all kernels.
+the rule says so. The step of an entry that has had no gradient is zero, see `held`.
+This is the definition, in plain JAX, and the oracle of all kernels.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,13 @@ from ._accumulators import (
 from ._chunks import cut, map_over, mean_over
 from ._features import adafactor_features, inverse_rms
 from ._network import apply_mlp
-from ._tensors import sees_whole_tensors
+from ._tensors import is_held, sees_whole_tensors
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
+# A first momentum that is smaller by this than the second moment's root is of old.
+
+Untouched = Literal["held", "pushed"]
 
 
 class NewtonSchulz(NamedTuple):
@@ -67,6 +71,7 @@ class Rule(NamedTuple):
       bias_correction: of the accumulators that the features see.
       fused_row_mean: see `inverse_roots`.
       factoring: see `factored_axes`.
+      holds: whether entries that have had no gradient make no step, see `held`.
     """
 
     features: tuple[str, ...]
@@ -88,6 +93,7 @@ class Rule(NamedTuple):
     bias_correction: bool = False
     fused_row_mean: bool = False
     factoring: Factoring = "stable"
+    holds: bool = True
 
 
 class Tensor(NamedTuple):
@@ -136,7 +142,7 @@ def update_one(
         )
     view = _View(grad, param, accumulators, seen, roots)
     step = _step(rule, view, axes, nn, shared.constants)
-    step = finished(rule, step, param, seen)
+    step = finished(rule, step, param, seen, held(rule, grad, accumulators))
     return with_decay(-(scale * step), param, shared), accumulators
 
 
@@ -146,6 +152,38 @@ def with_decay(update: jax.Array, param: jax.Array, shared: Shared) -> jax.Array
     if isinstance(decay, float | int) and decay == 0:
         return update
     return update - decay * param
+
+
+def check_untouched(untouched: str) -> bool:
+    """Whether a rule holds what has had no gradient.
+
+    Raises:
+      ValueError: neither "held" nor "pushed".
+    """
+    if untouched not in get_args(Untouched):
+        raise ValueError(
+            f"unknown untouched {untouched!r}; known: {', '.join(get_args(Untouched))}"
+        )
+    return untouched == "held"
+
+
+def held(rule: Rule, grad: jax.Array, accumulators: Accumulators) -> jax.Array | None:
+    """The entries that have had no gradient, or none for some hundred updates.
+
+    Their first momentum is at most 1e-8 of the root of the last second moment, or, of a
+    rule without momenta, their gradient is zero. None if the rule pushes them.
+
+    Args:
+      rule: the rule.
+      grad: the gradient.
+      accumulators: after they have seen it, their biases not corrected.
+    """
+    if not rule.holds:
+        return None
+    if not accumulators.momentum:
+        return grad == 0
+    second = accumulators.rms[-1] if accumulators.rms else 0.0
+    return is_held(accumulators.momentum[0], second)
 
 
 class _View(NamedTuple):
@@ -230,9 +268,14 @@ def _planes(rule: Rule, view: _View, axes: Axes) -> list[jax.Array]:
 
 
 def finished(
-    rule: Rule, step: jax.Array, param: jax.Array, seen: Accumulators
+    rule: Rule,
+    step: jax.Array,
+    param: jax.Array,
+    seen: Accumulators,
+    still: jax.Array | None,
 ) -> jax.Array:
-    """`s(step)`."""
+    """`s(step)`, zero where `still`, from `held`, is true."""
+    step = _without(still, step)
     if rule.param_scale:
         scale = param_scale(param)
         if rule.param_scale_bound is not None:
@@ -243,13 +286,23 @@ def finished(
         order = torch_axes(step.ndim) if torch else tuple(range(step.ndim))
         back = tuple(order.index(axis) for axis in range(step.ndim))
         matrices = newton_schulz(jnp.transpose(step, order), *rule.orthogonalize)
-        step = jnp.transpose(matrices, back)
+        step = _without(still, jnp.transpose(matrices, back))
     if rule.normalize_step:
         over = _normalized_axes(rule, step.ndim)
-        step = step * inverse_rms(step, rule.norm_eps, over)
+        if still is None:
+            step = step * inverse_rms(step, rule.norm_eps, over)
+        else:
+            kept = jnp.sum(~still, over, dtype=jnp.int32, keepdims=True)
+            square = jnp.sum(step * step, over, keepdims=True)
+            mean = square / jnp.maximum(kept, 1).astype(square.dtype)
+            step = step * lax.rsqrt(mean + rule.norm_eps)
     if rule.precondition:
         step = step * lax.rsqrt(seen.rms[-1] + 1e-6)
     return step
+
+
+def _without(still: jax.Array | None, step: jax.Array) -> jax.Array:
+    return step if still is None else jnp.where(still, 0.0, step)
 
 
 def _normalized_axes(rule: Rule, ndim: int) -> tuple[int, ...] | None:

@@ -30,7 +30,7 @@ from ._features import (
 from ._network import init_mlp
 from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
-from ._rule import Rule, Shared
+from ._rule import Rule, Shared, Untouched, check_untouched
 from ._scales import scale_limits, step_scales
 from ._schedule import Schedule, check_schedule, decay_of, scheduled
 from ._transformation import transformation
@@ -60,6 +60,7 @@ def small_fc(
     schedule: Schedule = "constant",
     relative: bool = False,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
 
@@ -87,10 +88,12 @@ def small_fc(
         parameters, but no more than at the start, as `celo2_base` does.
       factoring: which of several axes of one size counts as the larger; "native" is
         what was published and depends on the machine, see `factored_axes`.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown init or schedule; `update`
-        called without `params`; no `num_steps` for a schedule.
+      ValueError: decays that cannot be paired; unknown init, schedule or untouched;
+        `update` called without `params`; no `num_steps` for a schedule.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -106,7 +109,7 @@ def small_fc(
     check_factoring(factoring)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
     sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring)
+    rule = small_fc_rule(exp_mult, factoring, untouched)
     check_init(init, rule, hidden_size)
     check_schedule(schedule, "small_fc")
 
@@ -165,7 +168,11 @@ def learned_decays(initial: Decays, theta: Any) -> Decays:
 
 
 def small_fc_rule(
-    exp_mult: float, factoring: Factoring, *, fused_row_mean: bool = False
+    exp_mult: float,
+    factoring: Factoring,
+    untouched: Untouched,
+    *,
+    fused_row_mean: bool = False,
 ) -> Rule:
     """What its network sees, and how what it says becomes a step."""
     return Rule(
@@ -175,6 +182,7 @@ def small_fc_rule(
         vector_eps=1e-6,
         fused_row_mean=fused_row_mean,
         factoring=factoring,
+        holds=check_untouched(untouched),
     )
 
 

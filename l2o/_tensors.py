@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType
 
+HELD_FACTOR = 1e8  # a first momentum this much below the root of v tells of no gradient
 LARGEST = 1e15  # of a gradient: sums of squares of 1e8 such entries are finite
 
 
@@ -143,7 +144,8 @@ def is_held(momentum: jax.Array, second: Any = 0.0) -> jax.Array:
     `|m| <= 1e-8 sqrt(v)`, of moments that have seen this gradient. An entry of ordinary
     training practically never is so small.
     """
-    return jnp.abs(momentum) <= 1e-8 * jnp.sqrt(lax.stop_gradient(second))
+    size = momentum * HELD_FACTOR
+    return size * size <= second
 
 
 def masked_normalise(

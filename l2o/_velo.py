@@ -39,7 +39,7 @@ from ._recurrent import (
     rows_of,
     state_rows,
 )
-from ._rule import GRADIENT_BOUND, Rule, Shared
+from ._rule import GRADIENT_BOUND, Rule, Shared, Untouched, check_untouched
 from ._schedule import (
     RUN_FEATURES,
     fraction_embedding,
@@ -86,6 +86,7 @@ def velo(
     use_bugged_next_lstm_state: bool = False,
     use_bugged_loss_features: bool = False,
     factoring: Factoring = "stable",
+    untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Hypernetwork: an LSTM per tensor weighs a bank of per-parameter MLPs (VeLO).
 
@@ -123,10 +124,12 @@ def velo(
         length; they are 0 or -1. For old files without a config.
       factoring: which of several axes of one size counts as the larger, see
         `factored_axes`; "torch_velo" is PyLO's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features; `num_steps`, `params`
-        or `value` is missing.
+      ValueError: decays that cannot be paired; unknown features or untouched;
+        `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -153,6 +156,7 @@ def velo(
         clip_param_scale_amount,
         precondition_output,
         factoring,
+        untouched,
     )
 
     def init_theta(key):
@@ -241,6 +245,7 @@ def velo_rule(
     clip_param_scale_amount: float | None,
     precondition_output: bool,
     factoring: Factoring,
+    untouched: Untouched,
 ) -> Rule:
     """The rule of VeLO and Celo."""
     return Rule(
@@ -252,6 +257,7 @@ def velo_rule(
         param_scale_bound=clip_param_scale_amount,
         precondition=precondition_output,
         factoring=factoring,
+        holds=check_untouched(untouched),
     )
 
 

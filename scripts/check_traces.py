@@ -142,7 +142,15 @@ def _google_optimizer(meta, trace):
         theta = from_tree(tree, optimizer)
     except ValueError as error:
         raise Unsupported(str(error)) from error
+    optimizer = l2o.make(
+        optimizer.name, **{**optimizer.arguments, **_as_published(optimizer)}
+    )
     return lambda theta: optimizer.bind(theta, num_steps=meta["num_steps"]), theta
+
+
+def _as_published(optimizer):
+    """Arguments for what published code does and ours does not by default."""
+    return {"untouched": "pushed"} if "untouched" in optimizer.arguments else {}
 
 
 def _nadamw(config, num_steps):
@@ -343,7 +351,7 @@ def _pylo_optimizer(cls, meta, trace):
 def _pylo_arguments(cls, kwargs, meta):
     """The norm to clip to, muLO's decay offsets, and l2o's arguments."""
     name = _PYLO_CLASSES[cls]
-    arguments: dict[str, Any] = {"factoring": _factoring(meta)}
+    arguments: dict[str, Any] = {"factoring": _factoring(meta), "untouched": "pushed"}
     offsets, norm = {}, None
     kwargs.pop("num_steps", None)
     embedding = kwargs.pop("is_embedding", False)

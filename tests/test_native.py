@@ -233,6 +233,17 @@ def one(value):
     return of_gradients(changed)
 
 
+def in_part(grad, old):
+    """No gradient, now and before, in the first two of three entries."""
+    grad, *momenta = (np.where(_part(x.shape), x, 0) for x in (grad, *old[:3]))
+    rms = np.where(_part(grad.shape), old[3], 0)
+    return np.float32(grad), [*map(np.float32, (*momenta, rms)), *old[4:]]
+
+
+def _part(shape):
+    return np.arange(np.prod(shape)).reshape(shape) % 3 == 2
+
+
 EDGES = {
     "nothing": of_gradients(lambda g: g),
     "zeros": of_new(np.zeros_like),
@@ -245,6 +256,7 @@ EDGES = {
     "overflow": of_gradients(lambda g: 1e30 * g),
     "small": of_gradients(lambda g: 1e-20 * g),
     "new_small": of_new(lambda g: 1e-20 * g),
+    "in_part": in_part,
 }
 
 
@@ -269,6 +281,17 @@ def test_edges_equal_plain_jax(kind, edge):
     bounded = RULES[kind].grad_bound is not None
     if bounded or edge not in ("infinity", "minus_infinity", "overflow"):
         assert all(np.all(np.isfinite(x)) for x in expected)
+
+
+@needs_kernels
+def test_what_is_pushed_equals_plain_jax():
+    layout = layout_of("celo2", EDGE_SHAPES)
+    layout = layout._replace(rule=layout.rule._replace(holds=False))
+    for edge in ("in_part", "zeros"):
+        operands = edge_operands(layout, EDGES[edge])
+        results = update(layout, *operands)
+        assert_close(results, oracle(layout, *operands))
+        assert all(np.all(x[0] != 0) for x in split(layout, results, False))
 
 
 @needs_kernels
@@ -465,6 +488,16 @@ def test_gradients_at_ties():
     for k in (3, 15):
         bounds = np.float32([-1.5, -0.1, 0.1, 1.5])
         operands[k] = np.resize(bounds, operands[k].shape)
+    cotangents = cotangents_of(update(layout, *operands))
+    plain = plain_gradient(layout, operands, cotangents)
+    assert_close(gradient(layout, operands, cotangents), plain, 1e-5, least=1.0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", RULES)
+def test_gradients_of_what_is_held(kind):
+    layout = layout_of(kind, ((5, 7), (17,)))
+    operands = edge_operands(layout, in_part)
     cotangents = cotangents_of(update(layout, *operands))
     plain = plain_gradient(layout, operands, cotangents)
     assert_close(gradient(layout, operands, cotangents), plain, 1e-5, least=1.0)

@@ -39,6 +39,7 @@ class Backward {
         s_(settings),
         flags_(flags),
         moments_(t.factored || (flags & kVectorMoments)),
+        held_factor_(Update<H>::holds(flags)),
         b_(scratch),
         k_(scratch.forward) {}
 
@@ -93,18 +94,20 @@ class Backward {
     }
     float step_root = 1, along = 0;
     if (flags_ & kNormalizeStep) {
-      // sum of step^2 and of its cotangent times it
-      Total square, product;
+      // sum of step^2, of its cotangent times it, and the number of those not held
+      Total square, product, kept;
       each([&](const Place& at) {
         Layers layers;
         Vec phi[kPlanes];
-        look<FACTORED>(at, phi);
-        const Vec step = forward<FACTORED>(at, phi, layers);
+        const Point point = look<FACTORED>(at, phi);
+        const Vec step = unless_held(forward<FACTORED>(at, phi, layers), point);
         square.add(step * step);
         product.add(step * at.get(c_.u));
+        kept.add(at.part(unless_held(splat(1.0f), point)));
       });
-      step_root = 1 / std::sqrt(static_cast<float>(square.value() / n) + s_.norm_eps);
-      along = static_cast<float>(product.value() * -t_.scales[0] / n) * step_root *
+      const double m = std::max(kept.value(), 1.0);
+      step_root = 1 / std::sqrt(static_cast<float>(square.value() / m) + s_.norm_eps);
+      along = static_cast<float>(product.value() * -t_.scales[0] / m) * step_root *
               step_root * step_root;
     }
     float param_scale = 1;
@@ -117,12 +120,14 @@ class Backward {
     Vec row[H] = {};
     each([&](const Place& at) {
       Layers layers;
-      Vec *phi = held_[count_].phi, *d_first = held_[count_].d_first;
+      Vec *phi = waiting_[count_].phi, *d_first = waiting_[count_].d_first;
       const Point point = look<FACTORED>(at, phi);
-      const Vec step = forward<FACTORED>(at, phi, layers), u = at.get(c_.u);
+      const Vec step = unless_held(forward<FACTORED>(at, phi, layers), point);
+      const Vec u = at.get(c_.u);
       by_scale.add(at.part(u * step));
       by_decay.add(at.part(u * point.p));
-      const Vec d_step = at.part(u * (factor * step_root) - step * along);
+      const Vec of_step = at.part(u * (factor * step_root) - step * along);
+      const Vec d_step = unless_held(of_step, point);
       through_layers(layers, step, d_step, d_first);
       for (int h = 0; h < H; ++h) at.put(b_.hidden[h].data(), d_first[h]);
       for (int h = 0; FACTORED && h < H; ++h) {
@@ -130,9 +135,9 @@ class Backward {
         if (at.last) b_.x_hidden[h][at.x] = sum(row[h]);
         at.add_y(b_.y_hidden[h].data(), d_first[h]);
       }
-      if (++count_ == kHeld) add_held<FACTORED, true>();
+      if (++count_ == kWaiting) add_waiting<FACTORED, true>();
     });
-    add_held<FACTORED, false>();
+    add_waiting<FACTORED, false>();
     const double d_scale = -by_scale.value();
     finish_weights<FACTORED>();
     feature_slopes();
@@ -194,6 +199,10 @@ class Backward {
   static float* fit(std::vector<float>& x, int64_t n) {
     x.resize(n);
     return x.data();
+  }
+
+  L2O_INLINE Vec unless_held(Vec x, const Point& at) const {
+    return ::unless_held(x, at.m[0], at.rms, held_factor_);
   }
 
   bool present(int f) const {
@@ -295,15 +304,15 @@ class Backward {
 
   // The first layer's gradient, of several vectors at once: it is in memory.
   template <bool FACTORED, bool ALL>
-  void add_held() {
-    const int count = ALL ? kHeld : count_;
+  void add_waiting() {
+    const int count = ALL ? kWaiting : count_;
 #pragma GCC unroll 30
     for (int f = 0; f < kPlanes; ++f) {
       if (!seen<FACTORED>(f)) continue;
       Vec total[H];
       for (int h = 0; h < H; ++h) total[h] = d_w0_[f][h];
       for (int k = 0; k < count; ++k)
-        for (int h = 0; h < H; ++h) total[h] += held_[k].phi[f] * held_[k].d_first[h];
+        for (int h = 0; h < H; ++h) total[h] += waiting_[k].phi[f] * waiting_[k].d_first[h];
       for (int h = 0; h < H; ++h) d_w0_[f][h] = total[h];
     }
     count_ = 0;
@@ -552,14 +561,15 @@ class Backward {
   const Settings s_;
   const int flags_;
   const bool moments_;  // whether second moments are among the features
+  const float held_factor_;
   ReverseScratch<H>& b_;
   Scratch<H>& k_;
   float slope_[kPlanes][H], along_[kPlanes];
-  static constexpr int kHeld = 8;
+  static constexpr int kWaiting = 8;
   struct {
     Vec phi[kPlanes], d_first[H];
-  } held_[kHeld];
-  int count_ = 0;  // of those held
+  } waiting_[kWaiting];
+  int count_ = 0;  // of those waiting
   Vec d_w0_[kPlanes][H] = {}, d_b0_[H] = {}, d_w1_[H][H] = {}, d_b1_[H] = {},
       d_w2_[2][H] = {}, d_b2_[2] = {}, d_decays_[7] = {};
 };

@@ -73,6 +73,7 @@ enum Plane {
 
 constexpr float kTiny = 1e-30f;
 constexpr float kFloor = 1e-9f;
+constexpr float kHeld = 1e8f;  // see `held` in l2o/_rule.py
 
 // Per-parameter settings of a call; l2o/_native.py fills them in this order.
 struct Settings {
@@ -84,6 +85,7 @@ enum Flags {
   kNormalizeStep = 2,    // steps have unit root mean square
   kVectorMoments = 4,    // a vector's second moment is among its features
   kClipped = 8,          // clip_g and g_norm are among the features
+  kHolds = 16,           // what has had no gradient makes no step
 };
 
 // One tensor of one batch entry.
@@ -136,7 +138,7 @@ struct Scratch {
   std::vector<double> row_means;  // per block and plane from kRow to kFacM
   Network<H> network;
   float scale[kPlanes];  // of the features
-  std::vector<double> squares;       // of the steps, per chunk
+  std::vector<double> squares, kept;  // of the steps, per chunk: squares and number
   std::vector<float> x_square, y_square;  // means of g^2, per block
   std::vector<float> mean;
   double p_square;
@@ -165,11 +167,14 @@ class Update {
     prepare(threads);
     each(threads, &Update::apply);
     if (!finishes()) return;
-    double total = 0;
-    for (int64_t i = 0; i < chunks(); ++i) total += k_.squares[i];
-    k_.step_square = static_cast<float>(total / t_.size());
+    double total = 0, kept = 0;
+    for (int64_t i = 0; i < chunks(); ++i) total += k_.squares[i], kept += k_.kept[i];
+    k_.step_square = static_cast<float>(total / std::max(kept, 1.0));
     each(threads, &Update::finish);
   }
+
+  // The factor for `unless_held`.
+  static float holds(int flags) { return flags & kHolds ? kHeld : INFINITY; }
 
   // exp(x mult); 1 for mult = 0, but for what is not finite.
   L2O_INLINE static Vec exp_of(Vec x, float mult) {
@@ -197,6 +202,7 @@ class Update {
                                std::min(n, (j + 1) * tile), i, j});
     k_.sums.assign(chunks() * kPlanes, 0.0);
     k_.squares.assign(chunks(), 0.0);
+    k_.kept.assign(chunks(), 0.0);
     if (t_.factored) {
       k_.row_sums.resize(t_.blocks() * k_.column_tiles * t_.na * t_.c);
       k_.column_sums.resize(t_.blocks() * k_.row_tiles * n);
@@ -789,16 +795,30 @@ class Update {
     head<U>(net, r.exp_mult, hidden, step);
   }
 
-  // Writes steps that are yet to be normalised, or the updates.
+  // How steps become updates, and what is summed of them if they are to be normalised.
+  struct Out {
+    bool finishes;
+    float scale, decay, held;
+    Vec squares{}, kept{};
+  };
+
+  Out out() const {
+    return {finishes(), scale(), t_.scales[1], holds(flags_)};
+  }
+
+  // Writes steps that are yet to be normalised, or the updates; m and rms decide which
+  // are held.
   template <bool PART>
-  static L2O_INLINE void write(float* u, int rest, Vec step, Vec params, bool finishes,
-                               float scale, float decay, Vec& squares) {
-    Vec out = step;
-    if (finishes) {
-      if (PART) out = first(out, rest);
-      squares += out * out;
+  static L2O_INLINE void write(float* u, int rest, Vec step, Vec params, Vec m, Vec rms,
+                               Out& o) {
+    Vec out = unless_held(step, m, rms, o.held);
+    if (o.finishes) {
+      Vec kept = unless_held(splat(1.0f), m, rms, o.held);
+      if (PART) out = first(out, rest), kept = first(kept, rest);
+      o.squares += out * out;
+      o.kept += kept;
     } else {
-      out = step * scale - params * decay;
+      out = out * o.scale - params * o.decay;
     }
     PART ? store(u, out, rest) : store(u, out);
   }
@@ -815,8 +835,7 @@ class Update {
     constexpr int U = H <= 8 && !X_VECTOR ? 2 : 1;
     const Network<H> net = k_.network;
     const int64_t nx = t_.na * t_.c, ny = t_.width(), n = k.j1 - k.j0;
-    const float factor = scale(), decay = t_.scales[1];
-    const bool finishes = this->finishes();
+    Out out = this->out();
     Inputs r;
     r.bound = s_.grad_bound, r.eps = s_.rms_eps, r.exp_mult = s_.exp_mult;
     r.clips = clips();
@@ -834,15 +853,17 @@ class Update {
       r.y_hidden[h] = &k_.y_hidden[h][y_start];
     }
     float* update = t_.u + start;
-    Vec squares = {};
     auto steps = [&](auto part, auto count, const Place* places, int rest) L2O_LAMBDA {
       constexpr int M = decltype(count)::value;
       constexpr bool PART = decltype(part)::value;
       Vec step[M], params[M];
       matrix_steps<M, PART, X_VECTOR>(net, r, places, rest, step, params);
-      for (int u = 0; u < M; ++u)
-        write<PART>(update + places[u].at, rest, step[u], params[u], finishes, factor,
-                    decay, squares);
+      for (int u = 0; u < M; ++u) {
+        const int64_t at = places[u].at;
+        const Vec m = PART ? load(r.m[0] + at, rest) : load(r.m[0] + at);
+        const Vec rms = PART ? load(r.rms + at, rest) : load(r.rms + at);
+        write<PART>(update + at, rest, step[u], params[u], m, rms, out);
+      }
     };
     if (X_VECTOR) {
       std::vector<float> roots, hidden;
@@ -856,7 +877,8 @@ class Update {
           steps(Yes(), Count<1>(), &place, std::min<int64_t>(kLanes, n - j));
         }
       }
-      k_.squares[number] = sum(squares);
+      k_.squares[number] = sum(out.squares);
+      k_.kept[number] = sum(out.kept);
       return;
     }
     // Vectors of short rows are taken together, so that one need not wait for another.
@@ -865,7 +887,11 @@ class Update {
     const int rest = n % kLanes;
     Place places[U];
     int64_t i = 0, j = 0;
-    double total = 0;
+    double squares = 0, kept = 0;
+    const auto flush = [&] {
+      squares += sum(out.squares), kept += sum(out.kept);
+      out.squares = out.kept = Vec{};
+    };
     for (int64_t left = rows * whole; left > 0; left -= U) {
       for (int u = 0; u < U && u < left; ++u) {
         places[u] = {i * stride + j, i, j};
@@ -878,10 +904,7 @@ class Update {
       } else {
         for (int u = 0; u < left; ++u) steps(No(), Count<1>(), places + u, kLanes);
       }
-      if (finishes && (left & 255) < U) {  // few enough terms for float
-        total += sum(squares);
-        squares = Vec{};
-      }
+      if (out.finishes && (left & 255) < U) flush();  // few enough terms for float
     }
     for (i = 0; rest && i < rows; i += U) {
       for (int u = 0; u < U; ++u) places[u] = {(i + u) * stride + n - rest, i + u, n - rest};
@@ -891,7 +914,9 @@ class Update {
         for (int u = 0; u < rows - i; ++u) steps(Yes(), Count<1>(), places + u, rest);
       }
     }
-    k_.squares[number] = total + sum(squares);
+    flush();
+    k_.squares[number] = squares;
+    k_.kept[number] = kept;
   }
 
   void accumulate_vector(const Chunk& k, double* sums) {
@@ -959,8 +984,7 @@ class Update {
   void apply_vector(int64_t number, const Chunk& k) {
     const Network<H>& net = k_.network;
     const bool moment = flags_ & kVectorMoments, clips = this->clips();
-    const float factor = scale();
-    Vec squares = {};
+    Out out = this->out();
     auto part = [&](auto is_part, int64_t j, int rest) {
       constexpr bool PART = decltype(is_part)::value;
       auto get = [&](const float* from) {
@@ -992,12 +1016,13 @@ class Update {
       }
       Vec step[1];
       head<1>(net, s_.exp_mult, hidden, step);
-      write<PART>(t_.u + j, rest, step[0], p, finishes(), factor, t_.scales[1], squares);
+      write<PART>(t_.u + j, rest, step[0], p, get(t_.new_m[0]), rms, out);
     };
     int64_t j = k.j0;
     for (; j + kLanes <= k.j1; j += kLanes) part(No(), j, kLanes);
     if (j < k.j1) part(Yes(), j, k.j1 - j);
-    if (finishes()) k_.squares[number] = sum(squares);
+    k_.squares[number] = sum(out.squares);
+    k_.kept[number] = sum(out.kept);
   }
 
   const Tensor t_;

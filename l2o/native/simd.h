@@ -116,6 +116,22 @@ L2O_INLINE Vec clip(Vec x, float bound) {
 #endif
 }
 
+// x, and zero where (factor m)^2 <= v; x if the factor is infinite.
+L2O_INLINE Vec unless_held(Vec x, Vec m, Vec v, float factor) {
+  const Vec size = m * factor;
+#if defined(__AVX512F__)
+  const __m512 square = (__m512)(size * size);
+  return (Vec)_mm512_maskz_mov_ps(
+      _mm512_cmp_ps_mask(square, (__m512)v, _CMP_NLE_UQ), (__m512)x);
+#elif defined(__AVX2__)
+  const __m256 square = (__m256)(size * size);
+  return (Vec)_mm256_and_ps((__m256)x,
+                            _mm256_cmp_ps(square, (__m256)v, _CMP_NLE_UQ));
+#else
+  return size * size <= v ? Vec{} : x;
+#endif
+}
+
 L2O_INLINE Vec square_root(Vec x) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_sqrt_ps((__m512)x);
