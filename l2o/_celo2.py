@@ -12,7 +12,9 @@ from jax import lax
 from ._accumulators import (
     Accumulators,
     Factoring,
+    finite_gradient,
     init_accumulators,
+    state_zeros,
     update_moment,
 )
 from ._base import LearnedOptimizer, recorded, require_params, stable_dtypes
@@ -20,7 +22,7 @@ from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor, Untouched
-from ._tensors import clip_by_global_norm, map_together, zeros_like
+from ._tensors import clip_by_global_norm, map_together
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -178,7 +180,7 @@ def celo2(
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        adam_bound = gradient_bound if form.bounds_adam else jnp.inf
+        adam_bound = gradient_bound if form.bounds_adam else None
 
         def init_fn(params):
             routes = jax.tree_util.tree_map_with_path(to_adam, params)
@@ -196,8 +198,8 @@ def celo2(
                 Accumulators(
                     *(tuple(where(False, x) for x in group) for group in accumulators)
                 ),
-                where(True, zeros_like(params)),
-                where(True, zeros_like(params)),
+                where(True, state_zeros(params)),
+                where(True, state_zeros(params)),
             )
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -229,7 +231,7 @@ def celo2(
 
             def adam(grad, param, *rest):
                 *slots, momentum, rms = rest
-                grad = jnp.clip(grad, -adam_bound, adam_bound)
+                grad = finite_gradient(grad, adam_bound)
                 step, m, v = adam_step(grad, momentum[0], rms[0], count)
                 update = -mult * learning_rate * (step + decay_1d * param)
                 return update, *slots, (m,), (v,)

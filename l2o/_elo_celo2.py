@@ -12,6 +12,7 @@ from ._accumulators import (
     Accumulators,
     Factoring,
     factored_axes,
+    finite_gradient,
     init_accumulators,
     update_accumulators,
 )
@@ -149,7 +150,7 @@ def elo_celo2(
                 return [(u, *x) for u, x in new]
 
             def adam(grad, param, *slots):
-                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+                grad = finite_gradient(grad, gradient_bound)
                 axes = factored_axes(grad.shape, factoring)
                 accumulators = update_accumulators(
                     Accumulators(*slots), grad, decays, axes

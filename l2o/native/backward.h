@@ -397,7 +397,7 @@ class Backward {
 
   // What reaches x through its cut to the bound: half at the bound, as JAX has it.
   L2O_INLINE static Vec inside(Vec x, float bound, Vec d) {
-    d = x < -bound || x > bound ? Vec{} : d;
+    d = x >= -bound && x <= bound ? d : Vec{};
     return x == -bound || x == bound ? 0.5f * d : d;
   }
 
