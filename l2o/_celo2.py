@@ -22,7 +22,7 @@ from ._celo2_base import NS_COEFFS, init_celo2, make_rule
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor, Untouched
-from ._tensors import clip_by_global_norm, map_together
+from ._tensors import clip_by_global_norm, map_together, square_root
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -260,7 +260,7 @@ def celo2(
             m_hat, v_hat = m / (1 - adam_b1**count), v / (1 - adam_b2**count)
         if form.eps_in_root:
             return m_hat * lax.rsqrt(v_hat + adam_eps), m, v
-        return m_hat / (jnp.sqrt(v_hat) + adam_eps), m, v
+        return m_hat / (square_root(v_hat) + adam_eps), m, v
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)

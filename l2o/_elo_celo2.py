@@ -22,7 +22,7 @@ from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor, Untouched
-from ._tensors import clip_by_global_norm, map_together
+from ._tensors import clip_by_global_norm, map_together, square_root
 
 
 def elo_celo2(
@@ -158,7 +158,7 @@ def elo_celo2(
                 m, v = accumulators.momentum[0], accumulators.rms[-1]
                 m_hat = m / (1 - decays.momentum[0] ** count)
                 v_hat = v / (1 - decays.rms[-1] ** count)
-                step = m_hat / (jnp.sqrt(v_hat) + 1e-8)
+                step = m_hat / (square_root(v_hat) + 1e-8)
                 update = -mult_1d * learning_rate * (step + decay_1d * param)
                 return update, *accumulators
 

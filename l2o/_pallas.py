@@ -215,9 +215,9 @@ def _update_one(
     scalars = _packed(factor, decay, b0, w0, nn)
     views = *views[:2], momentum, rms
     widths = len(nn["b0"]), len(nn["b1"])
-    update, *sums = _apply(rule, cut, names, widths, scalars, views, second)
+    update, *of_step = _apply(rule, cut, names, widths, scalars, views, second)
     if rule.normalize_step:
-        total, kept = jnp.split(_totals(cut, *sums), 2, 1)
+        total, kept = jnp.split(_totals(cut, *of_step), 2, 1)
         inverse = lax.rsqrt(total / jnp.maximum(kept, 1.0) + rule.norm_eps)
         update = factor * inverse[..., None] * update - decay * views[1]
 

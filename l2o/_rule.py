@@ -35,7 +35,7 @@ from ._accumulators import (
 from ._chunks import cut, map_over, mean_over
 from ._features import adafactor_features, inverse_rms
 from ._network import apply_mlp
-from ._tensors import sees_whole_tensors
+from ._tensors import sees_whole_tensors, square_root
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
@@ -342,7 +342,7 @@ def newton_schulz(
     flip = x.shape[-2] > x.shape[-1]
     if flip:
         x = x.mT
-    x = x / (jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
+    x = x / (square_root(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
 
     def matmul(y, z):
         return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)

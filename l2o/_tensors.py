@@ -128,10 +128,18 @@ def with_elements(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
+def square_root(x: jax.Array) -> jax.Array:
+    """The root, with a derivative of zero at zero."""
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
 def clip_by_global_norm(grads: Any, max_norm: float) -> Any:
     """Scales `grads` to that norm where they have a larger one; not where it is NaN."""
-    norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
-    scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    norm = square_root(
+        optax.tree.norm(optax.tree.cast(grads, jnp.float32), squared=True)
+    )
+    scale = jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1.0)
     return jax.tree.map(lambda g: g * scale, grads)
 
 
