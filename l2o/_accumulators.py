@@ -18,6 +18,7 @@ from ._tensors import zeros_like
 
 _TINY = 1e-30  # keeps the factored moments positive at a zero gradient
 _FLOOR = 1e-9
+_LARGEST = 1e15  # so that a sum of 1e8 squares is finite in float32
 
 # Which of several axes of one size counts as the larger; see `factored_axes`.
 Factoring = Literal["stable", "native", "torch", "torch_native", "torch_velo"]
@@ -92,6 +93,38 @@ def check_factoring(factoring: str) -> None:
         )
 
 
+def gradient_bound(bound: float | None) -> float:
+    """The size that entries of gradients are cut to where the rule cuts to `bound`."""
+    return _LARGEST if bound is None else min(bound, _LARGEST)
+
+
+def finite_gradient(grad: jax.Array, bound: float | None = None) -> jax.Array:
+    """The gradient with NaN as zero, cut to the bound and to 1e15 at most.
+
+    So a rule's squares stay finite, and one bad entry cannot end a run.
+
+    Args:
+      grad: a gradient; of float16, which is too narrow, the result is float32.
+      bound: of the size of its entries; None for 1e15.
+    """
+    grad = grad.astype(state_dtype(grad))
+    size = gradient_bound(bound)
+    return jnp.clip(jnp.where(jnp.isnan(grad), 0.0, grad), -size, size)
+
+
+def state_dtype(x: Any) -> Any:
+    """The type of the state of a parameter: its own, but float32 for float16.
+
+    A square of 300 is infinite in float16.
+    """
+    return jnp.float32 if x.dtype == jnp.float16 else x.dtype
+
+
+def state_zeros(params: Any) -> Any:
+    """Zeros like the parameters, of their `state_dtype`, sharded as they are."""
+    return jax.tree.map(lambda p: zeros_like(p, state_dtype(p)), params)
+
+
 def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
     """`d m + (1 - d) value`, where `1 - d` is of the float32 d.
 
@@ -104,7 +137,7 @@ def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
 def init_accumulators(
     params: Any, decays: Decays, factoring: Factoring = "stable"
 ) -> Accumulators:
-    """Zeros: momenta and rms like `params`, rows and columns always float32."""
+    """Zeros: momenta and rms as `state_zeros`, rows and columns always float32."""
 
     def reduced(param, axis):
         axes = factored_axes(param.shape, factoring)
@@ -116,8 +149,8 @@ def init_accumulators(
 
     n_second = range(len(decays.second))
     return Accumulators(
-        tuple(zeros_like(params) for _ in decays.momentum),
-        tuple(zeros_like(params) for _ in decays.rms),
+        tuple(state_zeros(params) for _ in decays.momentum),
+        tuple(state_zeros(params) for _ in decays.rms),
         tuple(jax.tree.map(lambda p: reduced(p, 1), params) for _ in n_second),
         tuple(jax.tree.map(lambda p: reduced(p, 0), params) for _ in n_second),
     )

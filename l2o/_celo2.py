@@ -12,18 +12,19 @@ from jax import lax
 from ._accumulators import (
     Accumulators,
     Factoring,
+    finite_gradient,
     init_accumulators,
+    state_zeros,
     update_moment,
 )
 from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._celo2_base import NS_COEFFS, init_celo2, make_rule
-from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor, Untouched
 from ._schedule import decay_of, rate_at
-from ._tensors import clip_by_global_norm, map_together, moments_like
+from ._tensors import clip_by_global_norm, map_together, square_root
 from ._transformation import transformation
 
 REGEX_1D = r".*bias.*|.*embed.*"
@@ -182,7 +183,7 @@ def celo2(
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        adam_bound = gradient_bound if form.bounds_adam else jnp.inf
+        adam_bound = gradient_bound if form.bounds_adam else None
 
         def init_fn(params):
             routes = jax.tree_util.tree_map_with_path(to_adam, params)
@@ -200,8 +201,8 @@ def celo2(
                 Accumulators(
                     *(tuple(where(False, x) for x in group) for group in accumulators)
                 ),
-                where(True, moments_like(params)),
-                where(True, moments_like(params)),
+                where(True, state_zeros(params)),
+                where(True, state_zeros(params)),
             )
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -234,7 +235,7 @@ def celo2(
 
             def adam(grad, param, *rest):
                 *slots, momentum, rms = rest
-                grad = jnp.clip(grad, -adam_bound, adam_bound)
+                grad = finite_gradient(grad, adam_bound)
                 step, m, v = adam_step(grad, momentum[0], rms[0], count)
                 update = -mult * rate * (step + decay_1d * param)
                 return update, *slots, (m,), (v,)
@@ -263,7 +264,7 @@ def celo2(
             m_hat, v_hat = m / (1 - adam_b1**count), v / (1 - adam_b2**count)
         if form.eps_in_root:
             return m_hat * lax.rsqrt(v_hat + adam_eps), m, v
-        return m_hat / (safe_sqrt(v_hat) + adam_eps), m, v
+        return m_hat / (square_root(v_hat) + adam_eps), m, v
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._accumulators import update_moment
+from ._accumulators import state_zeros, update_moment
 from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
@@ -23,7 +23,7 @@ from ._schedule import (
     init_mixing_lstm,
     mixing_lstm,
 )
-from ._tensors import map_tensors, moments_like
+from ._tensors import map_tensors
 from ._transformation import transformation
 from ._velo import run_features
 
@@ -106,8 +106,8 @@ def celo_adam(
         def init_fn(params):
             return CeloAdamState(
                 jnp.zeros([], jnp.int32),
-                moments_like(params),
-                moments_like(params),
+                state_zeros(params),
+                state_zeros(params),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
             )

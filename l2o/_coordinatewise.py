@@ -120,12 +120,6 @@ def merge_biases(theta: Weights) -> Weights:
     return {"w": theta["w"], "b": theta["b"] + theta["b_hidden"]}
 
 
-def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with derivative zero at zero instead of infinity."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
-
-
 def _uniform(key, shapes, bound):
     keys = jax.random.split(key, len(shapes))
     return {

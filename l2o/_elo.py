@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from ._accumulators import Decays, Factoring, check_factoring
@@ -36,8 +34,7 @@ def elo(
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi), \tau(t)), \quad
               p \leftarrow p - \alpha\,(d\, e^{\lambda a} + w p)
 
-    The network of `small_fc` at hidden size 32; gradients that are not finite count as
-    zero (NaN) or the largest number (infinity).
+    The network of `small_fc` at hidden size 32.
 
     Args:
       learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
@@ -90,7 +87,6 @@ def elo(
             require_params(params, "elo")
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
-            updates = jax.tree.map(jnp.nan_to_num, updates)
             return tx.update(updates, state, params, **extra_args)
 
         return transformation(tx.init, update_fn, name="elo", finite=False)

@@ -12,6 +12,7 @@ from ._accumulators import (
     Accumulators,
     Factoring,
     factored_axes,
+    finite_gradient,
     init_accumulators,
     update_accumulators,
 )
@@ -19,12 +20,11 @@ from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._celo2 import REGEX_1D, matches, routed
 from ._celo2_base import NS_COEFFS, Celo2BaseState, init_celo2, make_rule
-from ._coordinatewise import safe_sqrt
 from ._features import FEATURES
 from ._per_parameter import one_network, update_tensors
 from ._rule import Shared, Tensor, Untouched
 from ._schedule import decay_of, rate_at
-from ._tensors import clip_by_global_norm, map_together
+from ._tensors import clip_by_global_norm, map_together, square_root
 from ._transformation import transformation
 
 
@@ -154,7 +154,7 @@ def elo_celo2(
                 return [(u, *x) for u, x in new]
 
             def adam(grad, param, *slots):
-                grad = jnp.clip(grad, -gradient_bound, gradient_bound)
+                grad = finite_gradient(grad, gradient_bound)
                 axes = factored_axes(grad.shape, factoring)
                 accumulators = update_accumulators(
                     Accumulators(*slots), grad, decays, axes
@@ -162,7 +162,7 @@ def elo_celo2(
                 m, v = accumulators.momentum[0], accumulators.rms[-1]
                 m_hat = m / (1 - decays.momentum[0] ** count)
                 v_hat = v / (1 - decays.rms[-1] ** count)
-                step = m_hat / (safe_sqrt(v_hat) + 1e-8)
+                step = m_hat / (square_root(v_hat) + 1e-8)
                 update = -mult_1d * rate * (step + decay_1d * param)
                 return update, *accumulators
 

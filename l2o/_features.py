@@ -60,6 +60,23 @@ def inverse_rms(
     return lax.rsqrt(jnp.mean(plane * plane, axes, keepdims=axes is not None) + eps)
 
 
+@jax.custom_jvp
+def over_root(x: jax.Array, v: jax.Array) -> jax.Array:
+    """`x v^-1/2`, whose derivative is finite where x is zero and v tiny.
+
+    That of the root alone is `v^-3/2`, which overflows float32 at 1e-30.
+    """
+    return x * lax.rsqrt(v)
+
+
+@over_root.defjvp
+def _over_root_jvp(primals, tangents):
+    (x, v), (dx, dv) = primals, tangents
+    out = over_root(x, v)
+    slope = over_root(over_root(out, v), v)
+    return out, dx * lax.rsqrt(v) - 0.5 * slope * dv
+
+
 def adafactor_features(
     names: Sequence[str],
     grad: jax.Array,
@@ -114,9 +131,8 @@ def adafactor_features(
 
     def fac_m():
         if axes is None:
-            factors = [[lax.rsqrt(v + vector_eps)] for v in row]
-        else:
-            factors = inverse_roots(accumulators, axes) if roots is None else roots[1]
+            return [over_root(m, v + vector_eps) for m, v in pairs(momentum, row)]
+        factors = inverse_roots(accumulators, axes) if roots is None else roots[1]
         return [math.prod(root, start=m) for m, root in pairs(momentum, factors)]
 
     groups: dict[str, Callable[[], list[jax.Array]]] = {

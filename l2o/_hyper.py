@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from ._accumulators import state_zeros
 from ._arguments import checked, log_of
 from ._base import LearnedOptimizer
-from ._tensors import moments_like
 from ._transformation import transformation
 
 _RATE = {"learning_rate": ("log_lr",)}
@@ -175,7 +175,7 @@ def _bound(
 
     def init_fn(params):
         return optax.tree.map_params(
-            tx, lambda x, p: moments_like(p), tx.init(params), params
+            tx, lambda x, p: state_zeros(p), tx.init(params), params
         )
 
     return transformation(init_fn, tx.update, name=name)

@@ -13,10 +13,9 @@ from jax import lax
 
 from ._arguments import checked
 from ._base import LearnedOptimizer
-from ._coordinatewise import safe_sqrt
 from ._recurrent import Weights, linear
 from ._rule import Untouched, check_untouched
-from ._tensors import is_held, map_tensors, sharded_like, zeros_like
+from ._tensors import is_held, map_tensors, sharded_like, square_root, zeros_like
 from ._transformation import transformation
 
 _SCALES = 4  # averages of the gradient, each over twice the time of the one before
@@ -269,7 +268,7 @@ def _update_momentum(momentum, grad, decay):
     for m in momentum:
         new.append((1 - decay) * grad + decay * m)
         # The first decay is zero, where the root has no derivative.
-        decay = safe_sqrt(decay)
+        decay = square_root(decay)
     return tuple(new)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._accumulators import state_zeros
 from ._arguments import checked, log_of
 from ._base import (
     LearnedOptimizer,
@@ -26,7 +27,7 @@ from ._hypergradient import (
 from ._rule import GRADIENT_BOUND, newton_schulz
 from ._scales import scale_limits, step_scales
 from ._schedule import refuse_schedule, warmup_cosine
-from ._tensors import is_held, map_tensors, masked_normalise, moments_like
+from ._tensors import is_held, map_tensors, masked_normalise
 from ._transformation import transformation
 
 _NS_ITERS, _NS_EPS = 5, 1e-8
@@ -148,8 +149,8 @@ def learnable_muon(
             return LearnableMuonState(
                 jnp.zeros([], jnp.int32),
                 jnp.array(num_steps),
-                moments_like(params),
-                moments_like(params),
+                state_zeros(params),
+                state_zeros(params),
                 scale_limits(params),
                 init_factors(params),
             )

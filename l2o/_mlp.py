@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._accumulators import update_moment
+from ._accumulators import state_zeros, update_moment
 from ._arguments import checked
 from ._base import LearnedOptimizer, require_params
 from ._features import TIME_SCALES, inverse_rms, time_embedding
 from ._network import apply_mlp, init_mlp
 from ._rule import Untouched, check_untouched
-from ._tensors import is_held, map_tensors, moments_like
+from ._tensors import is_held, map_tensors
 from ._transformation import transformation
 
 _EPS = 1e-5
@@ -94,7 +94,7 @@ def mlp(
             return -step, momentum
 
         def init_fn(params):
-            momentum = tuple(moments_like(params) for _ in decays)
+            momentum = tuple(state_zeros(params) for _ in decays)
             return MLPState(jnp.zeros([], jnp.int32), momentum)
 
         def update_fn(updates, state, params=None, **extra_args):

@@ -20,6 +20,7 @@ from ._small_fc import (
     small_fc_sizes,
     small_fc_transformation,
 )
+from ._tensors import square_root
 from ._transformation import transformation
 
 
@@ -96,7 +97,7 @@ def mulo(
         )
 
         def clipped(grad, bound):
-            norm = jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32))))
+            norm = square_root(jnp.sum(jnp.square(grad.astype(jnp.float32))))
             return grad * jnp.minimum(1.0, bound / (norm + 1e-6))
 
         def update_fn(updates, state, params=None, **extra_args):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ._accumulators import state_zeros
 from ._base import require_num_steps, require_params
-from ._tensors import moments_like
 from ._transformation import transformation
 
 
@@ -70,7 +70,7 @@ def nadamw(
     sign = -1 if l2_sign_bug else 1
 
     def init_fn(params):
-        mu, nu = moments_like(params), moments_like(params)
+        mu, nu = state_zeros(params), state_zeros(params)
         return NAdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update_fn(updates, state, params=None, **extra_args):

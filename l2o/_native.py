@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ._accumulators import Accumulators, Decays, factored_axes
+from ._accumulators import Accumulators, Decays, factored_axes, gradient_bound
 from ._features import FEATURES
 from ._rule import Rule, Shared, Tensor, update_one
 
@@ -293,8 +293,8 @@ def _ffi(target, layout, operands, results, aliases):
     spec = [layout.width, flags, len(layout.shapes), len(operands[1]), len(operands[2])]
     for shape in layout.shapes:
         spec += _axes(shape, rule)
-    bound = math.inf if rule.grad_bound is None else rule.grad_bound
-    settings = [bound, rule.rms_eps, rule.vector_eps, rule.norm_eps, rule.exp_mult]
+    bound, eps = gradient_bound(rule.grad_bound), (rule.rms_eps, rule.vector_eps)
+    settings = [bound, *eps, rule.norm_eps, rule.exp_mult]
     call = jax.ffi.ffi_call(
         target,
         [jax.typeof(x).update(weak_type=False) for x in results],

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from ._accumulators import update_moment
+from ._accumulators import state_zeros, update_moment
 from ._arguments import checked, log_of
 from ._base import LearnedOptimizer, require_params
 from ._recurrent import (
@@ -25,7 +25,6 @@ from ._recurrent import (
     state_rows,
     tree_of,
 )
-from ._tensors import moments_like
 from ._transformation import transformation
 
 _FEATURES = 19
@@ -121,8 +120,8 @@ def nn_adam(
             tensors = state_rows(params)
             return NNAdamState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=moments_like(params),
-                rms=moments_like(params),
+                momentum=state_zeros(params),
+                rms=state_zeros(params),
                 hyper=repeated(start, tensors),
                 lstm=init_rows(theta["lstm_init"], tensors),
             )

@@ -22,6 +22,7 @@ from ._accumulators import (
     Axes,
     Decays,
     factored_axes,
+    finite_gradient,
     inverse_roots,
     update_accumulators,
     update_moment,
@@ -190,7 +191,7 @@ def _update_one(
 
     reduced = update_accumulators(
         Accumulators(row=old.row, col=old.col),
-        _bounded(rule, tensor.grad),
+        finite_gradient(tensor.grad, rule.grad_bound),
         Decays(second=shared.decays.second),
         axes,
     )
@@ -214,10 +215,10 @@ def _update_one(
     scalars = _packed(factor, decay, b0, w0, nn)
     views = *views[:2], momentum, rms
     widths = len(nn["b0"]), len(nn["b1"])
-    update, *sums = _apply(rule, cut, names, widths, scalars, views, second)
+    update, *of_step = _apply(rule, cut, names, widths, scalars, views, second)
     if rule.normalize_step:
-        square, kept = jnp.split(_totals(cut, *sums), 2, 1)
-        inverse = lax.rsqrt(square / jnp.maximum(kept, 1.0) + rule.norm_eps)
+        total, kept = jnp.split(_totals(cut, *of_step), 2, 1)
+        inverse = lax.rsqrt(total / jnp.maximum(kept, 1.0) + rule.norm_eps)
         update = factor * inverse[..., None] * update - decay * views[1]
 
     update, momentum, rms = jax.tree.map(
@@ -241,12 +242,6 @@ def _seen_by_kernels(names: tuple[str, ...], axes: Axes) -> tuple[str, ...]:
         return names
     apart = _OF_ROW + _OF_COL + _OF_BOTH
     return tuple(n for n in names if n not in apart) + _OF_BOTH
-
-
-def _bounded(rule: Rule, grad: jax.Array) -> jax.Array:
-    if rule.grad_bound is None:
-        return grad
-    return jnp.clip(grad, -rule.grad_bound, rule.grad_bound)
 
 
 def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -480,7 +475,7 @@ def _accumulate_kernel(rule, cut, names, decays, views, second, *outputs):
     n = len(momentum_refs)
 
     def body(tile, totals):
-        grad = _bounded(rule, tile.load(grad_ref))
+        grad = finite_gradient(tile.load(grad_ref), rule.grad_bound)
         new = [
             update_moment(tile.load(ref), grad if i < n else grad * grad, decays[0, i])
             for i, ref in enumerate((*momentum_refs, *rms_refs))
@@ -539,7 +534,8 @@ def _apply_kernel(rule, cut, names, widths, scalars, views, second, *outputs):
             added = [row + column for row, column in sides[roots:]]
         else:
             seen = [tile.load(ref) for ref in second]
-        param, grad = tile.load(param_ref), _bounded(rule, tile.load(grad_ref))
+        param = tile.load(param_ref)
+        grad = finite_gradient(tile.load(grad_ref), rule.grad_bound)
         momentum, rms = (
             tuple(tile.load(ref) for ref in refs) for refs in (momentum_refs, rms_refs)
         )

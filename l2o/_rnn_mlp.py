@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from ._accumulators import update_moment
+from ._accumulators import state_zeros, update_moment
 from ._arguments import checked
 from ._base import (
     LearnedOptimizer,
@@ -33,7 +33,7 @@ from ._recurrent import (
     tree_of,
 )
 from ._rule import Untouched, check_untouched
-from ._tensors import is_held, moments_like
+from ._tensors import is_held
 from ._transformation import transformation
 
 _EPS = 1e-5
@@ -173,8 +173,8 @@ def rnn_mlp(
 
             return RNNMLPState(
                 count=jnp.zeros([], jnp.int32),
-                momentum=tuple(moments_like(params) for _ in decays),
-                rms=tuple(moments_like(params) for _ in decays),
+                momentum=tuple(state_zeros(params) for _ in decays),
+                rms=tuple(state_zeros(params) for _ in decays),
                 lstm=init_rows(theta["lstm_init"], tensors),
                 from_mlp=repeated(theta["initial_from_mlp"], tensors),
                 from_lstm=jnp.array(theta["initial_from_lstm"], copy=True),

@@ -17,11 +17,10 @@ from ._coordinatewise import (
     init_torch_linear,
     init_torch_lstm,
     merge_biases,
-    safe_sqrt,
 )
 from ._recurrent import init_linear, linear
 from ._rule import Untouched, check_untouched
-from ._tensors import is_held, map_tensors, zeros_like
+from ._tensors import is_held, map_tensors, square_root, zeros_like
 from ._transformation import transformation
 
 _EPS = 1e-8
@@ -121,7 +120,7 @@ def rnnprop(
         def update_tensor(grad, _, mean, square, hidden, cell, unbias):
             mean = b1 * mean[0] + (1 - b1) * grad
             square = b2 * square[0] + (1 - b2) * grad * grad
-            root = safe_sqrt(square * unbias[1]) + _EPS
+            root = square_root(square * unbias[1]) + _EPS
             ratios = [mean * unbias[0] / root, grad / root]
             x = jnp.stack(ratios[::-1] if torch else ratios, -1)
             x = jax.nn.elu(linear(theta["linear_in"], x))

@@ -1,8 +1,9 @@
 """The rule of per-parameter networks on Adafactor features, for one tensor.
 
 What small_fc, ELO, muLO, VeLO, Celo and Celo2 have in common. With g the gradient cut
-to a bound, phi its features (`adafactor_features`) after the accumulators have seen it,
-and normalise dividing each feature by its root mean square over the tensor,
+to a bound (`finite_gradient`), phi its features (`adafactor_features`) after the
+accumulators have seen it, and normalise dividing each feature by its root mean square
+over the tensor,
 
     (d, a, ...) = MLP(normalise(phi), constants)
     update = -(scale s(d e^(lambda a)) + weight_decay p)
@@ -26,6 +27,7 @@ from ._accumulators import (
     Decays,
     Factoring,
     factored_axes,
+    finite_gradient,
     inverse_roots,
     torch_axes,
     update_accumulators,
@@ -33,7 +35,7 @@ from ._accumulators import (
 from ._chunks import cut, map_over, mean_over
 from ._features import adafactor_features, inverse_rms
 from ._network import apply_mlp
-from ._tensors import is_held, sees_whole_tensors
+from ._tensors import is_held, sees_whole_tensors, square_root
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 GRADIENT_BOUND = 1000.0  # VeLO, Celo and Celo2 cut gradients to this size
@@ -59,7 +61,7 @@ class Rule(NamedTuple):
       exp_mult: lambda.
       rms_eps, vector_eps: as in `adafactor_features`.
       norm_eps: added to mean squares when features and steps are normalised.
-      grad_bound: gradients are cut to this size; None for no bound.
+      grad_bound: gradients are cut to this size, see `finite_gradient`.
       activation: of `ACTIVATIONS`.
       normalize_input, normalize_step: the normalisations.
       normalized_axes: "all", or the "last" two, in PyTorch's layout with "torch".
@@ -125,8 +127,7 @@ def update_one(
 ) -> tuple[jax.Array, Accumulators]:
     """The update of one tensor and its new accumulators; arguments as their classes."""
     grad, param, accumulators = tensor
-    if rule.grad_bound is not None:
-        grad = jnp.clip(grad, -rule.grad_bound, rule.grad_bound)
+    grad = finite_gradient(grad, rule.grad_bound)
     axes = factored_axes(grad.shape, rule.factoring)
     accumulators = update_accumulators(accumulators, grad, shared.decays, axes)
     seen = accumulators
@@ -340,7 +341,7 @@ def newton_schulz(
     flip = x.shape[-2] > x.shape[-1]
     if flip:
         x = x.mT
-    x = x / (jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
+    x = x / (square_root(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
 
     def matmul(y, z):
         return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)

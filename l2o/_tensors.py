@@ -11,7 +11,6 @@ from jax import lax
 from jax.sharding import AxisType
 
 HELD_FACTOR = 1e8  # a first momentum this much below the root of v tells of no gradient
-LARGEST = 1e15  # of a gradient: sums of squares of 1e8 such entries are finite
 
 
 def map_tensors(
@@ -131,13 +130,6 @@ def with_elements(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
-def finite_gradient(grad: jax.Array, bound: float = LARGEST) -> jax.Array:
-    """The gradient with 0 for NaN, cut to a bound; in float32 if it was float16."""
-    if jnp.finfo(grad.dtype).max < LARGEST:
-        grad = grad.astype(jnp.float32)
-    return jnp.where(jnp.isnan(grad), 0, jnp.clip(grad, -bound, bound))
-
-
 def is_held(momentum: jax.Array, second: Any = 0.0) -> jax.Array:
     """Entries that have had no gradient, or none for hundreds of steps.
 
@@ -166,17 +158,18 @@ def masked_normalise(
     return x * lax.rsqrt(square / jnp.maximum(count, 1.0) + eps)
 
 
-def moments_like(tree: Any) -> Any:
-    """Zeros as `zeros_like`; float32 for float16, which squares of gradients leave."""
-    return jax.tree.map(
-        lambda x: zeros_like(x, jnp.float32 if x.dtype == jnp.float16 else None), tree
-    )
+def square_root(x: jax.Array) -> jax.Array:
+    """The root, with a derivative of zero at zero."""
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def clip_by_global_norm(grads: Any, max_norm: float) -> Any:
     """Scales `grads` to that norm where they have a larger one; not where it is NaN."""
-    norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
-    scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    norm = square_root(
+        optax.tree.norm(optax.tree.cast(grads, jnp.float32), squared=True)
+    )
+    scale = jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1.0)
     return jax.tree.map(lambda g: g * scale, grads)
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ._accumulators import state_zeros
 from ._arguments import check_num_steps, check_number, checked, log_of
 from ._base import (
     LearnedOptimizer,
     require_params,
     require_value,
 )
-from ._tensors import moments_like, zeros_like
+from ._tensors import zeros_like
 from ._transformation import transformation
 
 _NOMINAL = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
@@ -329,8 +330,8 @@ def nominal(
         tx = learned.bind(theta["learned"], num_steps=num_steps)
 
         def init_fn(params):
-            momentum = tuple(moments_like(params) for _ in decays)
-            return NominalState(tx.init(params), momentum, moments_like(params))
+            momentum = tuple(state_zeros(params) for _ in decays)
+            return NominalState(tx.init(params), momentum, state_zeros(params))
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "nominal")

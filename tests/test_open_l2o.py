@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 
 import l2o
-from l2o._coordinatewise import safe_sqrt
 from l2o._lstm import log_and_sign
+from l2o._tensors import square_root
 
 SHAPES = {"matrix": (5, 3), "scalar": (), "vector": (4,)}  # in the order of the tree
 
@@ -670,8 +670,10 @@ def test_states_can_be_donated(name):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(theta))
 
 
-def test_safe_sqrt():
-    values, slopes = jax.vmap(jax.value_and_grad(safe_sqrt))(jnp.float32([0, 1e-30, 4]))
+def test_square_root():
+    values, slopes = jax.vmap(jax.value_and_grad(square_root))(
+        jnp.float32([0, 1e-30, 4])
+    )
     np.testing.assert_allclose(values, [0, 1e-15, 2], rtol=1e-6)
     np.testing.assert_allclose(slopes, [0, 5e14, 0.25], rtol=1e-6)
 

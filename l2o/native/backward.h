@@ -397,7 +397,7 @@ class Backward {
 
   // What reaches x through its cut to the bound: half at the bound, as JAX has it.
   L2O_INLINE static Vec inside(Vec x, float bound, Vec d) {
-    d = x < -bound || x > bound ? Vec{} : d;
+    d = x >= -bound && x <= bound ? d : Vec{};
     return x == -bound || x == bound ? 0.5f * d : d;
   }
 
@@ -441,7 +441,8 @@ class Backward {
       if (moments_) {
         const Vec root = o.moment_root[d], inverse = phi[kRsqrtRow + d];
         d_m[d] += d_fac_m * root;
-        d_v += d_fac_m * o.m[d] * -0.5f * root * root * root;
+        // Not root^3, which may be infinite where m is zero.
+        d_v += d_fac_m * -0.5f * phi[kFacM + d] * (root * root);
         d_v += d_phi[kRow + d];
         d_v += d_phi[kRsqrtRow + d] * -0.5f * inverse * inverse * inverse;
       }

@@ -410,7 +410,8 @@ class Update {
   bool finishes() const { return flags_ & kNormalizeStep; }
 
   float bounded(float x) const {
-    return x < -s_.grad_bound ? -s_.grad_bound : x > s_.grad_bound ? s_.grad_bound : x;
+    if (x != x) return 0;
+    return std::min(std::max(x, -s_.grad_bound), s_.grad_bound);
   }
   L2O_INLINE Vec bounded(Vec x) const { return clip(x, s_.grad_bound); }
 

@@ -102,15 +102,18 @@ L2O_INLINE Vec relu(Vec x) {
 #endif
 }
 
-// x cut to [-bound, bound]; NaN stays NaN.
+// x cut to [-bound, bound], and zero for NaN.
 L2O_INLINE Vec clip(Vec x, float bound) {
 #if defined(__AVX512F__)
-  __m512 low = _mm512_max_ps(_mm512_set1_ps(-bound), (__m512)x);
-  return (Vec)_mm512_min_ps(_mm512_set1_ps(bound), low);
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_ORD_Q);
+  const __m512 low = _mm512_max_ps(_mm512_set1_ps(-bound), (__m512)x);
+  return (Vec)_mm512_maskz_min_ps(number, _mm512_set1_ps(bound), low);
 #elif defined(__AVX2__)
-  __m256 low = _mm256_max_ps(_mm256_set1_ps(-bound), (__m256)x);
-  return (Vec)_mm256_min_ps(_mm256_set1_ps(bound), low);
+  const __m256 number = _mm256_cmp_ps((__m256)x, (__m256)x, _CMP_ORD_Q);
+  const __m256 low = _mm256_max_ps(_mm256_set1_ps(-bound), (__m256)x);
+  return (Vec)_mm256_and_ps(_mm256_min_ps(_mm256_set1_ps(bound), low), number);
 #else
+  x = x == x ? x : Vec{};
   x = x < -bound ? splat(-bound) : x;
   return x > bound ? splat(bound) : x;
 #endif
