@@ -11,6 +11,8 @@ from ._arguments import check_num_steps
 
 Theta = Any  # a pytree of float arrays: the meta-parameters
 
+_LARGEST = 1e15  # of a loss
+
 ALL_NEEDS = ("params", "value", "num_steps")
 PARAMS_MISSING = (
     "{name} needs the current parameters: call "
@@ -91,7 +93,7 @@ def require_params(params: Any, name: str) -> None:
 
 
 def require_value(value: Any, name: str) -> jax.Array:
-    """The loss as a float32 scalar.
+    """The loss as a float32 scalar; 1e15 for one that is NaN or larger.
 
     Raises:
       ValueError: it is missing (the message has the call to write) or not a scalar.
@@ -103,7 +105,9 @@ def require_value(value: Any, name: str) -> jax.Array:
         raise ValueError(
             f"{name} needs a scalar loss, got value of shape {value.shape}"
         )
-    return value.reshape(())
+    # Running statistics of the loss must survive one that is not finite.
+    value = jnp.where(jnp.isnan(value), _LARGEST, value)
+    return jnp.clip(value, -_LARGEST, _LARGEST).reshape(())
 
 
 def require_num_steps(num_steps: Any, name: str) -> jax.Array:

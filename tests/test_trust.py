@@ -1,0 +1,433 @@
+"""What a stranger's training loop does to every optimizer, and must be able to do."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from every_optimizer import FACTORIES, NUM_STEPS, WRAPPED
+
+import l2o
+
+# An embedding of which rows 0 to 2 are used, a part that is frozen, a counter.
+PARAMS = {
+    "embedding": (6, 2),
+    "frozen": {"w": (3, 2), "b": (2,)},
+    "w": (4, 3),
+    "b": (3,),
+}
+USED = np.arange(6) < 3
+SHIPPED = {name: l2o.load_theta(name) for name in l2o.shipped()}
+CASES = [*FACTORIES, *WRAPPED, *SHIPPED]
+
+
+def arrays(seed):
+    rng = np.random.default_rng(seed)
+    tree = jax.tree.map(
+        lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32),
+        PARAMS,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    return {**tree, "steps": jnp.int32(7), "none": None}
+
+
+def gradients(seed):
+    grads = arrays(seed)
+    grads["embedding"] *= USED[:, None]
+    zeros = optax.tree.zeros_like(grads["frozen"])
+    return {**grads, "frozen": zeros, "steps": jnp.int32(0)}
+
+
+class Case(NamedTuple):
+    optimizer: l2o.LearnedOptimizer
+    theta: Any
+    tx: optax.GradientTransformationExtraArgs
+    step: Any  # compiled; parameters and state are donated
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    if request.param in SHIPPED:
+        optimizer, theta = SHIPPED[request.param]
+    else:
+        optimizer = {**FACTORIES, **WRAPPED}[request.param]
+        theta = optimizer.init_theta(jax.random.key(0))
+
+    def step(theta, params, state, grads):
+        tx = optimizer.bind(theta, num_steps=NUM_STEPS)
+        updates, state = tx.update(grads, state, params, value=jnp.float32(0.5))
+        return optax.apply_updates(params, updates), state
+
+    tx = optimizer.bind(theta, num_steps=NUM_STEPS)
+    return Case(optimizer, theta, tx, jax.jit(step, donate_argnums=(1, 2)))
+
+
+def after(case, all_grads, seed=0):
+    """Parameters and state after these gradients, donated every time."""
+    params = arrays(seed)
+    state = case.tx.init(params)
+    for grads in all_grads:
+        params, state = case.step(case.theta, params, state, grads)
+    return params, state
+
+
+def buffers(*trees):
+    return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if x.size]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("empty", [False, True], ids=["model", "empty"])
+def test_state_owns_its_buffers(case, empty, compiled):
+    params = {} if empty else arrays(0)
+    init = jax.jit(case.tx.init) if compiled else case.tx.init
+    found = buffers(init(params), params, case.theta)
+    assert len(set(found)) == len(found)
+
+
+def test_state_can_be_donated_fresh_and_updated(case):
+    params, state = after(case, [gradients(seed) for seed in (1, 2, 3)])
+    found = buffers(params, state, case.theta)
+    assert len(set(found)) == len(found)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(case.theta))
+
+
+def test_what_has_no_gradient_only_decays(case):
+    start = arrays(0)
+    params, _ = after(case, [gradients(seed) for seed in range(1, 9)])
+    embedding = params["embedding"]
+    kept = [
+        embedding[~USED] / start["embedding"][~USED],
+        *(params["frozen"][k] / start["frozen"][k] for k in ("w", "b")),
+    ]
+    kept = np.concatenate([np.ravel(x) for x in kept])
+    decay = kept[0]
+    # The same share of every entry, to rounding.
+    np.testing.assert_allclose(kept, decay, rtol=1e-5)
+    if has_decay(case.optimizer.arguments) or case.optimizer.name == "weight_decay":
+        assert 0.5 < decay < 1
+    else:
+        assert decay == 1
+    moved = np.abs(embedding - start["embedding"])[USED]
+    assert np.min(moved) > 0
+    assert params["steps"] == 7 and params["none"] is None
+
+
+def has_decay(arguments):
+    return arguments.get("weight_decay", 0) > 0 or arguments.get("shrinkage", 0) > 0
+
+
+def test_zero_gradients_move_nothing(case):
+    zeros = optax.tree.zeros_like(gradients(1))
+    start = arrays(0)
+    params, state = after(case, [zeros] * 12)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True):
+        assert np.all(np.abs(x) <= np.abs(y))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e38])
+def test_a_bad_entry_does_not_end_the_run(case, bad):
+    grads = [gradients(seed) for seed in (1, 2, 3)]
+    grads[1]["w"] = grads[1]["w"].at[0, 0].set(bad)
+    grads[1]["b"] = grads[1]["b"].at[:].set(bad)
+    params, state = after(case, grads)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((params, state)))
+
+
+def test_state_comes_back_from_numpy_flax_and_safetensors(case, tmp_path):
+    import flax.serialization
+    import safetensors.numpy
+
+    _, state = after(case, [gradients(1)])
+    leaves = jax.tree.leaves(state)
+    structure = jax.tree.structure(state)
+    by_name = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
+    assert all(x.size for x in leaves)  # orbax refuses arrays of size zero
+    content = flax.serialization.to_bytes(leaves)
+    flaxed = flax.serialization.from_bytes(leaves, content)
+    safe = safetensors.numpy.load(safetensors.numpy.save(by_name))
+    found = [flaxed, [safe[k] for k in by_name]]
+    if case.optimizer.name != "compact":  # in bfloat16, which NumPy's files lack
+        np.savez(tmp_path / "state.npz", **by_name)
+        with np.load(tmp_path / "state.npz") as file:
+            found.append([file[k] for k in by_name])
+    for loaded in found:
+        again = structure.unflatten([jnp.asarray(x) for x in loaded])
+        for x, y in zip(jax.tree.leaves(again), leaves, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def test_strict_settings_of_jax_change_nothing(case):
+    params, grads = arrays(0), gradients(1)
+
+    def avals():
+        out = jax.eval_shape(
+            lambda p, g: case.tx.update(g, case.tx.init(p), p, value=0.5), params, grads
+        )
+        return jax.tree.map(lambda x: (x.shape, x.dtype), out)
+
+    expected = avals()
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert avals() == expected
+
+
+def test_float64_parameters_keep_their_type(case):
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones((3, 2), jnp.float64)}
+        updates, state = jax.eval_shape(
+            lambda p: case.tx.update(p, case.tx.init(p), p, value=0.5), params
+        )
+        before = jax.eval_shape(case.tx.init, params)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(
+        lambda x: x.dtype, before
+    )
+    if case.optimizer.name != "float32_updates":
+        assert updates["w"].dtype == jnp.float64
+
+
+def test_empty_groups_of_partition_and_masked(case):
+    params = {"w": jnp.ones((3, 2))}
+    mine = case.tx
+    groups = {"mine": mine, "other": optax.sgd(0.1)}
+    for tx in (
+        optax.partition(groups, {"w": "other"}),
+        optax.masked(mine, {"w": False}),
+    ):
+        state = tx.init(params)
+        assert all(np.size(x) for x in jax.tree.leaves(state))
+        new = jax.eval_shape(
+            lambda p, s, tx=tx: tx.update(p, s, p, value=0.5)[1], params, state
+        )
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+LEAVES = {
+    "complex": (jnp.ones(2, jnp.complex64), "is complex: .*split_real_and_imaginary"),
+    "key": (jax.random.key(0), "is a PRNG key: .*optax.masked"),
+    "function": (jax.nn.relu, "is a custom_jvp: .*eqx.filter"),
+    "string": ("relu", "is a str: .*nnx.state"),
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_that_cannot_be_updated_are_named(case, leaf):
+    value, message = LEAVES[leaf]
+    with pytest.raises(ValueError, match=rf"params\['x'\] {message}"):
+        case.tx.init({"w": jnp.ones(2), "x": value})
+
+
+def test_python_floats_are_parameters(case):
+    params = {"a": 1.0, "n": 3, "flag": True}
+    grads = {"a": 0.5, "n": np.zeros((), jax.dtypes.float0), "flag": False}
+    state = case.tx.init(params)
+    updates, _ = jax.eval_shape(
+        lambda s: case.tx.update(grads, s, params, value=0.5), state
+    )
+    assert updates["a"].dtype == jnp.float32
+    assert updates["n"].dtype == jnp.int32 and updates["flag"].dtype == jnp.bool_
+
+
+def test_shapes_are_enough_or_refused(case):
+    shapes = {"w": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
+    arrays = {"w": jnp.ones((3, 2))}
+    expected = jax.eval_shape(case.tx.init, arrays)
+    assert jax.eval_shape(case.tx.init, shapes) == expected
+    try:
+        state = case.tx.init(shapes)
+    except ValueError as error:
+        assert "jax.eval_shape(tx.init, params)" in str(error)
+        return
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
+
+
+def test_gradients_of_another_model_are_named(case):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    state = case.tx.init(params)
+    given = {"state": state, "params": params, "value": 0.5}
+    with pytest.raises(ValueError, match=r"shape \(3, 1\) for params\['w'\].*\(3, 2\)"):
+        case.tx.update({**params, "w": jnp.ones((3, 1))}, **given)
+    with pytest.raises(ValueError, match=r"lack params\['b'\] and have params\['c'\]"):
+        case.tx.update({"w": params["w"], "c": params["b"]}, **given)
+
+
+def test_state_of_another_model_is_named(case):
+    state = case.tx.init({"w": jnp.ones((3, 2))})
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(2)}
+    if not jax.tree.leaves(state):
+        return
+    with pytest.raises(ValueError, match=r"state that does not fit.*tx\.init\(params"):
+        case.tx.update(params, state, params, value=0.5)
+
+
+class Module(NamedTuple):
+    """As an equinox module is filtered: what is no array is None in gradients."""
+
+    w: Any
+    activation: Any
+
+
+def test_gradients_of_filtered_modules(case):
+    filtered = Module(jnp.ones((3, 2)), None)
+    state = case.tx.init(filtered)
+    for params in (filtered, Module(filtered.w, jax.nn.relu)):
+        updates, _ = jax.eval_shape(
+            lambda s, p=params: case.tx.update(filtered, s, p, value=0.5), state
+        )
+        assert updates.activation is None and updates.w.shape == (3, 2)
+
+
+def test_a_parameter_of_another_magnitude_changes_no_other_step():
+    params = {"w1": (8, 4), "b": (4,), "w2": (4, 2)}
+    rng = np.random.default_rng(0)
+    params = {
+        k: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)
+        for k, shape in params.items()
+    }
+    grads = {k: jnp.sign(x) for k, x in params.items()}
+    outliers = {
+        "constant": jnp.float32(1e4),
+        "buffer": jnp.arange(512.0),
+        "table": jnp.full((2, 2), 1e5),
+    }
+
+    def first(optimizer, params, grads):
+        tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)), num_steps=9)
+        updates, _ = tx.update(grads, tx.init(params), params, value=0.5)
+        return {k: updates[k] for k in ("w1", "b", "w2")}
+
+    relative = [
+        l2o.learnable_muon(),
+        l2o.celo2_base(relative=True, hidden_size=4),
+        l2o.small_fc(relative=True),
+        l2o.celo2_velo(hidden_size=4),
+    ]
+    for optimizer in relative:
+        expected = first(optimizer, params, grads)
+        for name, outlier in outliers.items():
+            more = first(
+                optimizer,
+                {**params, name: outlier},
+                {**grads, name: jnp.ones_like(outlier)},
+            )
+            for k, update in more.items():
+                # The network of celo2_velo sees the other tensors.
+                tolerance = 0.2 if optimizer.name == "celo2_velo" else 1e-4
+                np.testing.assert_allclose(
+                    np.linalg.norm(update),
+                    np.linalg.norm(expected[k]),
+                    rtol=tolerance,
+                    err_msg=f"{optimizer.name} {name} {k}",
+                )
+
+
+RATED = [
+    name
+    for name, factory in l2o.FACTORIES.items()
+    if "learning_rate" in inspect.signature(factory).parameters
+]
+BAD_RATES = [None, "0.1", float("nan"), float("inf"), -0.1, True, [0.1], jnp.ones(2)]
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_learning_rates_are_checked_once(name):
+    for bad in BAD_RATES:
+        message = f"{name} needs learning_rate to be a finite number >= 0"
+        with pytest.raises(ValueError, match=message):
+            l2o.make(name, learning_rate=bad)
+    for good in (0.1, np.float32(0.1), jnp.float32(0.1), 1):
+        optimizer = l2o.make(name, learning_rate=good)
+        assert isinstance(optimizer.arguments["learning_rate"], float | int)
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_schedules_are_obeyed_or_refused(name):
+    schedule = optax.linear_schedule(0.1, 0.0, 2)
+    try:
+        optimizer = l2o.make(name, learning_rate=schedule)
+    except ValueError as error:
+        assert name in ("learnable_muon", "nn_adam")
+        assert "schedule" in str(error) or "number" in str(error)
+        return
+    constant = l2o.make(name, learning_rate=0.1)
+    params = {"w": jnp.ones((3, 2))}
+
+    def updates(optimizer):
+        tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+        state = tx.init(params)
+        for _ in range(3):
+            update, state = tx.update(params, state, params)
+            yield np.asarray(update["w"])
+
+    for share, scheduled, plain in zip(
+        (1.0, 0.5, 0.0), updates(optimizer), updates(constant), strict=True
+    ):
+        np.testing.assert_allclose(scheduled, share * plain, rtol=1e-5, atol=1e-9)
+
+
+BAD_STEPS = ["1000", float("nan"), float("inf"), 0, -3, 1.5, None, True]
+
+
+@pytest.mark.parametrize(
+    "name", [x for x, y in FACTORIES.items() if "num_steps" in y.needs]
+)
+def test_lengths_of_runs_are_checked(name):
+    optimizer = FACTORIES[name]
+    theta = jax.tree.map(
+        lambda x: jnp.zeros(x.shape),
+        jax.eval_shape(optimizer.init_theta, jax.random.key(0)),
+    )
+    for bad in BAD_STEPS:
+        with pytest.raises(ValueError, match=r"num_steps"):
+            optimizer.bind(theta, num_steps=bad)
+    for good in (3, 3.0, np.int64(3), jnp.int32(3)):
+        optimizer.bind(theta, num_steps=good)
+    with pytest.raises(ValueError, match=r"l2o\.load needs num_steps"):
+        l2o.load("small_fc_digits", num_steps="1000")
+
+
+@pytest.mark.parametrize("name", l2o.FACTORIES | l2o.WRAPPERS)
+def test_arguments_of_a_wrong_type_are_refused(name):
+    factory = (l2o.FACTORIES | l2o.WRAPPERS)[name]
+    parts = {"optimizer", "learned", "direction", "magnitude"}
+    parameters = inspect.signature(factory).parameters
+    given = {k: FACTORIES["learnable_sgd"] for k in parameters if k in parts}
+    if "rate" in parameters:
+        given["rate"] = 0.1
+    for argument in parameters.keys() - parts:
+        with pytest.raises(ValueError, match=r"."):
+            factory(**{**given, argument: object()})
+
+
+def test_hyper_parameters_can_be_injected():
+    params = {"w": jnp.ones((3, 2))}
+    inject = optax.inject_hyperparams(l2o.load)
+    rates = {"learning_rate": 0.02, "weight_decay": 0.5}
+    tx = inject("adaptive_muon", num_steps=50, **rates)
+    state = tx.init(params)
+    assert set(state.hyperparams) == {"num_steps", *rates}
+    updates, state = jax.jit(tx.update)(params, state, params)
+    plain = l2o.load("adaptive_muon", num_steps=50, **rates)
+    expected, _ = plain.update(params, plain.init(params), params)
+    np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-5)
+    state.hyperparams["learning_rate"] = jnp.float32(0.0)
+    updates, _ = jax.jit(tx.update)(params, state, params)
+    np.testing.assert_array_equal(updates["w"], 0)
+
+
+def test_nans_are_the_users_where_jax_looks_for_them():
+    tx = l2o.load("adaptive_muon", num_steps=9)
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    bad = {**params, "b": jnp.array([0.0, np.nan])}
+    state = tx.init(params)
+    with jax.debug_nans(True):
+        tx.update(params, state, params)
+        tx.update(optax.tree.zeros_like(params), state, params)
+        message = r"gradient of params\['b'\] is not finite before the optimizer"
+        with pytest.raises(FloatingPointError, match=message):
+            tx.update(bad, state, params)
