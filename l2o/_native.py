@@ -130,7 +130,7 @@ def _statistics_like(layout, batch, like, *others):
 
 
 def _primitive(
-    name: str, plain: Callable, like: Callable, kernel: Callable | None = None
+    name: str, plain: Callable, like: Callable, kernel: Any = None
 ) -> Primitive:
     """One of a `layout`, and of operands that all lead with the same `batch` axes.
 
