@@ -26,7 +26,8 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
     | None | what L2O_BACKEND in the environment says, else native where possible |
 
     What a `jax.jit` has compiled is kept per backend. All derivatives work with each;
-    plain JAX computes them but for the native kernels' reverse mode.
+    plain JAX computes them but for the native kernels' reverse mode. `jax.export` takes
+    plain JAX in place of native kernels.
 
     Args:
       name: from the table.

@@ -43,7 +43,7 @@ def unavailable() -> str | None:
     """Why there are no native kernels; None if there are."""
     try:
         _load()
-    except (OSError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, there is plain JAX
         return str(error)
     return None
 
@@ -71,7 +71,10 @@ def _load() -> str:
     library = ctypes.CDLL(str(_path(built[-1])))
     for target in (_UPDATE, _REVERSE, _STATISTICS):
         capsule = jax.ffi.pycapsule(getattr(library, target))
-        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        try:
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        except Exception as error:
+            raise ValueError(f"the installed jaxlib refuses them: {error}") from error
     return built[-1]
 
 
@@ -87,12 +90,18 @@ def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array
     return jnp.concatenate(means), jnp.concatenate(variances)
 
 
+def plain_mean_and_variance(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_statistics.mean_and_variance`, in plain JAX."""
+    means = [jnp.mean(x) for x in arrays]
+    variances = [
+        jnp.mean((x - mean) ** 2) for x, mean in zip(arrays, means, strict=True)
+    ]
+    return jnp.stack(means), jnp.stack(variances)
+
+
 @jax.custom_jvp
 def _mean_and_variance(*arrays: jax.Array) -> list[jax.Array]:
-    _, like = _varying_alike([arrays[0], jnp.zeros(len(arrays), jnp.float32)])
-    results = [jax.typeof(like)] * 2
-    call = jax.ffi.ffi_call(_STATISTICS, results, vmap_method="broadcast_all")
-    return list(call(*arrays, sizes=np.array([x.size for x in arrays], np.int64)))
+    return _statistics.bind(*arrays, layout=None, batch=0)
 
 
 @_mean_and_variance.defjvp
@@ -104,6 +113,96 @@ def _mean_and_variance_jvp(primals, tangents):
     ]
     new_means = jnp.stack([jnp.mean(t) for t in tangents])
     return [means, variances], [new_means, jnp.stack(slopes)]
+
+
+def _statistics_with_kernel(layout, batch, *arrays):
+    sizes = [math.prod(x.shape[batch:]) for x in arrays]
+    results = _statistics_like(layout, batch, *map(jax.typeof, arrays))
+    call = jax.ffi.ffi_call(_STATISTICS, results)
+    return list(call(*arrays, sizes=np.array(sizes, np.int64)))
+
+
+def _statistics_like(layout, batch, like, *others):
+    del layout
+    shape = (*like.shape[:batch], 1 + len(others))
+    sharding = like.sharding.update(spec=jax.P(*(None for _ in shape)))
+    return [like.update(shape=shape, sharding=sharding, weak_type=False)] * 2
+
+
+def _primitive(
+    name: str, plain: Callable, like: Callable, kernel: Any = None
+) -> Primitive:
+    """One of a `layout`, and of operands that all lead with the same `batch` axes.
+
+    For CPUs it is lowered to the kernel, but not in what is exported: there and
+    elsewhere it is plain JAX, so that what is exported runs without this package.
+
+    Args:
+      name: of the primitive.
+      plain: `(layout, *operands) -> results`, without the batch's axes.
+      like: `(layout, batch, *operands) -> types of the results`.
+      kernel: `(layout, batch, *operands) -> results`.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    def in_plain_jax(*operands, layout, batch):
+        return _mapped(functools.partial(plain, layout), batch)(*operands)
+
+    def with_kernel(*operands, layout, batch):
+        return kernel(layout, batch, *operands)
+
+    def batched(operands, axes, *, layout, batch):
+        size = next(
+            x.shape[axis]
+            for x, axis in zip(operands, axes, strict=True)
+            if axis is not None
+        )
+        operands = [
+            batching.bdim_at_front(x, axis, size)
+            for x, axis in zip(operands, axes, strict=True)
+        ]
+        results = primitive.bind(*operands, layout=layout, batch=batch + 1)
+        return results, [0] * len(results)
+
+    def jitted(*operands, layout, batch):
+        return primitive.bind(*operands, layout=layout, batch=batch)
+
+    primitive.def_impl(jax.jit(jitted, static_argnames=("layout", "batch")))
+    primitive.def_abstract_eval(
+        lambda *types, layout, batch: like(layout, batch, *types)
+    )
+    batching.primitive_batchers[primitive] = batched
+    everywhere = mlir.lower_fun(in_plain_jax, multiple_results=True)
+    mlir.register_lowering(primitive, everywhere)
+    if kernel is not None:
+        here = mlir.lower_fun(with_kernel, multiple_results=True)
+
+        def lowered(ctx, *operands, **fixed):
+            return (everywhere if _exports(ctx) else here)(ctx, *operands, **fixed)
+
+        mlir.register_lowering(primitive, lowered, platform="cpu")
+    return primitive
+
+
+def _exports(ctx: Any) -> bool:
+    """Whether what is lowered is to be exported: JAX refuses kernels there."""
+    parameters = getattr(ctx.module_context, "lowering_parameters", None)
+    return getattr(parameters, "for_export", False)
+
+
+def _mapped(f: Callable, times: int) -> Callable:
+    for _ in range(times):
+        f = jax.vmap(f)
+    return f
+
+
+_statistics = _primitive(
+    _STATISTICS,
+    lambda layout, *arrays: list(plain_mean_and_variance(*arrays)),
+    _statistics_like,
+    _statistics_with_kernel,
+)
 
 
 def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
@@ -273,16 +372,30 @@ def _update(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
       *operands: decays (7,), packed weights (1 or tensors, n), factors of the step and
         the parameter (1 or tensors, 2); then per tensor `_flat`.
     """
-    results, aliases = [], {}
+    return _update_call.bind(*operands, layout=layout, batch=0)
+
+
+def _update_with_kernel(layout, batch, *operands):
+    aliases: dict[int, int] = {}
     first = 3
-    for shape in layout.shapes:
-        state = range(first + 2, first + _operands(shape))
-        results.append(operands[first])
-        for k in state:
-            aliases[k] = len(results)
-            results.append(operands[k])
-        first = state.stop
+    for updates, shape in enumerate(layout.shapes, 1):
+        last = first + _operands(shape)
+        for k in range(first + 2, last):
+            aliases[k] = updates + len(aliases)
+        first = last
+    results = _update_like(layout, batch, *map(jax.typeof, operands))
     return _ffi(_UPDATE, layout, operands, results, aliases)
+
+
+def _update_like(layout, batch, *types):
+    """Of a tensor the gradient's, and the state's."""
+    del batch
+    results, first = [], 3
+    for shape in layout.shapes:
+        last = first + _operands(shape)
+        results += [types[first], *types[first + 2 : last]]
+        first = last
+    return [x.update(weak_type=False) for x in results]
 
 
 def _ffi(target, layout, operands, results, aliases):
@@ -290,17 +403,13 @@ def _ffi(target, layout, operands, results, aliases):
     flags = _VECTOR_MOMENTS * (rule.vector_features == rule.features)
     flags |= _CLIPPED * (rule.features == FEATURES) | _HOLDS * rule.holds
     flags |= _PARAM_SCALE * rule.param_scale | _NORMALIZE_STEP * rule.normalize_step
-    spec = [layout.width, flags, len(layout.shapes), len(operands[1]), len(operands[2])]
+    rows = (x.shape[-2] for x in operands[1:3])
+    spec = [layout.width, flags, len(layout.shapes), *rows]
     for shape in layout.shapes:
         spec += _axes(shape, rule)
     bound, eps = gradient_bound(rule.grad_bound), (rule.rms_eps, rule.vector_eps)
     settings = [bound, *eps, rule.norm_eps, rule.exp_mult]
-    call = jax.ffi.ffi_call(
-        target,
-        [jax.typeof(x).update(weak_type=False) for x in results],
-        vmap_method="broadcast_all",
-        input_output_aliases=aliases,
-    )
+    call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
     return list(
         call(
             *operands,
@@ -343,59 +452,20 @@ def _update_jvp(layout, primals, tangents):
     return _update(layout, *primals), out
 
 
-# The tangents of the results, linear in those of the operands. A primitive, because in
-# reverse it is a kernel and forwards it is the oracle's; all operands lead with the
-# same `batch` axes.
-_tangents = Primitive("l2o_update_tangents")
-_tangents.multiple_results = True
-
-
-def _tangents_of(*operands, layout, batch):
+def _tangents_of(layout, *operands):
     half = len(operands) // 2
-
-    def forwards(*x):
-        oracle = functools.partial(_oracle, layout)
-        return jax.jvp(oracle, x[:half], x[half:])[1]
-
-    return _mapped(forwards, batch)(*operands)
+    oracle = functools.partial(_oracle, layout)
+    return jax.jvp(oracle, operands[:half], operands[half:])[1]
 
 
-def _mapped(f: Callable, times: int) -> Callable:
-    for _ in range(times):
-        f = jax.vmap(f)
-    return f
-
-
-def _tangents_abstract(*operands, layout, batch):
-    half = len(operands) // 2
-    primals = operands[:half]
-    results, first = [], 3
-    for shape in layout.shapes:
-        last = first + _operands(shape)
-        results += [primals[first], *primals[first + 2 : last]]
-        first = last
-    return [x.update(weak_type=False) for x in results]
-
-
-def _tangents_batched(operands, axes, *, layout, batch):
-    size = next(
-        x.shape[axis]
-        for x, axis in zip(operands, axes, strict=True)
-        if axis is not None
-    )
-    operands = [
-        batching.bdim_at_front(x, axis, size)
-        for x, axis in zip(operands, axes, strict=True)
-    ]
-    results = _tangents.bind(*operands, layout=layout, batch=batch + 1)
-    return results, [0] * len(results)
+def _tangents_like(layout, batch, *types):
+    return _update_like(layout, batch, *types[: len(types) // 2])
 
 
 def _tangents_transposed(cotangents, *operands, layout, batch):
     half = len(operands) // 2
     primals = operands[:half]
-    known = [jax.typeof(x) for x in primals]
-    results = _tangents_abstract(*known, *known, layout=layout, batch=batch)
+    results = _update_like(layout, batch, *map(jax.typeof, primals))
     cotangents = [
         jnp.zeros(x.shape, x.dtype) if type(ct) is ad.Zero else ct
         for ct, x in zip(cotangents, results, strict=True)
@@ -408,11 +478,15 @@ def _tangents_transposed(cotangents, *operands, layout, batch):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _reverse(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
     """Cotangents of `_update`'s operands, from the operands and its results'."""
-    half = 3 + sum(map(_operands, layout.shapes))
     sizes = [_axes(shape, layout.rule) for shape in layout.shapes]
     known = layout.width in _REVERSE_WIDTHS
     if not known or any(trailing > 1 for *_, trailing in sizes):
         return _oracle_reverse(layout, *operands)
+    return _reverse_call.bind(*operands, layout=layout, batch=0)
+
+
+def _reverse_with_kernel(layout, batch, *operands):
+    half = 3 + sum(map(_operands, layout.shapes))
     # The kernel takes a tensor's cotangents after its operands.
     mixed = list(operands[:3])
     first, second = 3, half
@@ -421,7 +495,14 @@ def _reverse(layout: _Layout, *operands: jax.Array) -> list[jax.Array]:
         mixed += operands[first : first + count]
         mixed += operands[second : second + count - 1]
         first, second = first + count, second + count - 1
-    return _ffi(_REVERSE, layout, mixed, operands[:half], {})
+    results = _reverse_like(layout, batch, *map(jax.typeof, operands))
+    return _ffi(_REVERSE, layout, mixed, results, {})
+
+
+def _reverse_like(layout, batch, *types):
+    del batch
+    half = 3 + sum(map(_operands, layout.shapes))
+    return [x.update(weak_type=False) for x in types[:half]]
 
 
 def _oracle_reverse(layout, *operands):
@@ -435,13 +516,16 @@ def _reverse_jvp(layout, primals, tangents):
     return jax.jvp(functools.partial(_oracle_reverse, layout), primals, tangents)
 
 
-_tangents.def_impl(jax.jit(_tangents_of, static_argnames=("layout", "batch")))
-_tangents.def_abstract_eval(_tangents_abstract)
-mlir.register_lowering(_tangents, mlir.lower_fun(_tangents_of, multiple_results=True))
-batching.primitive_batchers[_tangents] = _tangents_batched
+_update_call = _primitive(_UPDATE, _oracle, _update_like, _update_with_kernel)
+_reverse_call = _primitive(
+    _REVERSE, _oracle_reverse, _reverse_like, _reverse_with_kernel
+)
+# The tangents of the results, linear in those of the operands. A primitive, because in
+# reverse it is a kernel and forwards it is the oracle's.
+_tangents = _primitive("l2o_update_tangents", _tangents_of, _tangents_like)
 ad.primitive_transposes[_tangents] = _tangents_transposed
-ad.primitive_jvps[_tangents] = lambda primals, tangents, **fixed: jax.jvp(
-    functools.partial(_tangents_of, **fixed),
+ad.primitive_jvps[_tangents] = lambda primals, tangents, *, layout, batch: jax.jvp(
+    _mapped(functools.partial(_tangents_of, layout), batch),
     tuple(primals),
     tuple(map(ad.instantiate_zeros, tangents)),
 )

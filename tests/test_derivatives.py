@@ -14,7 +14,7 @@ from l2o._accumulators import Decays, init_accumulators
 from l2o._features import FEATURES, over_root
 from l2o._per_parameter import update_tree
 from l2o._rule import NewtonSchulz, Rule, Shared, newton_schulz
-from l2o._tensors import square_root
+from l2o._tensors import clip_by_global_norm, square_root
 
 NAMES = [
     name
@@ -157,6 +157,19 @@ def test_derivatives_elsewhere_are_those_of_differences():
     assert_differences(square_root, 0.1 + x**2)
     rounds = NewtonSchulz((3.4445, -4.7750, 2.0315), 5, 1e-8)
     assert_differences(lambda x: newton_schulz(x, *rounds), x)
+
+
+def test_derivatives_elsewhere_are_finite_at_zero():
+    rounds = NewtonSchulz((3.4445, -4.7750, 2.0315), 5, 1e-8)
+    functions = {
+        "newton_schulz": lambda x: newton_schulz(x, *rounds),
+        "clip_by_global_norm": lambda x: clip_by_global_norm(x, 1.0),
+        "square_root": square_root,
+    }
+    for shape in ((2, 3), (3, 2), (1, 1)):
+        for name, f in functions.items():
+            for derivative in (jax.jacfwd, jax.jacrev):
+                assert_finite(quick(derivative(f))(jnp.zeros(shape)), name)
 
 
 def test_second_derivatives_of_a_root_are_finite_where_nothing_is_divided():

@@ -843,6 +843,68 @@ def test_shard_map_on_two_devices(tmp_path):
     assert_close([found[f"arr_{i}"] for i in range(len(found))], expected, 1e-6)
 
 
+def velo_step(params, state, grads):
+    """One update, and its derivative by the parameters."""
+    optimizer = OPTIMIZERS["velo"]
+    theta = jax.tree.map(jnp.asarray, _velo_theta())
+
+    def updated(params):
+        tx = optimizer.bind(theta, num_steps=40)
+        updates, new = tx.update(grads, state, params, value=jnp.float32(1.0))
+        return sum(map(jnp.sum, jax.tree.leaves(updates))), (updates, new)
+
+    (_, new), slopes = jax.value_and_grad(updated, has_aux=True)(params)
+    return jax.tree.leaves((new, slopes))
+
+
+@functools.cache
+def _velo_theta():
+    return jax.device_get(OPTIMIZERS["velo"].init_theta(jax.random.key(0)))
+
+
+RELOAD = """
+import sys
+import jax, numpy as np
+folder = sys.argv[1]
+with open(folder + "/step", "rb") as f:
+    step = jax.export.deserialize(bytearray(f.read()))
+with np.load(folder + "/given.npz") as arrays:
+    given = [arrays[name] for name in arrays]
+np.savez(folder + "/found.npz", *step.call(*given))
+assert not any(name.split(".")[0] == "l2o" for name in sys.modules)
+"""
+
+
+@needs_kernels
+def test_what_is_exported_runs_without_this_package(tmp_path):
+    params, grads = (normal(i, {"matrix": (5, 3), "vector": (6,)}) for i in range(2))
+    state = OPTIMIZERS["velo"].bind(_velo_theta(), num_steps=40).init(params)
+    given, structure = jax.tree.flatten((params, state, grads))
+    step = quick(lambda *leaves: velo_step(*structure.unflatten(leaves)))
+    text = step.lower(*given).as_text()
+    for target in ("l2o_update", "l2o_update_vjp", "l2o_statistics"):
+        assert f"custom_call @{target}(" in text
+    exported = jax.export.export(step, platforms=("cpu", "tpu", "cuda"))(*given)
+    assert "custom_call @l2o" not in exported.mlir_module()
+    assert_close(exported.call(*given), step(*given), 2e-5, least=1e-3)
+    pytest.importorskip("flatbuffers", reason="JAX's files of exports need it")
+    (tmp_path / "step").write_bytes(exported.serialize())
+    np.savez(tmp_path / "given.npz", *given)
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "found.npz") as arrays:
+        found = [arrays[name] for name in arrays]
+    assert_close(found, step(*given), 2e-5, least=1e-3)
+
+
+@needs_kernels
+def test_a_jax_that_does_not_say_what_it_exports_has_kernels():
+    ctx = type("", (), {"module_context": object()})()
+    assert not _native._exports(ctx)
+
+
 # --- The choice ---
 
 
@@ -934,6 +996,18 @@ def test_without_kernels_plain_jax_is_used(forgotten, there, monkeypatch, tmp_pa
     with pytest.raises(ValueError, match="no native kernels: ") as error:
         l2o.backend("native")
     assert reason in str(error.value)
+
+
+@needs_kernels
+def test_without_registration_plain_jax_is_used(forgotten, monkeypatch):
+    def refused(*_, **__):
+        raise TypeError("no such platform")
+
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", refused)
+    assert l2o.chosen_backend() == "xla"
+    reason = "no native kernels: the installed jaxlib refuses them: no such platform"
+    with pytest.raises(ValueError, match=reason):
+        l2o.backend("native")
 
 
 @needs_kernels

@@ -441,8 +441,7 @@ class Backward {
       if (moments_) {
         const Vec root = o.moment_root[d], inverse = phi[kRsqrtRow + d];
         d_m[d] += d_fac_m * root;
-        // Not root^3, which may be infinite where m is zero.
-        d_v += d_fac_m * -0.5f * phi[kFacM + d] * (root * root);
+        d_v += d_fac_m * o.m[d] * -0.5f * root * root * root;  // root^3 may be infinite
         d_v += d_phi[kRow + d];
         d_v += d_phi[kRsqrtRow + d] * -0.5f * inverse * inverse * inverse;
       }
