@@ -6,10 +6,10 @@ A trace is an .npz file with a published class and its constructor arguments (`m
 its meta-parameters, gradients, losses, and the parameters after every update: of
 google/learned_optimization and amoudgl/celo, or of PyLO, whose tensors are turned from
 PyTorch's layout to (..., in, out) first. For each this prints `ok` or `differs` with
-the largest difference and its tolerance, `unsupported` with the reason, or `error` where
-the file is damaged. Whatever a trace says is either used or named as unsupported: a
-constructor argument, an option of a parameter group, a schedule, an unknown entry. The
-exit status is 1 if a trace differs or is damaged.
+the largest difference and its tolerance, `unsupported` with the reason, or `error`
+where the file is damaged. Whatever a trace says is used or named as unsupported: a
+constructor argument, an option of a group, a schedule, an unknown entry. The exit
+status is 1 if a trace differs or is damaged.
 
 Tolerance of a tensor: 2e-6 absolute plus 20 times the trace's own noise, which is how
 far the published code moves its own result when gradients change by 1e-7 relative, when
@@ -139,9 +139,22 @@ def _require_understood(
 
 
 _GOOGLE_USED = (
-    "cls config num_steps steps leaf_order theta_keys update_signature".split()
+    "cls",
+    "config",
+    "num_steps",
+    "steps",
+    "leaf_order",
+    "theta_keys",
+    "update_signature",
 )
-_GOOGLE_ARRAYS = "meta theta params grads loss state".split()
+_GOOGLE_ARRAYS = (
+    "meta",
+    "theta",
+    "params",
+    "grads",
+    "loss",
+    "state",
+)
 # A key never influences a published update.
 _GOOGLE_CALLS = re.compile(
     r"opt\.init\(params, num_steps=\d+\); "
@@ -387,14 +400,24 @@ _PYLO_NAMES["celo2"] = {**_PYLO_NAMES["elo_celo2"], "adam_eps": "adam_eps"}
 # only the constructor reads changes nothing there, and so nothing here.
 _GROUP_DECAYS = tuple(_PYLO_DECAYS)
 _GROUP_CELO2 = (
-    "weight_decay adam_lr_mult adam_weight_decay use_adamw_for_1d orthogonalize "
-    "clip_grad clip_norm exp_mult rmsmult param_scale_mult grad_clip_val is_embedding"
+    "weight_decay",
+    "adam_lr_mult",
+    "adam_weight_decay",
+    "use_adamw_for_1d",
+    "orthogonalize",
+    "clip_grad",
+    "clip_norm",
+    "exp_mult",
+    "rmsmult",
+    "param_scale_mult",
+    "grad_clip_val",
+    "is_embedding",
 )
 _PYLO_GROUP_OPTIONS = {
     "mulo": ("exp_mult", "step_mult", "max_grad_norm", "weight_decay", *_GROUP_DECAYS),
     "elo": ("exp_mult", "weight_decay", "clip_grad", "clip_norm"),
-    "celo2": _GROUP_CELO2.split(),
-    "elo_celo2": _GROUP_CELO2.split(),
+    "celo2": _GROUP_CELO2,
+    "elo_celo2": _GROUP_CELO2,
     "velo": ("exp_mult", "step_mult", "weight_decay", *_GROUP_DECAYS),
 }
 _PYLO_CLASSES = {
@@ -408,13 +431,33 @@ _PYLO_CLASSES = {
 
 
 _PYLO_USED = (
-    "optimizer constructor_kwargs param_order shapes base_shapes steps net "
-    "factored_dims groups_arg param_groups_after_construction"
-).split()
+    "optimizer",
+    "constructor_kwargs",
+    "param_order",
+    "shapes",
+    "base_shapes",
+    "steps",
+    "net",
+    "factored_dims",
+    "groups_arg",
+    "param_groups_after_construction",
+)
 _PYLO_ARRAYS = (
-    "meta theta params params0 params_f64_minus_f32 grads losses feat state control "
-    "lr_mult lstm_c lstm_h rnn_in"
-).split()
+    "meta",
+    "theta",
+    "params",
+    "params0",
+    "params_f64_minus_f32",
+    "grads",
+    "losses",
+    "feat",
+    "state",
+    "control",
+    "lr_mult",
+    "lstm_c",
+    "lstm_h",
+    "rnn_in",
+)
 _PYLO_NET = ("activation", "H", "K", "control_mult")  # but the first, theta tells them
 
 
@@ -457,7 +500,7 @@ def _our_shape(shape: list[int]) -> tuple[int, ...]:
 
 
 def _pylo_optimizer(cls, meta, trace):
-    name, names = _PYLO_CLASSES[cls], meta["param_order"]
+    name = _PYLO_CLASSES[cls]
     groups = _groups(name, meta)
     arrays = {
         key.removeprefix("theta/").removeprefix("rnn.").removeprefix("mlp."): trace[key]
