@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import jax
 import tyro
@@ -16,6 +16,7 @@ import l2o
 from l2o.tasks import suites
 
 from . import presets
+from ._arguments import parse
 from ._config import Config, Evaluation, Following, Option
 from ._demo import demo
 from ._diagnose import Diagnosis
@@ -45,10 +46,10 @@ commands:
 `l2o COMMAND --help` shows a command's options.
 """
 
-T = TypeVar("T")
 P = TypeVar("P", str, None)
 _Preset = Annotated[
-    str, tyro.conf.arg(help="Where the defaults come from; `l2o list`.")
+    str,
+    tyro.conf.arg(help="Preset that the defaults come from; `l2o list` shows them."),
 ]
 
 
@@ -58,7 +59,7 @@ class _Demo:
 
     preset: _Preset = "demo"
     out: Path | None = None
-    """Folder for everything; runs/PRESET by default. An unfinished run is resumed."""
+    """Folder for everything, by default runs/PRESET; an unfinished run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,10 @@ class _MetaTrain:
     out: Path
     """Folder for config, metrics, checkpoints and the frozen optimizer."""
     override: bool = False
-    """Resume under changed options that leave the state as it is, such as outer-lr."""
-    topology: tyro.conf.OmitArgPrefixes[Topology] = Topology()  # noqa: RUF009  frozen
+    """Resume with changed options that leave the state as it is, such as outer-lr."""
+    topology: tyro.conf.OmitArgPrefixes[Topology] = dataclasses.field(
+        default_factory=Topology
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class _Evaluate:
 
     config: tyro.conf.OmitArgPrefixes[Evaluation]
     preset: str | None = None
-    """Whose evaluation the defaults come from; `l2o list`."""
+    """Preset whose evaluation the defaults come from; `l2o list` shows them."""
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
@@ -104,18 +107,19 @@ class _Report:
     out: Path | None = None
     """The page; by default report.html in the first folder."""
     follow: bool = False
-    """Serve it on the local host instead, made again for every visit."""
+    """Serve the page on the local host instead; every visit renews it."""
     port: int = 8000
-    """Where --follow serves; 0 takes a free one."""
+    """Port that --follow serves on; 0 takes a free one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Follow:
     """Score every new checkpoint of a run on fresh tasks, until the run is complete.
 
-    Appends to RUN/evaluations.jsonl and keeps the best so far in RUN/best. The score,
-    the lower the better, is the mean over tasks, draws and curve points (but the first)
-    of the loss on the split `outer_valid`, bounded as the task's meta-loss is.
+    Scores go to RUN/evaluations.jsonl; RUN/best holds the best checkpoint so far.
+    A score is the mean loss on the split `outer_valid`: lower is better. The mean is
+    over tasks, draws and all points of the curves but the first. Losses are bounded as
+    the task's meta-loss is.
     """
 
     follow: Path
@@ -127,12 +131,12 @@ class _Follow:
 class _Tradeoffs:
     """Memory, compute and performance of every architecture and its variants.
 
-    The same command goes on with a study that was ended.
+    The same command resumes an interrupted study.
     """
 
     config: tyro.conf.OmitArgPrefixes[Options]
     scale: str = "smoke"
-    """smoke (a minute), laptop (hours) or cluster (everything)."""
+    """Size of the study: smoke (a minute), laptop (hours) or cluster (everything)."""
     out: Path = Path("runs/tradeoffs")
     """Folder for tradeoffs.json, figures and what was measured."""
 
@@ -159,13 +163,18 @@ class _Tasks:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Suites, tasks or JSON files; all suites by default."""
     measure: bool = False
-    """Time an inner step of every task whose data are there, and remember it."""
+    """Time an inner step of every task whose data are present; the time is kept."""
     show: str | None = None
     """Draw this task's learning curves under Adam instead."""
     steps: int = 500
     """Inner steps of the curves."""
     out: Path | None = None
     """File for the picture, SVG or PNG; TASK.svg by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _List:
+    """Architectures, estimators, presets and shipped optimizers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,22 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) -> T:
-    """tyro, and the known options after any complaint."""
-    try:
-        return tyro.cli(options, prog=f"l2o {command}", args=arguments, **kwargs)
-    except SystemExit as error:
-        if error.code:
-            fields = get_type_hints(options)
-            nested = get_type_hints(fields.pop("config", object))
-            names = [*fields, *nested]
-            known = ", ".join("--" + name.replace("_", "-") for name in names)
-            print(f"known options: {known}", file=sys.stderr)
-        raise
-
-
 def _run_demo(arguments: list[str]) -> int:
-    options = _parse("demo", _Demo, arguments)
+    options = parse("demo", _Demo, arguments)
     out = options.out or Path("runs") / options.preset
     keep()
     share_cores(presets.load(options.preset).meta_train.particles, Topology())
@@ -225,7 +220,7 @@ def _run_meta_train(arguments: list[str]) -> int:
     # tyro makes of a mapping that is not empty an option per key, and takes no others.
     none: dict[str, Any] = {name: {} for name in _OPTIONS_OF}
     bare = dataclasses.replace(defaults, **none)
-    options = _parse(
+    options = parse(
         "meta-train",
         _MetaTrain,
         arguments,
@@ -281,13 +276,13 @@ def _status(result: Result) -> int:
 
 def _run_evaluate(arguments: list[str]) -> int:
     if any(a == "--follow" or a.startswith("--follow=") for a in arguments):
-        following = _parse("evaluate", _Follow, arguments)
+        following = parse("evaluate", _Follow, arguments)
         keep()
         follow(following.follow, following.config, console=Console())
         return 0
     preset = _preset(arguments, None)
     defaults = presets.load(preset).evaluation if preset else Evaluation()
-    options = _parse(
+    options = parse(
         "evaluate",
         _Evaluate,
         arguments,
@@ -300,7 +295,7 @@ def _run_evaluate(arguments: list[str]) -> int:
 
 
 def _run_report(arguments: list[str]) -> int:
-    options = _parse("report", _Report, arguments)
+    options = parse("report", _Report, arguments)
     if not options.folders:
         raise ValueError("name a folder: of a run, or of an evaluation")
     report_command(
@@ -319,7 +314,7 @@ def _wide_console() -> Console:
 
 
 def _run_tradeoffs(arguments: list[str]) -> int:
-    options = _parse(
+    options = parse(
         "tradeoffs", _Tradeoffs, arguments, default=_Tradeoffs(config=Options())
     )
     console = _wide_console()
@@ -330,7 +325,7 @@ def _run_tradeoffs(arguments: list[str]) -> int:
 
 
 def _run_diagnose(arguments: list[str]) -> int:
-    options = _parse("diagnose", _Diagnose, arguments)
+    options = parse("diagnose", _Diagnose, arguments)
     keep()
     diagnose_source(
         options.source,
@@ -343,7 +338,7 @@ def _run_diagnose(arguments: list[str]) -> int:
 
 
 def _run_tasks(arguments: list[str]) -> int:
-    options = _parse("tasks", _Tasks, arguments)
+    options = parse("tasks", _Tasks, arguments)
     console = Console()
     if options.show is not None:
         show_task(options.show, options.out, options.steps, console=console)
@@ -353,9 +348,7 @@ def _run_tasks(arguments: list[str]) -> int:
 
 
 def _run_list(arguments: list[str]) -> int:
-    if arguments:
-        print("usage: l2o list")
-        return 0 if arguments[0] in ("-h", "--help") else 2
+    parse("list", _List, arguments)
     console = Console()
     for kind, title in (
         ("architecture", "architectures"),

@@ -75,93 +75,91 @@ class Config:
     """A meta-training run. The defaults are a sensible start for a laptop."""
 
     optimizer: str = "small_fc"
-    """Architecture; `l2o list` shows them."""
+    """Architecture to meta-train; `l2o list` shows them."""
     optimizer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of its factory, such as `step_mult 0.01`. On the command line,
-    by default the preset's, if its optimizer is taken; so too for the other options."""
+    """Arguments of the optimizer's factory, such as `step_mult 0.01`. The command line
+    takes the preset's unless another optimizer is named."""
     start_from: str | None = None
-    """Weights to go on from, as `l2o.load` takes them; None draws new ones."""
+    """Weights to start from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)
-    """Task families: names of tasks or suites, `l2o tasks` shows them, or JSON files of
-    specs."""
+    """Task families: tasks, suites (`l2o tasks` shows them) or JSON files of specs."""
     allow_heldout: bool = False
-    """Take families that optimizers are judged by, too; the card tells."""
+    """Accept families that optimizers are judged by, too; the card then says so."""
     families_per_step: Literal["one", "all"] = "one"
-    """Every outer step draws one family, all equally often; or averages over all."""
+    """one: an outer step draws one family, all equally often. all: it averages all."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
     """Reparametrisation augmentation: one scale per task, tensor or parameter."""
     reparam_range: tuple[float, float] = (1e-3, 1e3)
     """Range of that scale, log-uniform."""
     rate_range: tuple[float, float] = (1.0, 1.0)
-    """Range of a factor of all updates, log-uniform, drawn for every episode: for an
-    optimizer whose learning rate its users set."""
+    """Range of a factor of all updates, log-uniform, drawn for every episode. For
+    optimizers whose learning rate users set."""
     episode_length: tuple[int, int] = (100, 500)
     """Inner steps of an episode, log-uniform from low to high."""
     episode_length_start: tuple[int, int] | None = None
-    """The same at the first outer step, for bounds that grow; None if they do not."""
+    """Inner steps at the first outer step, where the bounds grow; None: they do not."""
     episode_growth: int = 0
-    """Outer steps in which the bounds grow from there, linearly."""
+    """Outer steps over which the bounds of the episode length grow, linearly."""
     estimator: str = "pes"
-    """Of the meta-gradient; `l2o list` shows them."""
+    """Estimator of the meta-gradient; `l2o list` shows them."""
     estimator_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Its own keyword arguments, such as `sign 1.0` of full_es or `period 200` of
-    gpes."""
+    """Arguments of the estimator, such as `sign 1.0` of full_es."""
     particles: int = 8
-    """Inner runs per family; of evolution strategies, antithetic pairs of them."""
+    """Inner runs per family; antithetic pairs of runs for evolution strategies."""
     truncation: int = 50
-    """Inner steps per estimate, of truncated estimators."""
+    """Inner steps per estimate, for estimators that truncate."""
     windows_per_step: int = 1
-    """Estimates that are averaged in an outer step."""
+    """Estimates averaged in an outer step."""
     std: float = 0.01
     """Standard deviation of the perturbations of theta."""
     objective_split: Split | None = None
-    """Split on whose fresh batches new parameters are judged; None takes the training
-    loss before each update."""
+    """Split whose fresh batches judge new parameters; None takes the training loss
+    before each update."""
     objective_metric: str | None = None
-    """Name of one of the task's metrics; None for its loss."""
+    """One of the task's metrics; None takes its loss."""
     objective_over: Over = "mean"
-    """Mean over steps, "late" (later ones count more), "last", "telescoping" (last, in
-    windows) or "min"."""
+    """What counts of all steps: mean, late (later steps count more), last, telescoping
+    (last, in windows) or min."""
     objective_samples: int = 1
     """Fresh batches per measurement."""
     objective_maximum: float | None = None
-    """Measurements are clipped to [0, this], NaN counts as this; None leaves it to the
-    task."""
+    """Measurements are clipped to [0, this], and NaN counts as this; None leaves the
+    bound to the task."""
     objective_log: bool = False
-    """The logarithms of measurements between 1e-6 and objective-maximum (or 1000)
-    count, so that a family's losses weigh by their ratios."""
+    """Take logarithms of measurements between 1e-6 and objective-maximum (or 1000), so
+    that ratios of losses count."""
     outer_steps: int = 1000
     """Updates of theta."""
     outer_optimizer: str = "adam"
     """Any optimizer of optax that needs a gradient and a learning rate."""
     outer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Its other keyword arguments, such as `weight_decay 1e-4` of adamw."""
+    """Arguments of the outer optimizer, such as `weight_decay 1e-4` of adamw."""
     outer_lr: float = 3e-3
-    """Its peak learning rate."""
+    """Peak learning rate of the outer optimizer."""
     outer_warmup: int = 50
     """Outer steps of linear warm-up; a cosine to a tenth of the peak follows."""
     outer_clip: float = 1.0
     """Largest global norm of a meta-gradient."""
     theta_average: float | None = None
-    """Decay per outer step of an average of theta, which is exported and scored in its
-    place, such as 0.999; None keeps none."""
+    """Decay per outer step of an average of theta, such as 0.999; None keeps none. The
+    average is exported and scored."""
     frozen: tuple[str, ...] = ()
-    """Parts of theta that stay as they are, beside those the optimizer freezes."""
+    """Parts of theta that stay fixed, besides those that the optimizer freezes."""
     population: int = 1
-    """Outer loops side by side, of which the best is exported; their learning rates
-    are outer-lr times a factor each that is adapted (population-based training)."""
+    """Outer loops side by side (population-based training); the best is exported. Each
+    adapts a factor of outer-lr."""
     population_range: tuple[float, float] = (0.1, 10.0)
-    """First factors, spread evenly in the logarithm."""
+    """Range of the first factors, spread evenly in the logarithm."""
     exchange_every: int = 100
-    """Outer steps after which the worst quarter becomes copies of the best."""
+    """Outer steps after which copies of the best replace the worst quarter."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     checkpoint_every: int = 100
     """Outer steps between checkpoints (also one at the end and on SIGTERM)."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints stay."""
     keep_every: int | None = None
-    """Checkpoints of every so many outer steps stay for ever; None for none."""
+    """Checkpoints at multiples of this outer step always stay; None names none."""
     skip_limit: int = 50
     """Outer steps in a row without a finite meta-gradient after which the run stops."""
 
@@ -278,20 +276,20 @@ class Evaluation:
     """Optimizers beside tuned Adam on the tasks of a suite."""
 
     optimizers: tuple[str, ...] = ()
-    """Baselines by name (`all` for all of them), as in adamw, adamw+cosine (with
-    a schedule) or adamw:0.001 (at that rate, not tuned); weights as `l2o.load` takes
-    them. Adam always takes part."""
+    """Baselines (`all` takes all), such as adamw, adamw+cosine (with a schedule) or
+    adamw:0.001 (at that rate, not tuned). Or weights, as `l2o.load` takes them. Adam
+    always takes part."""
     suite: str = "demo/heldout"
     """A suite, a task, or a JSON file of tasks."""
     tasks: tuple[str, ...] = ()
-    """Only these of the suite; by default all."""
+    """Only these tasks of the suite; by default all."""
     tuning: Tuning = "task"
-    """Who has a rate gets one per task (the best by its loss on `outer_valid` there),
-    one for all (the best so on `tuning_set`), or its default."""
+    """How learning rates are chosen. task: per task, by the loss on `outer_valid`.
+    set: one for all tasks, on the tuning set. none: the default."""
     trials: int = 7
-    """Rates that are tried, the first of every optimizer's declared space."""
+    """Learning rates to try: the first of every optimizer's declared space."""
     tuning_set: str = "train/fast"
-    """The suite on which one rate for all is chosen."""
+    """Suite on which --tuning set chooses."""
     steps: int | None = None
     """Inner steps of every run; by default the suite's budget."""
     seeds: int = 3
@@ -301,8 +299,8 @@ class Evaluation:
     eval_batches: int = 4
     """Fixed batches per split behind every point."""
     adam_horizon: int = 5
-    """Adam is also run for this many times the steps, or a speed-up over it that is
-    read from its envelope could not exceed one."""
+    """Adam also runs for this many times the steps: the largest speed-up over Adam that
+    can be measured."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -329,8 +327,8 @@ class Following:
     """How the checkpoints of a run in progress are scored."""
 
     tasks: tuple[str, ...] = ()
-    """Task families; by default the run's own, augmented as there. The best checkpoint
-    is chosen by these: do not name tasks that it is to be judged on afterwards."""
+    """Task families; by default the run's own, augmented as there. They choose the best
+    checkpoint: do not judge it on them afterwards."""
     steps: int = 500
     """Inner steps of every run."""
     seeds: int = 8

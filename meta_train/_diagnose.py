@@ -84,7 +84,7 @@ class Diagnosis:
     points: int = 21
     """Points of a slice through the meta-loss."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -11,23 +11,22 @@ import l2o
 
 from ._checkpoints import state_bytes, steps
 from ._config import RESUMING, Config
+from ._sealed import naming, read_json, require
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
     """A run's `config.json`, None without one.
 
     Raises:
-      ValueError: it is not valid JSON.
+      ValueError: it holds something else.
     """
     path = out / "config.json"
     if not path.exists():
         return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); use another folder"
-        ) from error
+    with naming(path, "configuration of a run", "restore it, or use another folder"):
+        content = read_json(path.read_text(encoding="utf-8"))
+        require(isinstance(content, dict), "it is no object")
+    return content
 
 
 def _write_config(out: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from ._metrics import read_records, rewrite_records
 from ._outer import Outer
 from ._population import Population
 from ._recipe import make_families, theta_of
+from ._sealed import DIGEST, digest_of, naming, require, require_type
 from .evaluation._curves import learning_curve
 
 _SALT = 0xF0110  # keeps the draws apart from the run's and from `evaluate`'s
@@ -81,7 +82,8 @@ def follow(
         "tasks": [family.name for family in families],
     }
     path = folder / "evaluations.jsonl"
-    records = read_records(path)
+    move = "move it and `best` away, and all checkpoints are scored again"
+    records = read_records(path, "l2o scores of checkpoints", move, _check)
     if any(record["setting"] != setting for record in records):
         raise ValueError(
             f"{path} has scores made with {records[0]['setting']}, not with {setting}: "
@@ -115,13 +117,14 @@ def follow(
             start = time.perf_counter()
             scores = score(theta)
             mean = sum(scores.values()) / len(scores)
-            record = {
+            record: dict[str, Any] = {
                 "step": step,
                 "score": _plain(mean),
                 "tasks": {name: _plain(value) for name, value in scores.items()},
                 "seconds": round(time.perf_counter() - start, 3),
                 "setting": setting,
             }
+            record[DIGEST] = digest_of(record)
             better = mean < min(
                 (r["score"] for r in records if r["score"] is not None),
                 default=math.inf,
@@ -219,6 +222,20 @@ def _program(
     return program
 
 
+class _Record(TypedDict):
+    step: int
+    score: float | None
+    tasks: dict[str, float | None]
+    seconds: float
+    setting: dict[str, Any]
+    digest: str
+
+
+def _check(record: dict[str, Any]) -> None:
+    require_type(record, _Record)
+    require(record[DIGEST] == digest_of(record), "it was altered since it was written")
+
+
 class _Best:
     """`run/best`, replaced as a whole."""
 
@@ -249,7 +266,22 @@ def _config(folder: Path) -> dict[str, Any]:
     content = read_config(folder)
     if content is None:
         raise ValueError(f"{folder} holds no run: it lacks config.json")
+    with naming(folder / "config.json", "configuration of a run", "restore it"):
+        for name, kind in _NEEDED.items():
+            found = content.get(name)
+            require(isinstance(found, kind), f"its {name} is {found!r:.40}")
     return content
+
+
+_NEEDED = {  # of `config.json`
+    "optimizer": (str, type(None)),
+    "optimizer_options": dict,
+    "families": list,
+    "reparam_level": str,
+    "reparam_range": list,
+    "task_families": list,
+    "outer_steps": int,
+}
 
 
 def _optimizer(folder: Path, content: dict[str, Any]) -> l2o.LearnedOptimizer:

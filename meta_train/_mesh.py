@@ -29,21 +29,21 @@ BATCH = "batch"  # the mesh axis that shares the batches of inner training
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Where a run's program runs; changes its numbers only by rounding."""
+    """Devices and processes of a run; they change its numbers only by rounding."""
 
     distributed: bool = False
-    """One of several processes; under SLURM, GKE or on TPU pods JAX finds the rest."""
+    """Run as one of several processes; SLURM, GKE and TPU pods tell JAX the rest."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where no such environment tells."""
+    """HOST:PORT of process 0, where no such environment tells it."""
     processes: int | None = None
-    """How many processes there are, where no environment tells."""
+    """Number of processes, where no such environment tells it."""
     process: int | None = None
-    """This one's number, from 0."""
+    """Number of this process, counted from 0."""
     batch_devices: int = 1
     """Devices that share each inner batch (data parallelism); particles are spread over
-    groups of so many."""
+    such groups."""
     shard_theta: bool = False
-    """Theta and the outer optimizer's state sharded over the particles axis too."""
+    """Shard theta and the outer optimizer's state over the particles axis, too."""
 
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.process)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,8 @@ from rich.progress import (
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
+
+from ._sealed import naming, require
 
 _FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 _SMOOTHING = 0.98  # of the meta-loss on the screen: about 50 outer steps
@@ -91,21 +93,61 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; a last line cut short by a kill is left out."""
-    return read_records(folder / "metrics.jsonl")
+    """The records of `metrics.jsonl`; a last line cut short by a kill is left out.
+
+    Raises:
+      ValueError: a line is no record of a run.
+    """
+    remedy = "restore it, or move it away: the run resumes without its old curve"
+    return read_records(folder / "metrics.jsonl", "l2o metrics", remedy, _check)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """A JSON object per line, up to the first line that is none; [] without a file."""
+def _check(record: dict[str, Any]) -> None:
+    require(isinstance(record.get("family"), str), "it has no family")
+    loss = record.get("meta_loss")
+    numbers = (float, int, type(None))
+    require(type(loss) in numbers, f"its meta-loss is {loss!r:.40}")
+
+
+def read_records(
+    path: Path, kind: str, remedy: str, check: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """A JSON object per line, each of a later "step"; [] without a file.
+
+    Args:
+      path: of the file; a last line cut short by a kill is left out.
+      kind, remedy: what the file is and what to do about another, for the message.
+      check: raises `ValueError` for an object that is no such record.
+
+    Raises:
+      ValueError: another line is no such record.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    records: list[dict[str, Any]] = []
+    with naming(path, kind, remedy):
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            with _at(number):
+                record = json.loads(line)
+                require(isinstance(record, dict), "it is no object")
+                step = record.get("step")
+                after = records[-1]["step"] if records else -1
+                later = type(step) is int and step > after
+                require(later, f"its step is {step!r:.40}, after {after}")
+                check(record)
+            records.append(record)
     return records
+
+
+@contextlib.contextmanager
+def _at(number: int) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(f"line {number}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
 def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:

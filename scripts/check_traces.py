@@ -6,8 +6,10 @@ A trace is an .npz file with a published class and its constructor arguments (`m
 its meta-parameters, gradients, losses, and the parameters after every update: of
 google/learned_optimization and amoudgl/celo, or of PyLO, whose tensors are turned from
 PyTorch's layout to (..., in, out) first. For each this prints `ok` or `differs` with
-the largest difference and its tolerance, `unsupported` with what is, or `error` where
-the file cannot be replayed. The exit status is 1 if one differs or cannot.
+the largest difference and its tolerance, `unsupported` with the reason, or `error`
+where the file is damaged. Whatever a trace says is used or named as unsupported: a
+constructor argument, an option of a group, a schedule, an unknown entry. The exit
+status is 1 if a trace differs or is damaged.
 
 Tolerance of a tensor: 2e-6 absolute plus 20 times the trace's own noise, which is how
 far the published code moves its own result when gradients change by 1e-7 relative, when
@@ -16,9 +18,11 @@ epsilon, feature order or axis is orders of magnitude above it.
 """
 
 import argparse
+import ast
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,14 +61,25 @@ class Problem(NamedTuple):
 
 
 class Unsupported(Exception):
-    """l2o has no such class or option."""
+    """l2o has no such class or option, or a trace says what this script cannot read."""
+
+
+# What a trace says of itself that no number depends on. Seeds and recipes made the
+# arrays that are stored; `grad_edit` is in the gradients, `patches` in the outputs.
+_ABOUT = re.compile(
+    "name|note|problem|problem_seed|theta_init|theta_size|theta_shapes|theta_stored|"
+    "theta_recipe|feat_step|goes_through_mlp|argsort_forced_stable|grad_edit|patches|"
+    "movement_.*|max_total_move|rms_update_per_step|fp32_vs_fp64_.*|noise_.*|"
+    "jax|numpy|torch|backend|machine|device|dtype|cpu_.*|peers|.*_commit"
+)
 
 
 def replay(path: Path) -> Replay:
     """Makes the trace's updates with l2o.
 
     Raises:
-      Unsupported: l2o lacks the class, an option or the layout of theta.
+      Unsupported: l2o lacks the class, an option or the layout of theta, or the trace
+        has an entry that this script does not know.
     """
     trace = np.load(path, allow_pickle=False)
     meta = json.loads(str(trace["meta"]))
@@ -107,8 +122,52 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.max(np.nan_to_num(gap, nan=np.inf), initial=0.0))
 
 
+def _require_known(names: Collection[str], known: Collection[str], what: str) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise Unsupported(f"{what} {', '.join(unknown)}")
+
+
+def _require_understood(
+    meta: Mapping[str, Any], trace: Any, used: Collection[str], arrays: Collection[str]
+) -> None:
+    """Refuses entries and arrays of a trace that may change its numbers unseen."""
+    rest = [key for key in meta if not _ABOUT.fullmatch(key)]
+    _require_known(rest, used, "a trace with the entry")
+    kinds = {key.partition("/")[0] for key in trace.files}
+    _require_known(kinds, arrays, "a trace with the arrays")
+
+
+_GOOGLE_USED = (
+    "cls",
+    "config",
+    "num_steps",
+    "steps",
+    "leaf_order",
+    "theta_keys",
+    "update_signature",
+)
+_GOOGLE_ARRAYS = (
+    "meta",
+    "theta",
+    "params",
+    "grads",
+    "loss",
+    "state",
+)
+# A key never influences a published update.
+_GOOGLE_CALLS = re.compile(
+    r"opt\.init\(params, num_steps=\d+\); "
+    r"opt\.update\(state, grad, loss=loss(, key=.*)?\)(\s*#.*)?"
+)
+
+
 def _google(meta: Mapping[str, Any], trace: Any) -> Problem:
     """A trace of google/learned_optimization or amoudgl/celo."""
+    _require_understood(meta, trace, _GOOGLE_USED, _GOOGLE_ARRAYS)
+    calls = meta.get("update_signature")
+    if calls is not None and not _GOOGLE_CALLS.fullmatch(calls):
+        raise Unsupported(f"updates called as {calls}")
     names, steps = meta["leaf_order"], meta["steps"]
     published = [
         {name: trace[f"params/{t}/{name}"] for name in names} for t in range(steps + 1)
@@ -136,11 +195,14 @@ def _google_optimizer(meta, trace):
             if key.startswith("theta/")
         }
     )
-    config = {k: v for k, v in meta["config"].items() if v is not None}
+    # None is the default of an argument, but of `regex_1d`, which it switches off.
+    config = {
+        k: v for k, v in meta["config"].items() if v is not None or k == "regex_1d"
+    }
     try:
         optimizer = from_config(cls, config)
         theta = from_tree(tree, optimizer)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Unsupported(str(error)) from error
     optimizer = l2o.make(
         optimizer.name, **{**optimizer.arguments, **_as_published(optimizer)}
@@ -153,33 +215,135 @@ def _as_published(optimizer):
     return {"untouched": "pushed"} if "untouched" in optimizer.arguments else {}
 
 
+_NADAMW_NAMES = {
+    "learning_rate": "learning_rate",
+    "beta1": "b1",
+    "beta2": "b2",
+    "epsilon": "eps",
+    "adamw_weight_decay": "adamw_weight_decay",
+    "l2_weight_decay": "l2_weight_decay",
+    "use_nesterov": "use_nesterov",
+}
+
+
 def _nadamw(config, num_steps):
-    names = {
-        "learning_rate": "learning_rate",
-        "beta1": "b1",
-        "beta2": "b2",
-        "epsilon": "eps",
-        "adamw_weight_decay": "adamw_weight_decay",
-        "l2_weight_decay": "l2_weight_decay",
-        "use_nesterov": "use_nesterov",
-    }
     config = {"learning_rate": 1e-4, **config}
     config.pop("use_bias_correction", None)  # the published code overwrites it
-    unknown = sorted(set(config) - set(names))
-    if unknown:
-        raise Unsupported(f"NAdamW with {', '.join(unknown)}")
+    # The list of a thousand configurations has the schedule's arguments beside these.
+    beside = {k: config.pop(k) for k in _COSINE[1:] if k in config}
+    _require_known(config, _NADAMW_NAMES, "NAdamW with")
     rate = config["learning_rate"]
-    if isinstance(rate, Mapping):
-        kind = str(rate.get("cls")).split(".")[-1]
-        if kind != "CosineLearningRateSchedule":
-            raise Unsupported(f"NAdamW with the schedule {kind}")
-        config["learning_rate"] = l2o.nadamw_schedule(
-            num_steps=num_steps, **rate["config"]
-        )
-    return lambda _: l2o.nadamw(**{names[k]: v for k, v in config.items()})
+    if beside:
+        rate = {"cls": "CosineLearningRateSchedule", "learning_rate": rate, **beside}
+    if not isinstance(rate, int | float):
+        rate = _schedule(rate, num_steps)
+    config["learning_rate"] = rate
+    return lambda _: l2o.nadamw(**{_NADAMW_NAMES[k]: v for k, v in config.items()})
 
 
-# Constructor arguments of PyLO's classes that change no number.
+_COSINE = (
+    "learning_rate",
+    "min_learning_rate_mult",
+    "constant_fraction",
+    "warmup_fraction",
+)
+
+
+def _cosine(num_steps, learning_rate, **rest):
+    return l2o.nadamw_schedule(learning_rate, num_steps, **rest)
+
+
+def _rampup(num_steps, peak_lr=1e-3, warmup_steps=1000):
+    def schedule(count):
+        step = jnp.maximum(jnp.float32(count), 1)
+        return peak_lr * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / step))
+
+    return schedule
+
+
+def _piecewise(num_steps, times, vals):
+    times, vals = (jnp.asarray(x, jnp.float32) for x in (times, vals))
+    return lambda count: jnp.interp(jnp.float32(count), times, vals)
+
+
+def _exponential(num_steps, base_lr, decay_amount):
+    return lambda count: base_lr * (1 - decay_amount) ** jnp.float32(count)
+
+
+# Google's schedules: their constructor arguments in order, those without a default,
+# and what makes ours.
+_SCHEDULES = {
+    "CosineLearningRateSchedule": (_COSINE, _COSINE[:1], _cosine),
+    "LinearRampupSqrtDecay": (("peak_lr", "warmup_steps"), (), _rampup),
+    "PiecewiseLinear": (("times", "vals"), ("times", "vals"), _piecewise),
+    "ExponentialDecay": (
+        ("base_lr", "decay_amount"),
+        ("base_lr", "decay_amount"),
+        _exponential,
+    ),
+}
+
+
+def _schedule(recorded: Any, num_steps: int) -> optax.Schedule:
+    """The schedule of a recorded name and arguments.
+
+    They are an object with the name under `cls` (or a like key) and the arguments
+    beside it or in an object of their own, or a text such as `Name(k=1)`.
+    """
+    cls, positional, arguments = _named_call(recorded)
+    cls = cls.rpartition(".")[2]
+    if cls not in _SCHEDULES:
+        raise Unsupported(f"NAdamW with the schedule {cls or recorded}")
+    names, required, make = _SCHEDULES[cls]
+    if len(positional) > len(names):
+        raise Unsupported(f"NAdamW with {len(positional)} arguments of {cls}")
+    arguments = {**dict(zip(names, positional, strict=False)), **arguments}
+    arguments = {k: v for k, v in arguments.items() if v is not None}
+    _require_known(arguments, names, f"NAdamW with {cls}'s")
+    if lacking := [name for name in required if name not in arguments]:
+        raise Unsupported(f"NAdamW with {cls}, recorded without {', '.join(lacking)}")
+    return make(num_steps, **arguments)
+
+
+def _named_call(recorded: Any) -> tuple[str, list[Any], dict[str, Any]]:
+    """A recorded object's class, positional and keyword arguments."""
+    if isinstance(recorded, str):
+        try:
+            call = ast.parse(recorded, mode="eval").body
+            if isinstance(call, ast.Call):
+                values = [ast.literal_eval(x) for x in call.args]
+                named = {str(x.arg): ast.literal_eval(x.value) for x in call.keywords}
+                return ast.unparse(call.func), values, named
+        except (SyntaxError, ValueError):
+            pass  # such as `<module.Class object at 0x7f>`, which tells no arguments
+        return recorded, [], {}
+    if not isinstance(recorded, Mapping):
+        raise Unsupported(f"NAdamW with the learning rate {recorded}")
+    rest = dict(recorded)
+    cls = rest.pop(next((k for k in _CLASS_KEYS if k in rest), ""), "")
+    inner = rest.pop(next((k for k in _ARGUMENT_KEYS if k in rest), ""), {})
+    return str(cls), [], {**inner, **rest}
+
+
+_CLASS_KEYS = ("cls", "class", "type", "name", "schedule")
+_ARGUMENT_KEYS = ("config", "kwargs", "arguments")
+
+
+# Arguments of PyLO's constructors that are more than a name of ours: read one by one.
+_PYLO_READ = {
+    "num_steps",
+    "is_embedding",
+    "use_adamw_for_1d",
+    "adam_betas",
+    "clip_grad",
+    "clip_norm",
+    "momentum_decays",
+    "rms_decays",
+    "adafactor_decays",
+    "weight_decay",
+    "step_mult",
+}
+# Those that change no number.
 _PYLO_WITHOUT_EFFECT = {
     "concat_weights",
     "make_separate_weights",
@@ -200,6 +364,7 @@ _PYLO_WITHOUT_EFFECT = {
     "lstm_hidden_size",
     "impl",
 }
+_PYLO_ARGUMENTS = _PYLO_READ | _PYLO_WITHOUT_EFFECT
 _PYLO_DECAYS = {
     "initial_momentum_decays": "momentum_decays",
     "initial_rms_decays": "rms_decays",
@@ -239,6 +404,30 @@ _PYLO_NAMES["elo_celo2"] = {
     },
 }
 _PYLO_NAMES["celo2"] = {**_PYLO_NAMES["elo_celo2"], "adam_eps": "adam_eps"}
+# What the classes read from a parameter group at every step. An option of a group that
+# only the constructor reads changes nothing there, and so nothing here.
+_GROUP_DECAYS = tuple(_PYLO_DECAYS)
+_GROUP_CELO2 = (
+    "weight_decay",
+    "adam_lr_mult",
+    "adam_weight_decay",
+    "use_adamw_for_1d",
+    "orthogonalize",
+    "clip_grad",
+    "clip_norm",
+    "exp_mult",
+    "rmsmult",
+    "param_scale_mult",
+    "grad_clip_val",
+    "is_embedding",
+)
+_PYLO_GROUP_OPTIONS = {
+    "mulo": ("exp_mult", "step_mult", "max_grad_norm", "weight_decay", *_GROUP_DECAYS),
+    "elo": ("exp_mult", "weight_decay", "clip_grad", "clip_norm"),
+    "celo2": _GROUP_CELO2,
+    "elo_celo2": _GROUP_CELO2,
+    "velo": ("exp_mult", "step_mult", "weight_decay", *_GROUP_DECAYS),
+}
 _PYLO_CLASSES = {
     "AdafacLO": "mulo",
     "MuLO": "mulo",
@@ -249,8 +438,41 @@ _PYLO_CLASSES = {
 }
 
 
+_PYLO_USED = (
+    "optimizer",
+    "constructor_kwargs",
+    "param_order",
+    "shapes",
+    "base_shapes",
+    "steps",
+    "net",
+    "factored_dims",
+    "groups_arg",
+    "param_groups_after_construction",
+)
+_PYLO_ARRAYS = (
+    "meta",
+    "theta",
+    "params",
+    "params0",
+    "params_f64_minus_f32",
+    "grads",
+    "losses",
+    "feat",
+    "state",
+    "control",
+    "lr_mult",
+    "lstm_c",
+    "lstm_h",
+    "rnn_in",
+)
+_PYLO_NET = ("activation", "H", "K", "control_mult")  # but the first, theta tells them
+
+
 def _pylo(meta: Mapping[str, Any], trace: Any) -> Problem:
     """A trace of PyLO, whose tensors are turned to (..., in, out)."""
+    _require_understood(meta, trace, _PYLO_USED, _PYLO_ARRAYS)
+    _require_known(meta["net"], _PYLO_NET, "a network with")
     cls, _, form = meta["optimizer"].rpartition("_")
     if cls not in _PYLO_CLASSES or form != "naive":
         raise Unsupported(f"class {meta['optimizer']}")
@@ -286,8 +508,8 @@ def _our_shape(shape: list[int]) -> tuple[int, ...]:
 
 
 def _pylo_optimizer(cls, meta, trace):
-    name, names = _PYLO_CLASSES[cls], meta["param_order"]
-    groups = meta.get("groups_arg") or [{"params": names}]
+    name = _PYLO_CLASSES[cls]
+    groups = _groups(name, meta)
     arrays = {
         key.removeprefix("theta/").removeprefix("rnn.").removeprefix("mlp."): trace[key]
         for key in trace.files
@@ -296,17 +518,18 @@ def _pylo_optimizer(cls, meta, trace):
     if not arrays:
         raise Unsupported("a trace without theta")
     base = dict(meta["constructor_kwargs"])
-    optimizers, labels, scale, decay, norms = {}, {}, {}, {}, {}
-    for i, group in enumerate(groups):
-        own = {key: value for key, value in group.items() if key != "params"}
+    optimizers, thetas, labels, scale, decay, norms = {}, {}, {}, {}, {}, {}
+    for i, (own, params) in enumerate(groups):
         kwargs = {k: v for k, v in {**base, **own}.items() if v is not None}
         if name == "velo":
             # One LSTM for all groups: what differs must be a factor of the steps.
             ratio = kwargs.pop("step_mult", 1e-3) / base.get("step_mult", 1e-3)
             rate = kwargs.pop("lr", 1e-3)
             factor, pull = rate * ratio, rate * kwargs.pop("weight_decay", 0.0)
-            if "exp_mult" in own:
-                raise Unsupported("groups of VeLO with exp_mult")
+            # Not a factor either way.
+            _require_known(
+                own, ("lr", "step_mult", "weight_decay"), "VeLO's group with"
+            )
             kwargs = {**kwargs, "step_mult": base.get("step_mult", 1e-3)}
         elif name == "mulo":
             factor = 1.0
@@ -314,13 +537,13 @@ def _pylo_optimizer(cls, meta, trace):
         else:
             factor = 1.0
             pull = 0.0
-        norm, offsets, arguments = _pylo_arguments(cls, kwargs, meta)
+        norm, offsets, arguments = _pylo_arguments(cls, kwargs, own, meta)
         try:
             optimizer, theta = from_pylo(name, {**arrays, **offsets}, **arguments)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise Unsupported(str(error)) from error
-        optimizers[i] = optimizer
-        for param in group["params"]:
+        optimizers[i], thetas[i] = optimizer, theta
+        for param in params:
             labels[param], norms[param] = i, norm
             scale[param], decay[param] = factor, pull
     if cls == "MuLO":
@@ -331,7 +554,7 @@ def _pylo_optimizer(cls, meta, trace):
 
     def bind(theta, *, num_steps=None):
         parts = {
-            i: optimizer.bind(theta, num_steps=num_steps)
+            i: optimizer.bind(theta[i], num_steps=num_steps)
             for i, optimizer in optimizers.items()
         }
         alone = name == "velo" or len(parts) == 1
@@ -345,10 +568,37 @@ def _pylo_optimizer(cls, meta, trace):
     joined = l2o.mup(optimizers[0]._replace(bind=bind), scale)
     if any(decay.values()):
         joined = l2o.weight_decay(joined, decay, kind="after")
-    return lambda theta: joined.bind(theta, num_steps=num_steps), theta
+    return lambda theta: joined.bind(theta, num_steps=num_steps), thetas
 
 
-def _pylo_arguments(cls, kwargs, meta):
+def _groups(name, meta):
+    """The parameter groups: pairs of what each sets and its parameters.
+
+    Of the classes that fill in a group's options when they are made, those they filled
+    in: a decay of Adam's that is not given is the constructor's, not the group's own.
+
+    Raises:
+      Unsupported: an option that the class does not have, or parameters that are in no
+        group or in two.
+    """
+    names = meta["param_order"]
+    recorded = meta.get("groups_arg") or [{"params": names}]
+    if name in ("elo", "celo2", "elo_celo2"):
+        recorded = meta["param_groups_after_construction"]
+    read = {"lr", *_PYLO_GROUP_OPTIONS[name]}
+    known = {"params", *read, *_PYLO_NAMES[name], *_PYLO_ARGUMENTS}
+    for group in recorded:
+        _require_known(group, known, f"a group of {meta['optimizer']} with")
+    groups = [
+        ({k: v for k, v in group.items() if k in read}, group["params"])
+        for group in recorded
+    ]
+    if sorted(x for _, params in groups for x in params) != sorted(names):
+        raise Unsupported("groups that do not have every parameter once")
+    return groups
+
+
+def _pylo_arguments(cls, kwargs, own, meta):
     """The norm to clip to, muLO's decay offsets, and l2o's arguments."""
     name = _PYLO_CLASSES[cls]
     arguments: dict[str, Any] = {"factoring": _factoring(meta), "untouched": "pushed"}
@@ -373,6 +623,12 @@ def _pylo_arguments(cls, kwargs, meta):
     if name == "mulo":
         keys = ("momentum_decays", "rms_decays", "adafactor_decays")
         offsets = {k: np.float32(kwargs.pop(k)) for k in keys if k in kwargs}
+        # A group's own decays are what is used, without an offset.
+        offsets |= {
+            ours: np.zeros(len(own[theirs]), np.float32)
+            for theirs, ours in _PYLO_DECAYS.items()
+            if theirs in own
+        }
     if name == "velo":  # offsets that its constructor folds into the decays
         defaults = l2o.velo().arguments
         for theirs, ours in _PYLO_DECAYS.items():

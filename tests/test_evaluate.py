@@ -206,15 +206,36 @@ def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
     def save(changed):
         save_board(other, changed, Store(other / "results", shipped=False))
 
+    def of_another(**changes):
+        """The board as if its results were of another protocol."""
+
+        def changed(trials):
+            return {
+                task: [
+                    dataclasses.replace(x, setting={**x.setting, **changes})
+                    for x in found
+                ]
+                for task, found in trials.items()
+            }
+
+        return board._replace(
+            protocol=board.protocol._replace(**changes),
+            contestants={
+                name: x._replace(trials=changed(x.trials))
+                for name, x in board.contestants.items()
+            },
+            long=changed(board.long),
+        )
+
     lion = evaluate(CONFIG, entrants=[entrant("lion")], store=store)
     save(lion)
     merged = load_board([one, other])
     assert set(merged.contestants) == {"adam", "sgd", "mine", "learned", "lion"}
 
-    save(board._replace(protocol=board.protocol._replace(steps=80)))
-    with pytest.raises(ValueError, match="differ in steps, 40 and 80"):
+    save(of_another(eval_batches=3))
+    with pytest.raises(ValueError, match="differ in eval batches, 2 and 3"):
         load_board([one, other])
-    save(board._replace(protocol=board.protocol._replace(suite_version=7)))
+    save(of_another(suite_version=7))
     with pytest.raises(ValueError, match="differ in suite version, 0 and 7"):
         load_board([one, other])
     imposter = evaluate(
@@ -224,18 +245,23 @@ def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
     with pytest.raises(ValueError, match="learned are two optimizers"):
         load_board([one, other])
 
+    # Of another protocol than its results.
+    save(board._replace(protocol=board.protocol._replace(suite_version=7)))
+    with pytest.raises(ValueError, match="has a result of another setting"):
+        load_board([other])
+
     next((one / "results").glob("*.json")).unlink()
     with pytest.raises(ValueError, match="lacks the result"):
         load_board([one])
     with pytest.raises(ValueError, match="holds no evaluation"):
         load_board([tmp_path])
     (one / "evaluation.json").write_text("{")
-    with pytest.raises(ValueError, match=r"evaluation.json is no evaluation"):
+    with pytest.raises(ValueError, match=r"evaluation.json is no l2o evaluation"):
         load_board([one])
     content = json.loads((other / "evaluation.json").read_text())
     less = {k: v for k, v in content.items() if k != "timings"}
     (other / "evaluation.json").write_text(json.dumps(less))
-    with pytest.raises(ValueError, match="a damaged one: evaluate again"):
+    with pytest.raises(ValueError, match="does not have the digest.*evaluate again"):
         load_board([other])
     (other / "evaluation.json").write_text(json.dumps({**content, "version": 9}))
     with pytest.raises(ValueError, match="version 9"):

@@ -219,7 +219,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 
 def test_a_corrupted_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="it is no JSON"):
         run(QUICK, tmp_path)
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import lzma
 
 import numpy as np
 import pytest
 
+from l2o.meta_train._sealed import digest_of
 from l2o.meta_train.evaluation import Result, Store
 from l2o.meta_train.evaluation._store import (
     decode,
@@ -15,7 +17,15 @@ from l2o.meta_train.evaluation._store import (
     write_database,
 )
 
-SETTING = {"version": 1, "task": "t", "identity": {"baseline": "adam"}, "rate": 0.1}
+SETTING = {
+    "version": 1,
+    "task": "t",
+    "identity": {"baseline": "adam"},
+    "rate": 0.1,
+    "steps": 10,
+    "seeds": 2,
+    "eval_every": 10,
+}
 
 
 def _result(rate=0.1, **changes):
@@ -31,6 +41,12 @@ def _result(rate=0.1, **changes):
         origin={"l2o": "0"},
     )
     return dataclasses.replace(made, **changes)
+
+
+def _sealed(text, change):
+    content = json.loads(text)
+    change(content)
+    return json.dumps({**content, "digest": digest_of(content)})
 
 
 def test_what_is_put_is_found_and_not_finite_is_nan(tmp_path):
@@ -59,6 +75,15 @@ def test_keys_depend_on_every_part_of_a_setting_and_not_on_its_order():
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: json.dumps({**json.loads(text), "more": 1}),
+        lambda text: text.replace("0.123457", "0.123456"),
+        lambda text: text.replace("null", "NaN"),
+        # With a digest of its own, but not a result.
+        lambda text: _sealed(text, lambda x: x.update(more=1)),
+        lambda text: _sealed(text, lambda x: x.pop("seconds")),
+        lambda text: _sealed(text, lambda x: x.update(parameters=True)),
+        lambda text: _sealed(text, lambda x: x["setting"].update(seeds=3)),
+        lambda text: _sealed(text, lambda x: x["curves"].pop("train")),
+        lambda text: _sealed(text, lambda x: x["curves"]["train"].update(loss=[[1]])),
     ],
 )
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path, damage):
@@ -66,7 +91,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, damage):
     store.put(_result())
     (path,) = tmp_path.iterdir()
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ValueError, match=rf"{path.name} is no result.*delete it"):
+    with pytest.raises(ValueError, match=rf"{path.name} is no l2o result.*delete it"):
         store.get(key_of(SETTING))
 
 
@@ -78,7 +103,7 @@ def test_a_file_under_another_name_or_of_another_version_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another setting"):
         store.get(key_of(SETTING))
     store.put(_result(setting={**SETTING, "version": 99}))
-    with pytest.raises(ValueError, match="version 99"):
+    with pytest.raises(ValueError, match=r"version 99, this l2o reads 1.*delete it"):
         store.get(key_of({**SETTING, "version": 99}))
 
 
@@ -89,6 +114,26 @@ def test_a_database_holds_results_in_any_order_as_the_same_bytes(tmp_path):
     write_database(other, results[::-1])
     assert one.read_bytes() == other.read_bytes()
     assert {x.rate for x in read_database(one)} == {0.1, 0.2, 0.3}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed, text: packed[:-10],
+        lambda packed, text: text,
+        lambda packed, text: lzma.compress(text.replace(b"0.123457", b"0.123456")),
+        # A result less.
+        lambda packed, text: lzma.compress(text[: text[:-1].rindex(b"\n") + 1]),
+        lambda packed, text: lzma.compress(text.partition(b"\n")[2]),
+    ],
+)
+def test_a_database_is_read_as_it_was_written_or_refused(tmp_path, damage):
+    path = tmp_path / "a.jsonl.xz"
+    write_database(path, [_result(rate) for rate in (0.1, 0.2)])
+    packed = path.read_bytes()
+    path.write_bytes(damage(packed, lzma.decompress(packed)))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.xz is no l2o results.*install"):
+        read_database(path)
 
 
 def test_without_a_folder_nothing_is_kept():

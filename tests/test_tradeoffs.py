@@ -279,8 +279,8 @@ def _fields(config):
     [
         (lambda text: text[: len(text) // 2], "damaged"),
         (lambda text: "[]", "damaged"),
-        (lambda text: text.replace('"version": 1', '"version": 0'), "version 0"),
-        (lambda text: text.replace('"stage": "', '"stage": "x'), "another setting"),
+        (lambda text: text.replace('"version": 1', '"version": 0', 1), "version 0"),
+        (lambda text: text.replace('"stage": "', '"stage": "x'), "digest"),
     ],
 )
 def test_a_damaged_measurement_is_named(tmp_path, measured, undrawn, damage, message):
@@ -298,7 +298,7 @@ def test_a_damaged_measurement_is_named(tmp_path, measured, undrawn, damage, mes
         (lambda text: text.replace("l2o tradeoffs", "other"), "damaged"),
         (
             lambda text: text.replace(
-                '"version": 1,\n "scale', '"version": 7,\n "scale'
+                '"version": 2,\n "scale', '"version": 7,\n "scale'
             ),
             "version 7",
         ),

@@ -2,14 +2,18 @@
 
 import functools
 import itertools
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from l2o.tasks import Split
+
+from .._config import Tuning
+from .._sealed import naming, read_sealed, require, write_sealed
 from ._runs import Protocol
 from ._scores import (
     Envelope,
@@ -23,12 +27,13 @@ from ._scores import (
     speedup,
 )
 from ._store import Result, Store, key_of
-from ._timing import Timing
+from ._timing import Timing, check_timing
 
 REFERENCE = "adam"
 MANIFEST = "evaluation.json"
 _FORMAT = "l2o evaluation"
-_VERSION = 1
+_VERSION = 2
+_REMEDY = "evaluate again, which keeps the results that are there"
 
 
 class Contestant(NamedTuple):
@@ -184,8 +189,6 @@ def save_board(folder: Path, board: Board, store: Store) -> Path:
         return {t: [key_of(x.setting) for x in found] for t, found in trials.items()}
 
     content = {
-        "format": _FORMAT,
-        "version": _VERSION,
         "protocol": board.protocol._asdict(),
         "tuning": board.tuning,
         "split": board.split,
@@ -199,7 +202,7 @@ def save_board(folder: Path, board: Board, store: Store) -> Path:
         "notes": board.notes,
     }
     path = folder / MANIFEST
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_sealed(path, _FORMAT, _VERSION, content)
     return path
 
 
@@ -225,27 +228,96 @@ def _load(folder: Path) -> Board:
             f"{folder} holds no evaluation: there is no {MANIFEST}. `l2o evaluate "
             f"--out {folder}` makes one"
         )
-    store = Store(folder / "results")
-    damaged = f"{path} is no evaluation of l2o, or a damaged one: evaluate again"
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != _FORMAT:
-            raise ValueError(damaged)
-        if content["version"] != _VERSION:
-            raise ValueError(
-                f"{path} has version {content['version']}, this l2o reads {_VERSION}: "
-                "evaluate again"
-            )
-        return _board(content, store)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(damaged) from error
+    content = read_sealed(
+        path, _FORMAT, _VERSION, _REMEDY, schema=_Manifest, check=_check
+    )
+    board = _board(content, Store(folder / "results"))
+    with naming(path, _FORMAT, _REMEDY):
+        _check_results(board)
+    return board
 
 
-def _board(content: Mapping[str, Any], store: Store) -> Board:
-    def found(trials):
+_Keys = dict[str, list[str]]  # task -> of results, in the order of trials
+
+
+class _Contestant(TypedDict):
+    name: str
+    learned: bool
+    tuned: str
+    trials: _Keys
+    rate: float | None
+    source: str | None
+    card: dict[str, Any] | None
+
+
+class _Protocol(TypedDict):
+    suite: str
+    suite_version: int
+    steps: int
+    seeds: int
+    eval_every: int
+    eval_batches: int
+
+
+class _Manifest(TypedDict):
+    protocol: _Protocol
+    tuning: Tuning
+    split: Split
+    tasks: list[str]
+    contestants: list[_Contestant]
+    long: _Keys
+    timings: dict[str, list[float]]
+    notes: list[str]
+
+
+def _check(content: _Manifest) -> None:
+    """What refers to each other, and ranges."""
+    for field in ("steps", "seeds", "eval_every", "eval_batches"):
+        require(content["protocol"][field] > 0, f"{field} is not positive")
+    tasks, contestants = content["tasks"], content["contestants"]
+    require(len(set(tasks)) == len(tasks) > 0, "its tasks are none, or named twice")
+    names = [x["name"] for x in contestants]
+    require(len(set(names)) == len(names), "two of its optimizers have one name")
+    require(REFERENCE in names, f"{REFERENCE} is not among its optimizers")
+    for name, trials in (
+        *((x["name"], x["trials"]) for x in contestants),
+        (f"long runs of {REFERENCE}", content["long"]),
+    ):
+        require(trials.keys() == set(tasks), f"{name} are of other tasks")
+        for key in itertools.chain.from_iterable(trials.values()):
+            require(re.fullmatch("[0-9a-f]{32}", key) is not None, f"{key!r:.40}")
+        counts = set(map(len, trials.values()))
+        require(len(counts) == 1 and 0 not in counts, f"{name} lack results")
+    require(content["timings"].keys() <= set(names), "it times unknown optimizers")
+    for name, values in content["timings"].items():
+        check_timing(values, name)
+
+
+def _check_results(board: Board) -> None:
+    """That results are those of the protocol and the task under which they stand."""
+    for name, trials in (
+        *((x.name, x.trials) for x in board.contestants.values()),
+        (f"long runs of {REFERENCE}", board.long),
+    ):
+        for task, results in trials.items():
+            for result in results:
+                # Long runs have more steps.
+                fields = board.protocol._asdict().items()
+                same = result.task == task and all(
+                    result.setting.get(field) == value
+                    for field, value in fields
+                    if field != "steps" or trials is not board.long
+                )
+                require(same, f"{name} on {task} has a result of another setting")
+                complete = {"train", "outer_valid", board.split} <= result.curves.keys()
+                require(complete, f"{name} on {task} has a result without its splits")
+
+
+def _board(content: _Manifest, store: Store) -> Board:
+    def found(trials: _Keys) -> dict[str, tuple[Result, ...]]:
         return {t: tuple(map(one, keys)) for t, keys in trials.items()}
 
-    def one(key):
+    def one(key: str) -> Result:
         result = store.get(key)
         if result is None:
             raise ValueError(

@@ -1,22 +1,34 @@
 """Results on disk: one file per result, named by a hash of what it depends on."""
 
-import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import lzma
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._sealed import (
+    DIGEST,
+    naming,
+    read_json,
+    read_sealed,
+    require,
+    require_type,
+    write_sealed,
+)
+
 VERSION = 1  # of what a run computes; results of two are not to be mixed
 DATABASES = Path(__file__).with_name("databases")
 _DIGITS = 6  # significant ones
+_RESULT, _DATABASE = "l2o result", "l2o results"
+_SCHEMA = 1  # of both files
+_REMEDY = "delete it, and `l2o evaluate` makes it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +103,7 @@ class Store:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{key_of(result.setting)}.json"
-        handle, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(encode(result))
-            os.replace(part, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-            raise
+        write_sealed(path, _RESULT, _SCHEMA, _content(result))
 
     def _database(self) -> dict[str, Result]:
         if self._shipped is None:
@@ -116,51 +120,132 @@ def read_result(path: Path) -> Result:
     """The result in a file.
 
     Raises:
-      ValueError: it holds something else, or a result of another version, or of
-        another setting than its name says.
+      ValueError: it holds something else, a result that was altered or of another
+        version, or of another setting than its name says.
     """
-    try:
-        result = decode(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no result of an evaluation, or a damaged one ({error}): delete "
-            "it, and the evaluation makes it again"
-        ) from error
-    if key_of(result.setting) != path.stem:
-        raise ValueError(
-            f"{path} holds the result of another setting than its name says: delete it"
-        )
+    content = read_sealed(path, _RESULT, _SCHEMA, _REMEDY)
+    with naming(path, _RESULT, _REMEDY):
+        result = _result(content)
+        expected = "it holds the result of another setting than its name says"
+        require(key_of(result.setting) == path.stem, expected)
     return result
 
 
 def read_database(path: Path) -> list[Result]:
-    """The results in a file of `write_database`."""
-    with lzma.open(path, "rt") as file:
-        return [decode(line) for line in file]
+    """The results in a file of `write_database`.
+
+    Raises:
+      ValueError: it holds something else, or was altered.
+    """
+    with naming(path, _DATABASE, "install l2o again"):
+        try:
+            text = lzma.decompress(path.read_bytes()).decode()
+        except lzma.LZMAError as error:
+            raise ValueError(f"it cannot be decompressed: {error}") from None
+        head, _, lines = text.partition("\n")
+        seal = read_json(head)
+        require(seal == _seal_of(lines), "its first line is not of the rest")
+        return [decode(line) for line in lines.splitlines()]
 
 
 def write_database(path: Path, results: Iterable[Result]) -> None:
     """One compressed file of many results; the same results give the same bytes."""
-    lines = sorted(encode(result) for result in results)
-    path.write_bytes(lzma.compress("".join(lines).encode()))
+    lines = "".join(sorted(encode(result) for result in results))
+    head = json.dumps(_seal_of(lines), sort_keys=True) + "\n"
+    path.write_bytes(lzma.compress((head + lines).encode()))
+
+
+def _seal_of(lines: str) -> dict[str, Any]:
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    return {"format": _DATABASE, "version": _SCHEMA, DIGEST: digest}
 
 
 def encode(result: Result) -> str:
     """One line of JSON; what is not finite becomes null."""
-    return json.dumps(_plain(dataclasses.asdict(result)), sort_keys=True) + "\n"
+    return json.dumps(_content(result), sort_keys=True) + "\n"
 
 
 def decode(text: str) -> Result:
-    """The result that `encode` wrote."""
-    content = json.loads(text)
-    version = content["setting"]["version"]
-    if version != VERSION:
-        raise ValueError(f"version {version}; this l2o reads {VERSION}")
-    curves = {
-        split: {name: np.array(rows, float) for name, rows in metrics.items()}
-        for split, metrics in content["curves"].items()
-    }
+    """The result that `encode` wrote.
+
+    Raises:
+      ValueError: it wrote something else.
+    """
+    return _result(read_json(text))
+
+
+def _content(result: Result) -> dict[str, Any]:
+    return _plain(dataclasses.asdict(result))
+
+
+# By hand, because databases hold thousands: the types of what has none of its own.
+_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "setting": (dict,),
+    "entrant": (str,),
+    "learned": (bool,),
+    "curves": (dict,),
+    "state_bytes": (float, int),
+    "parameters": (int,),
+    "seconds": (float, int),
+    "origin": (dict,),
+}
+_SETTING: Mapping[str, tuple[type, ...]] = {
+    "version": (int,),
+    "task": (str,),
+    "identity": (dict,),
+    "rate": (float, int, type(None)),
+    "steps": (int,),
+    "seeds": (int,),
+    "eval_every": (int,),
+}
+
+
+def _result(content: Any) -> Result:
+    """The result of what `_content` made; `ValueError` for anything else."""
+    require(isinstance(content, dict), "it is no object")
+    _require_fields(content, _FIELDS)
+    unknown = content.keys() - _FIELDS.keys()
+    require(not unknown, f"it has an unknown {', '.join(sorted(unknown))}")
+    setting = content["setting"]
+    _require_fields(setting, _SETTING)
+    found = setting["version"]
+    require(found == VERSION, f"it has version {found}, this l2o reads {VERSION}")
+    steps, every, seeds = (setting[k] for k in ("steps", "eval_every", "seeds"))
+    fits = steps > 0 and every > 0 and seeds > 0 and steps % every == 0
+    require(fits, "steps, eval_every and seeds do not fit each other")
+    for name in ("state_bytes", "parameters", "seconds"):
+        require(content[name] >= 0, f"{name} is negative")
+    require("loss" in content["curves"].get("train", ()), "it has no training loss")
+    points = steps // every + 1
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for split, metrics in content["curves"].items():
+        require_type(metrics, dict)
+        curves[split] = {}
+        for name, rows in metrics.items():
+            curve = curves[split][name] = _curve(rows, f"{split} {name}")
+            whole = (split, name) == ("train", "loss")
+            allowed = (points,) if whole else range(1, points + 1)
+            if len(curve) != seeds or curve.shape[1] not in allowed:
+                raise ValueError(f"{split} {name} has the shape {curve.shape}")
     return Result(**{**content, "curves": curves})
+
+
+def _require_fields(
+    content: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]
+) -> None:
+    for name, known in types.items():
+        # Not `isinstance`: a bool is an int.
+        if type(content.get(name, ...)) not in known:
+            raise ValueError(f"its {name} is {content.get(name)!r:.40}")
+
+
+def _curve(rows: Any, name: str) -> np.ndarray:
+    """(seeds, points) of lists of numbers, NaN for null."""
+    lists = isinstance(rows, list) and all(isinstance(x, list) for x in rows)
+    require(lists and len({len(x) for x in rows}) == 1, f"{name} is no table")
+    kinds = set(map(type, itertools.chain.from_iterable(rows)))
+    require(kinds <= {float, int, type(None)}, f"{name} holds no numbers")
+    return np.array(rows, float)
 
 
 def _plain(x: Any) -> Any:

@@ -1,21 +1,22 @@
 """What an update alone costs, beside Adam's."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._sealed import read_sealed, require, write_sealed
 from ._entrants import OWN, Entrant
 from ._store import DATABASES, key_of
 
 _STEPS = 40
-_FILE = "timings.json"
+_FILE, _FORMAT, _VERSION = "timings.json", "l2o timings", 1
+_REMEDY = "delete it, and `l2o evaluate` times again"
 
 
 class Timing(NamedTuple):
@@ -68,22 +69,55 @@ def time_updates(
     return found
 
 
+class _Content(TypedDict):
+    timings: dict[str, list[float]]
+
+
 def read_timings(folder: Path | None) -> dict[str, Timing]:
-    """Those of a store's folder and those that came with the package, by key."""
+    """Those of a store's folder and those that came with the package, by key.
+
+    Raises:
+      ValueError: a file of them is damaged or was altered.
+    """
+    places = (DATABASES, "install l2o again"), (folder, _REMEDY)
     found: dict[str, Timing] = {}
-    for place in (DATABASES, folder):
-        if place is not None and (place / _FILE).exists():
-            content = json.loads((place / _FILE).read_text())
-            found |= {key: Timing(*timing) for key, timing in content.items()}
+    for place, remedy in places:
+        if place is not None:
+            found |= _read(place / _FILE, remedy)
     return found
 
 
 def write_timings(folder: Path, timings: Mapping[str, Timing]) -> None:
     """Adds to those of a folder."""
     path = folder / _FILE
-    old = json.loads(path.read_text()) if path.exists() else {}
+    every = {**_read(path, _REMEDY), **timings}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**old, **timings}, indent=1, sort_keys=True) + "\n")
+    content = {key: list(timing) for key, timing in sorted(every.items())}
+    write_sealed(path, _FORMAT, _VERSION, {"timings": content})
+
+
+def _read(path: Path, remedy: str) -> dict[str, Timing]:
+    if not path.exists():
+        return {}
+    content = read_sealed(
+        path, _FORMAT, _VERSION, remedy, schema=_Content, check=_check
+    )
+    return {key: Timing(*values) for key, values in content["timings"].items()}
+
+
+def _check(content: _Content) -> None:
+    for key, values in content["timings"].items():
+        check_timing(values, key)
+
+
+def check_timing(values: Sequence[float], name: str) -> None:
+    """Raises `ValueError` where the values cannot be a `Timing`'s."""
+    fits = len(values) == len(Timing._fields) and all(x > 0 for x in values)
+    require(fits, f"the timing {name} is {list(values)}")
+    timing = Timing(*values)  # type: ignore[arg-type]
+    whole = isinstance(timing.n, int) and isinstance(timing.parameters, int)
+    ordered = timing.low <= timing.ratio <= timing.high
+    require(whole and ordered, f"the timing {name} is {list(values)}")
 
 
 def timing_key(entrant: Entrant, parameters: int) -> str | None:

@@ -1,16 +1,15 @@
 """The results of a study: a row per variant, as JSON holds them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from ._store import VERSION, write_whole
+from .._sealed import read_sealed, require, write_sealed
 
 FILE = "tradeoffs.json"
-_FORMAT = "l2o tradeoffs"
+_FORMAT, _VERSION = "l2o tradeoffs", 2
 
 
 def score_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -58,8 +57,7 @@ def time_at(row: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def write_study(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `tradeoffs.json`."""
-    content = {"format": _FORMAT, "version": VERSION, **content}
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_sealed(path, _FORMAT, _VERSION, content)
 
 
 def load_study(path: str | Path) -> dict[str, Any]:
@@ -69,24 +67,81 @@ def load_study(path: str | Path) -> dict[str, Any]:
       path: of `tradeoffs.json`, or its folder.
 
     Raises:
-      ValueError: it is no such file, a damaged one, or of another version.
+      ValueError: it is no such file, a damaged or altered one, or of another version.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     remedy = "delete it and run `l2o tradeoffs` again, which keeps what was measured"
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != _FORMAT:
-            raise KeyError("format")
-        version = content["version"]
-        for row in content["rows"]:
-            row["name"], row["costs"]["flops"], row["times"], row["score"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no study of tradeoffs, or a damaged one ({error}): {remedy}"
-        ) from error
-    if version != VERSION:
-        raise ValueError(
-            f"{path} has version {version}, this l2o reads {VERSION}: {remedy}"
-        )
-    return content
+    return read_sealed(path, _FORMAT, _VERSION, remedy, schema=_Study, check=_check)
+
+
+class _Costs(TypedDict):
+    meta_parameters: int
+    state_bytes: float
+    tensor_bytes: float
+    flops: float
+    tensor_flops: float
+    temporary_bytes: float
+    xla_temporary_bytes: float
+    kernels: bool
+
+
+class _Time(TypedDict):
+    parameters: int
+    ratio: float
+    low: float
+    high: float
+    xla_ratio: float
+    xla_low: float
+    xla_high: float
+    n: int
+    seconds: float
+    adam_seconds: float
+    compile_seconds: float
+
+
+class _Score(TypedDict):
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    runs: int
+    diverged: int
+    tasks: dict[str, float]
+    seconds: float | None
+    inner_steps: int | None
+    stopped_early: int
+
+
+class _Row(TypedDict):
+    name: str
+    architecture: str
+    axis: str
+    optimizer: dict[str, Any]
+    costs: _Costs
+    times: list[_Time]
+    too_large_to_time: list[int]
+    score: _Score | None
+
+
+class _Study(TypedDict):
+    scale: str
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    origin: dict[str, str]
+    rows: list[_Row]
+
+
+def _check(content: _Study) -> None:
+    names = [row["name"] for row in content["rows"]]
+    require(len(set(names)) == len(names), "two of its rows have one name")
+    for row in content["rows"]:
+        name, score = row["name"], row["score"]
+        sizes = [x["parameters"] for x in row["times"]]
+        require(len(set(sizes)) == len(sizes), f"{name} is timed twice at one size")
+        for time in row["times"]:
+            fits = 0 < time["low"] <= time["ratio"] <= time["high"]
+            fits = fits and time["seconds"] > 0 < time["parameters"]
+            require(fits, f"{name} has an impossible time")
+        fits = score is None or score["low"] <= score["high"]
+        require(fits, f"{name} has an impossible score")

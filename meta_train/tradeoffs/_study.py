@@ -31,15 +31,15 @@ _STAGES: tuple[Stage, ...] = ("costs", "times", "performance")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What of a study is made."""
+    """Which parts of a study are made."""
 
     variants: tuple[str, ...] = ()
-    """Only these, of this or another scale; by default all of the scale."""
+    """Only these variants, of any scale; by default all of the scale."""
     until: Stage = "performance"
-    """"costs" (exact, a few seconds each), "times" (of updates, with costs), or
-    "performance" (all: meta-trains every variant)."""
+    """Last part: costs (exact, a few seconds each), times (of updates) or performance
+    (meta-trains every variant)."""
     seeds: int | None = None
-    """Meta-trainings of each variant; by default the scale's."""
+    """Meta-trainings of each variant; by default as many as the scale has."""
 
 
 class _Job(NamedTuple):
