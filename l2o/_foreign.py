@@ -311,8 +311,8 @@ def _gin_class(path: Path) -> tuple[str, dict[str, Any]] | None:
             bindings[line[1]] = ast.literal_eval(line[2].strip())
         except Exception as error:  # RecursionError and MemoryError, too
             raise ValueError(
-                f"{path} binds {cls}.{line[1]} to {_brief(line[2])}, expected a number "
-                "or string or a list of them on one line: write it there"
+                f"{path} binds {cls}.{line[1]} to {_brief(line[2])}, expected "
+                "a number, a text or a list of them on one line: write it there"
             ) from error
     return known, bindings
 

@@ -17,7 +17,7 @@ import safetensors.numpy
 from ._base import LearnedOptimizer, Theta
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
-from ._names import expanded, is_hub_id, is_path, unknown
+from ._names import expanded, is_hub_id, is_path, unknown_name
 from ._reading import read_json, read_safetensors, reading
 from ._recorded import check_recorded, extent
 from ._registry import changed, make
@@ -297,7 +297,7 @@ def _located(
             return Path(folder), None
     if not is_hub_id(name):
         raise FileNotFoundError(
-            unknown("optimizer", name, names, paths="a file or folder of weights")
+            unknown_name("optimizer", name, names, paths="a file or folder of weights")
         )
     if not Path(name).exists():
         return hub_folder(name, download=download), name

@@ -38,17 +38,26 @@ def has_separator(name: str) -> bool:
     return any(x in name for x in {"/", os.sep, os.altsep or os.sep})
 
 
-def unknown(what: str, name: object, known: Iterable[str], *, paths: str = "") -> str:
+def unknown_name(
+    what: str,
+    name: object,
+    known: Iterable[str],
+    *,
+    listed: str = "",
+    paths: str = "",
+) -> str:
     """The message about a name that is none of the known ones.
 
     Args:
       what: the kind of thing, such as "preset".
       name: what the user wrote.
       known: the names that there are.
+      listed: where they are listed, if they are too many for a message.
       paths: what else the user may give by its path, such as "a folder of weights".
     """
     known = list(known)
-    message = f"unknown {what} {name!r}; known: {', '.join(known) or 'none'}"
+    listed = listed or f"known: {', '.join(known) or 'none'}"
+    message = f"unknown {what} {name!r}; {listed}"
     close = difflib.get_close_matches(str(name), known, 3, 0.6)
     if close:
         message += f". Did you mean {' or '.join(map(repr, close))}?"

@@ -22,7 +22,7 @@ from ._learnable_muon import learnable_muon
 from ._lstm import lstm
 from ._mlp import mlp
 from ._mulo import mulo
-from ._names import unknown as unknown_name
+from ._names import unknown_name
 from ._nn_adam import nn_adam
 from ._rnn_mlp import rnn_mlp
 from ._rnnprop import rnnprop

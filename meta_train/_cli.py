@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import l2o
+from l2o._names import expanded, unknown_name
 from l2o.tasks import suites
 
 from . import presets
@@ -185,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_USAGE)
         return 0 if arguments else 2
     if arguments[0] not in commands:
-        known = ", ".join(commands)
-        print(f"l2o: unknown command {arguments[0]!r}; known: {known}", file=sys.stderr)
+        message = unknown_name("command", arguments[0], commands)
+        print(f"l2o: {message}", file=sys.stderr)
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
@@ -198,9 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) -> T:
-    """tyro, and the known options after any complaint."""
+    """tyro, and the known options after any complaint; `~` is the home folder."""
     try:
-        return tyro.cli(options, prog=f"l2o {command}", args=arguments, **kwargs)
+        parsed: Any = tyro.cli(options, prog=f"l2o {command}", args=arguments, **kwargs)
+        return dataclasses.replace(
+            parsed, **{name: _expanded(value) for name, value in vars(parsed).items()}
+        )
     except SystemExit as error:
         if error.code:
             fields = get_type_hints(options)
@@ -209,6 +213,12 @@ def _parse(command: str, options: type[T], arguments: list[str], **kwargs: Any) 
             known = ", ".join("--" + name.replace("_", "-") for name in names)
             print(f"known options: {known}", file=sys.stderr)
         raise
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _run_demo(arguments: list[str]) -> int:
@@ -399,10 +409,14 @@ def _run_list(arguments: list[str]) -> int:
 
 
 def _preset(arguments: list[str], default: P) -> str | P:
-    """The value of --preset: it decides the defaults that tyro shows and fills in."""
+    """The value of --preset: it decides the defaults that tyro shows and fills in.
+
+    Of several the last counts, as for tyro.
+    """
+    chosen: str | P = default
     for i, argument in enumerate(arguments):
         if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.removeprefix("--preset=")
-    return default
+            chosen = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            chosen = argument.removeprefix("--preset=")
+    return chosen

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from l2o._names import expanded
+
 VERSION = 1  # of what a run computes; results of two are not to be mixed
 DATABASES = Path(__file__).with_name("databases")
 _DIGITS = 6  # significant ones
@@ -74,7 +76,7 @@ class Store:
     def __init__(
         self, folder: str | os.PathLike | None, *, shipped: bool = True
     ) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else expanded(folder)
         self._shipped: dict[str, Result] | None = None if shipped else {}
 
     def get(self, key: str) -> Result | None:

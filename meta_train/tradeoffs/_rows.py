@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from l2o._names import expanded
+
 from ._store import VERSION, write_whole
 
 FILE = "tradeoffs.json"
@@ -71,7 +73,7 @@ def load_study(path: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: it is no such file, a damaged one, or of another version.
     """
-    path = Path(path)
+    path = expanded(path)
     path = path / FILE if path.is_dir() else path
     remedy = "delete it and run `l2o tradeoffs` again, which keeps what was measured"
     try:
