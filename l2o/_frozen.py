@@ -117,10 +117,11 @@ def load(
     """A frozen learned optimizer as an optax transformation.
 
     Args:
-      source: the name of a shipped optimizer (`l2o.available()`), a folder written by
-        `save`, published weights (a `theta.state` or `params` file of Celo or
-        google/learned_optimization or the folder with it, a folder of PyLO's), or
-        `owner/name[@revision]` on a model hub (needs `l2o[hub]`).
+      source: the name of a shipped optimizer (`l2o.available()`); the path of a folder
+        written by `save` or of published weights (a `theta.state` or `params` file of
+        Celo or google/learned_optimization or the folder with it, a folder of PyLO's);
+        or `owner/name[@revision]` on a model hub (needs `l2o[hub]`). A bare word is a
+        name: write `./NAME` for a folder in the current one.
       num_steps: length of the training run, for optimizers that have a horizon.
       optimizer: the architecture, for one of your own that no `l2o` factory makes; or a
         factory's name, for weights that fit several. Code is never loaded from a file.
@@ -132,8 +133,9 @@ def load(
     Raises:
       FileNotFoundError: no such folder, name or file.
       ValueError: the card is not readable, of a newer format, or names an unknown
-        architecture; the weights are corrupted, truncated, would need code to be read
-        or do not fit it; `num_steps` is missing.
+        architecture; the weights are corrupted, truncated, not finite, would need code
+        to be read or do not fit it; `owner/name` is a path and a repository;
+        `num_steps` is missing.
 
     Example:
       >>> import l2o

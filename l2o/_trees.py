@@ -100,7 +100,7 @@ def identify(tree: Tree) -> LearnedOptimizer | None:
     if known is None:
         return None
     name, arguments = known
-    check_recorded(name, arguments, extent(shapes.values()))
+    check_recorded(name, arguments, extent(list(shapes.values())))
     return make(name, **arguments)
 
 

@@ -280,7 +280,7 @@ class Evaluation:
     optimizers: tuple[str, ...] = ()
     """Baselines by name (`all` for all of them), as in adamw, adamw+cosine (with
     a schedule) or adamw:0.001 (at that rate, not tuned); weights as `l2o.load` takes
-    them. Adam always takes part."""
+    them, a folder by its path. Adam always takes part."""
     suite: str = "demo/heldout"
     """A suite, a task, or a JSON file of tasks."""
     tasks: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
 
     Args:
       names: of tasks, of suites (all their tasks), or paths of JSON files: a list of
-        specs with labels, see `TaskSpec.to_dict`.
+        specs with labels, see `TaskSpec.to_dict`. What ends in `.json` is a path, too.
 
     Raises:
       ValueError: an unknown name, one that is there twice, or a file that holds
