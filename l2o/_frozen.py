@@ -25,6 +25,7 @@ from ._registry import changed, make
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CARD = "config.json"
+_KINDS = {str: "text", int: "whole number", dict: "map"}
 
 
 def save(
@@ -254,6 +255,7 @@ def read_card(source: str | os.PathLike) -> dict[str, Any]:
         (("weights", "sha256"), str),
         (("optimizer", "name"), str),
         (("optimizer", "arguments"), dict),
+        (("meta_parameters",), int),
         (("card",), dict),
     ):
         value: Any = card
@@ -262,7 +264,7 @@ def read_card(source: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(value, kind):
             raise ValueError(
                 f"{path} lacks {'.'.join(names)}, or holds something else there than "
-                f"a {'text' if kind is str else 'map'}: write it again with `l2o.save`"
+                f"a {_KINDS[kind]}: write it again with `l2o.save`"
             )
     return card
 

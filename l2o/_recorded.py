@@ -13,7 +13,7 @@ from ._registry import FACTORIES, WRAPPERS
 # Wrappers in wrappers.
 _DEPTH = 16
 # Of lists and of numbers that are no size of an array, such as iterations.
-_SMALL = 100
+_SMALL = 1000
 _CHARACTERS = 10_000
 # Whole numbers that nothing is built of.
 _FREE = ("seed", "max_steps")

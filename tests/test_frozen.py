@@ -352,6 +352,7 @@ def test_newer_format_asks_for_an_upgrade(folder, version):
         (lambda card: card["optimizer"].pop("name"), r"optimizer\.name"),
         (lambda card: card["optimizer"].update(arguments=[4]), r"optimizer\.argumen"),
         (lambda card: card.update(card=[]), r"card"),
+        (lambda card: card.pop("meta_parameters"), r"meta_parameters"),
     ],
 )
 def test_incomplete_card_is_named(folder, spoil, lacks):

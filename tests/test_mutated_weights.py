@@ -1,6 +1,7 @@
 """Weight files that were damaged or forged: loaded whole, or refused by name."""
 
 import hashlib
+import inspect
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import safetensors.numpy
 from weight_files import CONFIG, PYLO, PYLO_VELO, SMALL, WEIGHTS, some_theta
 
 import l2o
+from l2o._recorded import check_recorded, extent
 from l2o._trees import to_tree
 
 MUTANTS = 120  # of each kind
@@ -295,3 +297,104 @@ def test_mutants_load_whole_or_are_refused_by_name(kind, tmp_path):
         except Exception as error:
             raise AssertionError(f"mutant({kind!r}, {seed}, ...)") from error
     assert 0 < loaded < MUTANTS
+
+
+# What a file claims.
+
+
+def _claims(folder, **claims):
+    card = json.loads((folder / CONFIG).read_text())
+    card["optimizer"]["arguments"].update(claims)
+    (folder / CONFIG).write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("small_fc", {"hidden_size": HUGE}),
+        ("small_fc", {"hidden_layers": HUGE}),
+        ("small_fc", {"hidden_layers": 5000}),
+        ("small_fc", {"momentum_decays": [0.9] * 10**5}),
+        ("celo2", {"ns_iters": HUGE}),
+        ("celo2", {"features": ["g"] * 10**5}),
+        ("celo2", {"regex_1d": "(" * 20_000}),
+        ("velo", {"lstm_hidden_size": HUGE}),
+        ("velo", {"param_inits": HUGE}),
+        ("lstm", {"layers": HUGE}),
+        ("l2o_scale", {"level_sizes": [3, HUGE, 5]}),
+        ("wrapped", {"optimizer": {"name": "mlp", "arguments": {"hidden_size": HUGE}}}),
+    ],
+)
+def test_sizes_are_held_against_the_weights_before_anything_is_built(
+    name, claim, tmp_path, monkeypatch
+):
+    folder = l2o.save(tmp_path / "w", *_with_theta(OWN[name]))
+    _claims(folder, **claim)
+    monkeypatch.setattr("l2o._frozen.make", None)
+    with pytest.raises(
+        ValueError, match=rf"^{folder / CONFIG}: .* (but the weights a|is)"
+    ):
+        l2o.load(folder, num_steps=3)
+
+
+@pytest.mark.parametrize("key", ["b99", "b9999"])
+def test_layers_are_counted_in_the_file(key, tmp_path):
+    tree = to_tree(some_theta(SMALL["small_fc"]), SMALL["small_fc"])
+    tree["nn"]["~"][key] = np.zeros(1, np.float32)
+    path = tmp_path / "theta.state"
+    path.write_bytes(flax.serialization.to_bytes(tree))
+    message = rf"^{path}: hidden_layers of small_fc is \d+, but the weights are"
+    with pytest.raises(ValueError, match=message):
+        l2o.load(path)
+
+
+def test_wrappers_in_wrappers_are_counted(tmp_path):
+    folder = l2o.save(tmp_path / "w", *_with_theta(OWN["wrapped"]))
+    inner = {"name": "mlp", "arguments": {}}
+    for _ in range(200):
+        inner = {"name": "clip", "arguments": {"optimizer": inner}}
+    _claims(folder, optimizer=inner)
+    with pytest.raises(
+        ValueError, match=r"more than 16 optimizers are wrapped in each"
+    ):
+        l2o.load(folder)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_not_finite_are_refused(kind, bad, tmp_path):
+    source, arguments = KINDS[kind](random.Random(1), tmp_path)
+    for path in tmp_path.rglob(WEIGHTS):
+        arrays = safetensors.numpy.load_file(path)
+        name = sorted(arrays)[0]
+        arrays[name].flat[0] = bad
+        safetensors.numpy.save_file(arrays, path)
+    for path in (tmp_path / "theta.state", tmp_path / "params"):
+        if path.exists():
+            tree = flax.serialization.msgpack_restore(path.read_bytes())
+            leaves, structure = jax.tree.flatten(tree)
+            leaves[0] = np.full_like(leaves[0], bad)
+            tree = jax.tree.unflatten(structure, leaves)
+            path.write_bytes(flax.serialization.to_bytes(tree))
+    if kind == "own":
+        card = json.loads((source / CONFIG).read_text())
+        content = (source / WEIGHTS).read_bytes()
+        card["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+        (source / CONFIG).write_text(json.dumps(card))
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}.* has NaN or infinite numbers in "
+    ):
+        l2o.load_theta(source, **arguments)
+
+
+def test_every_argument_of_every_optimizer_can_be_recorded():
+    """Types that `check_recorded` does not understand would refuse sound cards."""
+    for name, factory in (l2o.FACTORIES | l2o.WRAPPERS).items():
+        needed = {
+            key: 0.1 if key == "rate" else l2o.learnable_sgd()
+            for key, x in inspect.signature(factory).parameters.items()
+            if x.default is x.empty
+        }
+        optimizer = factory(**needed)
+        recorded = json.loads(json.dumps(dict(optimizer.arguments)))
+        check_recorded(name, recorded, extent([(512, 512)] * 9))
