@@ -46,6 +46,8 @@ _GIN = "config.gin"
 _PYLO_WEIGHTS = "model.safetensors"
 _PYLO_CONFIG = "config.json"
 _PYLO_DECAYS = "decays.json"
+# Fields of a named tuple: flax writes no other lists.
+_LIST = 1000
 # VeLO's files from before there were configs were trained with both.
 _OLD_VELO = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
 # Per network of PyLO.
@@ -144,7 +146,9 @@ def read_flax(path: Path) -> dict[str, Any]:
     if path.name in (_PYLO_WEIGHTS, _PYLO_CONFIG):
         raise ValueError(f"{path} is part of a folder: give the folder")
     try:
-        tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
+        tree = msgpack.unpackb(
+            content, ext_hook=_array, strict_map_key=False, max_array_len=_LIST
+        )
         tree = _unchunked(tree)
     except Exception as error:  # the decoder's own classes share no base
         detail = f" ({error})" if isinstance(error, Malformed) else ""
@@ -232,7 +236,8 @@ def _is_old(tree: Mapping[str, Any]) -> bool:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, np.ndarray | np.generic | int | float)
+    number = isinstance(x, np.ndarray | np.generic | int | float)
+    return number and not isinstance(x, bool)
 
 
 def _array(code: int, data: bytes) -> Any:

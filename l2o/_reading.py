@@ -93,7 +93,7 @@ def check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:
     bad = [name for name, x in arrays.items() if not np.all(np.isfinite(x))]
     if bad:
         raise ValueError(
-            f"{what} has NaN or infinite numbers in {', '.join(bad[:3])}: such weights "
+            f"{what}: {', '.join(bad[:3])} is NaN or infinite in places: such weights "
             "cannot be used, copy or train them again"
         )
 

@@ -15,6 +15,8 @@ _DEPTH = 16
 # Of lists and of numbers that are no size of an array, such as iterations.
 _SMALL = 1000
 _CHARACTERS = 10_000
+# Of a network; each takes time to trace.
+_LAYERS = 256
 # Whole numbers that nothing is built of.
 _FREE = ("seed", "max_steps")
 
@@ -53,11 +55,9 @@ def check_recorded(
     for key in arguments.keys() & hints.keys():
         value, hint = arguments[key], hints[key]
         if not _fits(value, hint):
-            readable = hint.__name__ if isinstance(hint, type) else str(hint)
-            readable = readable.replace("typing.", "").replace("collections.abc.", "")
             raise Malformed(
                 f"{name} has an ill-typed argument: {key} is {_short(value)}, expected "
-                f"{readable}"
+                f"{_readable(hint)}"
             )
         if _is_wrapped(value):
             check_recorded(value["name"], value["arguments"], found, depth - 1)
@@ -67,12 +67,11 @@ def check_recorded(
 
 def _check_size(what: str, key: str, value: Any, found: Extent) -> None:
     limit = max(found.largest, _SMALL)
-    if isinstance(value, int) and not 0 <= value <= (
-        found.leaves if key.endswith("layers") else limit
-    ):
+    most = min(found.leaves, _LAYERS) if key.endswith("layers") else limit
+    if isinstance(value, int) and not 0 <= value <= most:
         raise Malformed(
             f"{what} is {_short(value)}, but the weights are {found.leaves} arrays "
-            f"with dimensions up to {found.largest}"
+            f"with dimensions up to {found.largest}: expected at most {most}"
         )
     if isinstance(value, str) and len(value) > _CHARACTERS:
         raise Malformed(f"{what} is a text of {len(value):,} characters")
@@ -106,6 +105,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and _is_finite(value)
     return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _readable(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
+    text = hint.__name__ if isinstance(hint, type) else str(hint)
+    return text.replace("typing.", "").replace("collections.abc.", "")
 
 
 def _is_finite(value: Any) -> bool:
