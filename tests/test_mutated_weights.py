@@ -14,10 +14,12 @@ import jax
 import msgpack
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from weight_files import CONFIG, PYLO, PYLO_VELO, SMALL, WEIGHTS, some_theta
 
 import l2o
+from l2o._reading import Malformed, reading
 from l2o._recorded import check_recorded, extent
 from l2o._trees import to_tree
 
@@ -29,6 +31,11 @@ VALUES = (
     *(float("nan"), float("inf"), "", "x", "1", "relu", "(", f"a{{{HUGE}00}}", "\0"),
     *([], [1], ["x"], [None], [0.9] * 5000, [[0.9]], ["g"] * 5000, {}, {"x": 1}),
     *({"name": "small_fc", "arguments": {}}, {"name": "clip", "arguments": 3}, DEEP),
+)
+# What Python, NumPy and JAX say.
+LEAKS = re.compile(
+    r"has no attribute|subscriptable|unhashable|recursion|unsupported operand|argument "
+    r"of type|must be real|\w\(\) (arg|got|missing|takes)|not iterable|reshape|codec"
 )
 DTYPES = ("F16", "F64", "BF16", "I32", "U8", "BOOL", "C64", "F8_E4M3", "X", 3)
 OWN = {
@@ -309,6 +316,7 @@ def _refusal(call, folder):
         assert type(error) in (ValueError, FileNotFoundError, IsADirectoryError)
         assert str(folder) in str(error)
         assert len(str(error)) < 1500
+        assert not LEAKS.search(str(error))
         return None
 
 
@@ -326,6 +334,10 @@ def test_mutants_load_whole_or_are_refused_by_name(kind, tmp_path):
 
 
 # What a file claims.
+
+
+def _bound(value):
+    return f"run_train.lopt = @HyperV2()\nHyperV2.param_inits = {value}".encode()
 
 
 def _claims(folder, **claims):
@@ -361,6 +373,84 @@ def test_sizes_are_held_against_the_weights_before_anything_is_built(
         ValueError, match=rf"^{folder / CONFIG}: .* (but the weights a|is)"
     ):
         l2o.load(folder, num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "file", "content"),
+    [
+        ("own", "small_fc", CONFIG, b"[" * 10**5),
+        ("own", "small_fc", CONFIG, b'{"a":' * 10**5),
+        ("own", "small_fc", CONFIG, b" " * 5 * 10**6),
+        ("own", "small_fc", CONFIG, b'{"format": ' + b"9" * 5000 + b"}"),
+        ("own", "small_fc", CONFIG, b'{"format": NaN}'),
+        ("own", "small_fc", CONFIG, b"\xff"),
+        ("own", "small_fc", WEIGHTS, b""),
+        ("pylo", "mulo", WEIGHTS, b"\xff" * 100),
+        ("pylo", "mulo", WEIGHTS, (10**5).to_bytes(8, "little") + b"[" * 10**5),
+        ("pylo", "mulo", "decays.json", b'{"rms_decays": ' + b"[" * 10**5),
+        ("pylo", "mulo", "decays.json", b'{"rms_decays": [1' + b"0" * 400 + b"]}"),
+        ("pylo", "mulo", "decays.json", b"\xff"),
+        ("pylo", "celo2", CONFIG, b'{"activation": {}}'),
+        ("flax", "celo", "theta.state", b"\xdd\xff\xff\xff\xff"),
+        ("flax", "celo", "theta.state", b"\x81\xa1a" * 10**5),
+        ("flax", "celo", "theta.state", msgpack.packb({"0": [], "1": "", "2": 0})),
+        (
+            "flax",
+            "celo",
+            "theta.state",
+            msgpack.packb({"name": 1, "fields": 2, "values": 3}),
+        ),
+        (
+            "flax",
+            "celo",
+            "theta.state",
+            msgpack.packb({"params": 1, "gen_id": 2, "step": 3}),
+        ),
+        ("gin", "HyperV2", "config.gin", _bound("(" * 10**5)),
+        ("gin", "HyperV2", "config.gin", _bound("-" * 10**5 + "1")),
+        ("gin", "HyperV2", "config.gin", _bound("[" * 80 + "]" * 80)),
+        ("gin", "HyperV2", "config.gin", _bound("1000000000")),
+        ("gin", "HyperV2", "config.gin", b"\xff"),
+        ("gin", "HyperV2", "config.gin", b"#" * 5 * 10**6),
+        (
+            "gin",
+            "Celo2",
+            "config.gin",
+            b"run_train.lopt = @Celo2()\nCelo2.regex_1d = '('",
+        ),
+    ],
+)
+def test_hostile_files_are_refused_by_name(kind, name, file, content, tmp_path):
+    source, arguments = write(kind, name, tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path / file}") as error:
+        l2o.load_theta(source, **arguments)
+    assert type(error.value) is ValueError and not LEAKS.search(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(AttributeError, KeyError, TypeError, RecursionError, OverflowError),
+        *(MemoryError, IndexError, ZeroDivisionError, re.error),
+        *(msgpack.ExtraData, msgpack.StackError, safetensors.SafetensorError),
+    ],
+)
+def test_what_libraries_say_gives_way_to_what_was_expected(error, tmp_path):
+    raised = error("secret", b"") if error is msgpack.ExtraData else error("secret")
+    message = rf"^{tmp_path} .*, expected a card"
+    with pytest.raises(ValueError, match=message) as found, reading(tmp_path, "a card"):
+        raise raised
+    assert type(found.value) is ValueError and "secret" not in str(found.value)
+
+
+def test_what_l2o_says_is_kept(tmp_path):
+    for error in (ValueError("x is 3"), Malformed("x is 3")):
+        message = rf"^{tmp_path}: x is 3$"
+        with pytest.raises(ValueError, match=message), reading(tmp_path, "a card"):
+            raise error
+    with pytest.raises(PermissionError), reading(tmp_path, "a card"):
+        raise PermissionError(13, "denied")
 
 
 @pytest.mark.parametrize("keys", [["b99"], ["b9999"], [f"b{i}" for i in range(3000)]])
