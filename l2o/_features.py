@@ -158,8 +158,10 @@ def check_features(names: Sequence[str]) -> tuple[str, ...]:
     """The named groups in the order of `FEATURES`.
 
     Raises:
-      ValueError: an unknown group.
+      ValueError: an unknown group, or none at all.
     """
+    if not names:
+        raise ValueError(f"features is empty, expected some of {', '.join(FEATURES)}")
     unknown = sorted(set(names) - set(FEATURES))
     if unknown:
         raise ValueError(

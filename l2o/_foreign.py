@@ -14,6 +14,7 @@ be given by hand.
 import ast
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +24,20 @@ import jax
 import ml_dtypes
 import msgpack
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from ._base import LearnedOptimizer, Theta
-from ._published import CLASSES, from_config, published_class
-from ._pylo import from_pylo, network_of, to_pylo
+from ._published import CLASSES, our_arguments, published_class
+from ._pylo import MULO_OFFSETS, from_pylo, network_of, to_pylo
+from ._reading import (
+    Malformed,
+    check_numbers,
+    read_json,
+    read_safetensors,
+    read_text,
+    reading,
+)
+from ._recorded import check_recorded, extent
 from ._registry import FACTORIES, make
 from ._trees import flatten, from_tree, identify
 
@@ -36,6 +45,9 @@ _STATES = ("theta.state", "params")
 _GIN = "config.gin"
 _PYLO_WEIGHTS = "model.safetensors"
 _PYLO_CONFIG = "config.json"
+_PYLO_DECAYS = "decays.json"
+# Fields of a named tuple: flax writes no other lists.
+_LIST = 1000
 # VeLO's files from before there were configs were trained with both.
 _OLD_VELO = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
 # Per network of PyLO.
@@ -81,31 +93,34 @@ def load_foreign(
       ValueError: the file is truncated, of another kind or needs code to be read; its
         tree is not one of this architecture; the message says what was expected.
     """
+    with reading(path, "weights that google, Celo or PyLO wrote"):
+        return _load(path, name, arguments, beside)
+
+
+def _load(path, name, arguments, beside):
+    bound = None
     if path.is_dir():
         states = [path / state for state in _STATES if (path / state).is_file()]
         if not states:
             return _load_pylo(path, name, arguments, beside)
-        gin = path / _GIN
-        config = _gin_class(gin.read_text()) if gin.is_file() else None
-        path = states[0]
-    else:
-        config = None
+        gin, path = path / _GIN, states[0]
+        bound = _gin_class(gin) if gin.is_file() else None
     content = read_flax(path)
     tree = _theta_of(content)
-    if config is None and _is_old(content) and name in (None, "velo"):
+    if not isinstance(tree, dict):
+        raise Malformed(f"{path} holds a {type(tree).__name__} for theta, not a map")
+    if bound is None and _is_old(content) and name in (None, "velo"):
         found = identify(tree)
         if found is not None and found.name == "velo":
             arguments = {**_OLD_VELO, **arguments}
-    if config is not None:
-        cls, bindings = config
-        try:
-            optimizer = from_config(cls, bindings)
-        except TypeError as error:
-            raise ValueError(
-                f"{gin} has an ill-typed argument of {cls}: {error}"
-            ) from None
-        if name in (None, optimizer.name):
-            name, arguments = optimizer.name, {**optimizer.arguments, **arguments}
+    if bound is not None:
+        shapes = [np.shape(x) for x in flatten(tree).values() if _is_number(x)]
+        with reading(gin, "arguments of a learned optimizer"):
+            factory, told = our_arguments(*bound)
+            check_recorded(factory, told, extent(shapes))
+            optimizer = make(factory, **told)
+        if name in (None, factory):
+            name, arguments = factory, {**optimizer.arguments, **arguments}
     optimizer = _architecture(tree, path, name, arguments)
     return optimizer, from_tree(tree, optimizer, str(path))
 
@@ -131,11 +146,14 @@ def read_flax(path: Path) -> dict[str, Any]:
     if path.name in (_PYLO_WEIGHTS, _PYLO_CONFIG):
         raise ValueError(f"{path} is part of a folder: give the folder")
     try:
-        tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
+        tree = msgpack.unpackb(
+            content, ext_hook=_array, strict_map_key=False, max_array_len=_LIST
+        )
         tree = _unchunked(tree)
     except Exception as error:  # the decoder's own classes share no base
+        detail = f" ({error})" if isinstance(error, Malformed) else ""
         raise ValueError(
-            f"{path} is truncated or not flax's msgpack ({error or repr(error)}): "
+            f"{path} is truncated or not flax's msgpack{detail}: "
             "copy it again, or write it with flax.serialization.to_bytes(theta); "
             "pickles are not read, as they can run code"
         ) from error
@@ -168,7 +186,7 @@ def save_pylo(folder: Path, optimizer: LearnedOptimizer, theta: Theta) -> Path:
         (here / _PYLO_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         decays = {k: np.asarray(theta[k]).tolist() for k in theta if "decays" in k}
         if decays:
-            (here / "decays.json").write_text(json.dumps(decays, indent=2) + "\n")
+            (here / _PYLO_DECAYS).write_text(json.dumps(decays, indent=2) + "\n")
     return folder
 
 
@@ -217,14 +235,37 @@ def _is_old(tree: Mapping[str, Any]) -> bool:
     return set(tree) == {"0", "1", "2"} and isinstance(tree["0"], dict)
 
 
+def _is_number(x: Any) -> bool:
+    number = isinstance(x, np.ndarray | np.generic | int | float)
+    return number and not isinstance(x, bool)
+
+
 def _array(code: int, data: bytes) -> Any:
     if code not in (1, 3):
-        raise ValueError(f"a msgpack extension of type {code}, expected arrays alone")
+        raise Malformed(f"a msgpack extension of type {code}, expected arrays alone")
     shape, name, raw = msgpack.unpackb(data, strict_map_key=False)
-    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    if dtype.kind not in "biuf" and name != "bfloat16":
-        raise ValueError(f"an array of type {name}, expected numbers")
+    dtype = _dtype(name)
+    if not _is_shape(shape) or math.prod(shape) * dtype.itemsize != len(raw):
+        raise Malformed(
+            f"an array of shape {shape} and type {name} in {len(raw)} bytes"
+        )
     return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _dtype(name: Any) -> np.dtype:
+    try:
+        dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or (dtype.kind not in "biuf" and name != "bfloat16"):
+        raise Malformed(f"an array of type {name}, expected numbers")
+    return dtype
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list | tuple) and all(
+        type(size) is int and size >= 0 for size in shape
+    )
 
 
 def _unchunked(tree: Any) -> Any:
@@ -236,17 +277,23 @@ def _unchunked(tree: Any) -> Any:
         return tree
     if set(tree) == {"name", "fields", "values"}:
         fields, values = tree["fields"], tree["values"]
-        return {fields[i]: _unchunked(values[i]) for i in fields}
+        return {str(fields[i]): _unchunked(values[i]) for i in fields}
     if "__msgpack_chunked_array__" in tree:
-        shape = [tree["shape"][str(i)] for i in range(len(tree["shape"]))]
-        chunks = [tree["chunks"][str(i)] for i in range(len(tree["chunks"]))]
-        return np.concatenate(chunks).reshape(shape)
+        try:
+            shape = [tree["shape"][str(i)] for i in range(len(tree["shape"]))]
+            chunks = [tree["chunks"][str(i)] for i in range(len(tree["chunks"]))]
+            flat = np.concatenate(chunks)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Malformed("an array in chunks that lacks some") from error
+        if not _is_shape(shape) or math.prod(shape) != flat.size:
+            raise Malformed(f"chunks of {flat.size} numbers, expected shape {shape}")
+        return flat.reshape(shape)
     return {str(key): _unchunked(value) for key, value in tree.items()}
 
 
-def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
+def _gin_class(path: Path) -> tuple[str, dict[str, Any]] | None:
     """The learned optimizer that a gin file binds to `run_train.lopt`."""
-    joined = re.sub(r"\\\n", " ", text)
+    joined = re.sub(r"\\\n", " ", read_text(path))
     prefix = r"^[ \t]*(?:[\w./]+[./])?"
     bound = re.findall(rf"{prefix}run_train\.lopt\s*=\s*(.+)$", joined, re.M)
     if not bound:
@@ -254,25 +301,29 @@ def _gin_class(text: str) -> tuple[str, dict[str, Any]] | None:
     reference = re.match(r"@(?:[\w./]+/)?([\w.]+)\(\)", bound[-1])
     if reference is None:
         raise ValueError(
-            f"{_GIN} binds run_train.lopt to {bound[-1]!r}, expected a class such as "
-            f"@HyperV2(): move {_GIN} away and give the architecture with its "
+            f"{path} binds run_train.lopt to {_brief(bound[-1])}, expected a class "
+            f"such as @HyperV2(): move {_GIN} away and give the architecture with its "
             "arguments, `l2o.load(path, optimizer=..., ...)`"
         )
     cls = reference[1].split(".")[-1]
     known = published_class(reference[1])
     if known is None:
         names = ", ".join(sorted({key.split(".")[1] for key in CLASSES}))
-        raise ValueError(f"{_GIN} binds {cls}, unknown to l2o; known: {names}")
+        raise ValueError(f"{path} binds {cls:.60}, unknown to l2o; known: {names}")
     bindings = {}
     for line in re.finditer(rf"{prefix}{cls}\.(\w+)\s*=\s*(.+)$", joined, re.M):
         try:
             bindings[line[1]] = ast.literal_eval(line[2].strip())
-        except (ValueError, SyntaxError) as error:
+        except Exception as error:  # RecursionError and MemoryError, too
             raise ValueError(
-                f"{_GIN} binds {cls}.{line[1]} to {line[2]!r}, expected a number, a "
-                "string or a list of them on one line: write it there"
+                f"{path} binds {cls}.{line[1]} to {_brief(line[2])}, expected "
+                "a number, a text or a list of them on one line: write it there"
             ) from error
     return known, bindings
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _load_pylo(path, name, arguments, beside):
@@ -295,17 +346,31 @@ def _load_pylo(path, name, arguments, beside):
         arguments = {"variant": "pylo", **arguments}
     config = _config(path)
     if network == "CELO2MLP" and "activation" in config:
-        arguments = {"activation": config["activation"], **arguments}
-    decays = path / "decays.json"
+        told = {"activation": config["activation"]}
+        with reading(path / _PYLO_CONFIG, "the configuration of a CELO2MLP"):
+            check_recorded(name, told, extent([x.shape for x in arrays.values()]))
+        arguments = {**told, **arguments}
+    decays = path / _PYLO_DECAYS
     if name == "mulo" and decays.is_file():
-        try:
-            offsets = dict(json.loads(decays.read_text()))
-            arrays |= {key: np.asarray(x, np.float32) for key, x in offsets.items()}
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{decays} does not hold lists of numbers by name: {error}"
-            ) from error
+        arrays |= _offsets(decays)
     return from_pylo(name, arrays, **arguments)
+
+
+def _offsets(path: Path) -> dict[str, np.ndarray]:
+    """muLO's learned decays, which its network lacks."""
+    content = read_json(path)
+    lists = content if isinstance(content, dict) else {"": None}
+    for name, values in lists.items():
+        numbers = isinstance(values, list) and all(map(_is_number, values))
+        if name not in MULO_OFFSETS or not numbers:
+            raise ValueError(
+                f"{path} does not hold lists of numbers by name, expected "
+                f"{', '.join(MULO_OFFSETS)}: delete the file for PyLO's constants"
+            )
+    with reading(path, "lists of numbers by name"):
+        arrays = {name: np.array(x, np.float64) for name, x in lists.items()}
+        check_numbers(arrays, str(path))
+    return arrays
 
 
 def other_half(name: str) -> str | None:
@@ -361,22 +426,11 @@ def _words(path: Path) -> list[set[str]]:
 
 
 def _safetensors(folder: Path) -> dict[str, np.ndarray]:
-    path = folder / _PYLO_WEIGHTS
-    try:
-        return safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file: {error}"
-        ) from error
-    except KeyError as error:
-        raise ValueError(
-            f"{path} holds arrays of type {error}, which NumPy lacks: save them again "
-            "as float32"
-        ) from error
+    return read_safetensors(folder / _PYLO_WEIGHTS)
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / _PYLO_CONFIG).read_text())
+    config = read_json(folder / _PYLO_CONFIG)
     return config if isinstance(config, dict) else {}
 
 

@@ -12,18 +12,21 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-import safetensors
 import safetensors.numpy
 
 from ._arguments import check_num_steps
 from ._base import LearnedOptimizer, Theta
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
-from ._hub import IMPORTABLE, hub_folder, is_hub_id
+from ._hub import IMPORTABLE, hub_folder, is_known
+from ._names import expanded, is_hub_id, is_path, unknown_name
+from ._reading import read_json, read_safetensors, reading
+from ._recorded import check_recorded, extent
 from ._registry import changed, make, recorder
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CARD = "config.json"
+_KINDS = {str: "text", int: "whole number", dict: "map"}
 
 
 def save(
@@ -63,9 +66,10 @@ def save(
       ...                   optimizer.init_theta(jax.random.key(0)))
       >>> tx = l2o.load(folder)
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     arrays = _named_arrays(theta)
-    _check_tree(arrays, optimizer, "theta")
+    tree = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    _check_tree(arrays, tree, optimizer, "theta")
     bad = [name for name, x in arrays.items() if not np.all(np.isfinite(x))]
     if bad:
         raise ValueError(f"theta is not finite in {', '.join(bad)}; it was not saved")
@@ -120,10 +124,11 @@ def load(
     rate, the weight decay and the length of the run part of the state.
 
     Args:
-      source: the name of a shipped optimizer (`l2o.available()`), a folder written by
-        `save`, published weights (a `theta.state` or `params` file of Celo or
-        google/learned_optimization or the folder with it, a folder of PyLO's), or
-        `owner/name[@revision]` on a model hub (needs `l2o[hub]`).
+      source: the name of a shipped optimizer (`l2o.available()`); the path of a folder
+        written by `save` or of published weights (a `theta.state` or `params` file of
+        Celo or google/learned_optimization or the folder with it, a folder of PyLO's);
+        or `owner/name[@revision]` on a model hub (needs `l2o[hub]`). A bare word is a
+        name: write `./NAME` for a folder in the current one.
       num_steps: length of the training run, for optimizers that have a horizon.
         Others ignore it.
       learning_rate: in place of the one that the source has; a number, or an optax
@@ -139,9 +144,10 @@ def load(
     Raises:
       FileNotFoundError: no such folder, name or file.
       ValueError: the card is not readable, of a newer format, or names an unknown
-        architecture; the weights are corrupted, truncated, would need code to be read
-        or do not fit it; `num_steps` is missing; an argument that this optimizer does
-        not have, that is out of range, or that would replace trained weights.
+        architecture; the weights are corrupted, truncated, not finite, would need code
+        to be read or do not fit it; `owner/name` is a path and a repository;
+        `num_steps` is missing; an argument that this optimizer does not have, that is
+        out of range, or that would replace trained weights.
 
     Example:
       >>> import l2o
@@ -175,7 +181,8 @@ def load_theta(
     For meta-training on from a saved theta, to wrap, or to bind inside a jitted
     function.
     """
-    folder = _folder(source, download=download)
+    folder, repository = _located(source, download=download)
+    given = dict(arguments)
     own = isinstance(optimizer, LearnedOptimizer)
     if own and arguments:
         raise ValueError(
@@ -190,49 +197,34 @@ def load_theta(
                 )
             arguments = dict(optimizer.arguments)
             optimizer = optimizer.name
-        repository = str(source).partition("@")[0]
-        if repository in IMPORTABLE:
-            known, told = IMPORTABLE[repository]
-            optimizer = optimizer or known
-            arguments = {**told, **arguments} if optimizer == known else arguments
-        half = other_half(str(source)) if _on_hub(source) else None
-        beside = functools.partial(_folder, half, download=download) if half else None
+        beside = None
+        if repository is not None:
+            listed = repository.partition("@")[0]
+            if listed in IMPORTABLE:
+                known, told = IMPORTABLE[listed]
+                optimizer = optimizer or known
+                arguments = {**told, **arguments} if optimizer == known else arguments
+            half = other_half(repository)
+            if half is not None:
+                beside = functools.partial(hub_folder, half, download=download)
         optimizer, theta = load_foreign(folder, optimizer, arguments, beside)
-        return optimizer, _started(optimizer, theta, arguments, {})
+        return optimizer, _started(optimizer, theta, given, {})
     card = read_card(folder)
-    if not isinstance(optimizer, LearnedOptimizer):
-        name = optimizer or card["optimizer"]["name"]
-        if not name:
-            raise ValueError(
-                f"{folder} holds an optimizer that no l2o factory makes: give its "
-                "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
-            )
-        recorded = card["optimizer"]["arguments"]
-        try:
-            optimizer = make(name, **changed(recorded, arguments))
-        except TypeError as error:
-            raise ValueError(
-                f"{folder / _CARD} has an ill-typed argument of {name}: {error}"
-            ) from error
-    weights = _read(folder / _WEIGHTS)
+    path = folder / _WEIGHTS
+    weights = _read(path)
     if hashlib.sha256(weights).hexdigest() != card["weights"]["sha256"]:
         raise ValueError(
-            f"{folder / _WEIGHTS} does not match the checksum in {_CARD}: the file is "
+            f"{path} does not match the checksum in {_CARD}: the file is "
             "corrupted or belongs to another card; copy the folder again"
         )
-    try:
-        arrays = safetensors.numpy.load(weights)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{folder / _WEIGHTS} is not a safetensors file: {error}"
-        ) from error
-    _check_tree(arrays, optimizer, str(folder / _WEIGHTS))
+    arrays = read_safetensors(path, weights)
+    if not isinstance(optimizer, LearnedOptimizer):
+        optimizer = _recorded(folder, card, optimizer, arguments, arrays)
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    _check_tree(arrays, expected, optimizer, str(path))
     leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)]
     theta = jax.tree.unflatten(jax.tree.structure(expected), leaves)
-    return optimizer, _started(
-        optimizer, theta, arguments, card["optimizer"]["arguments"]
-    )
+    return optimizer, _started(optimizer, theta, given, card["optimizer"]["arguments"])
 
 
 def _started(
@@ -268,29 +260,69 @@ def _started(
     return jax.tree.unflatten(jax.tree.structure(theta), list(chosen.values()))
 
 
+def _recorded(
+    folder: Path,
+    card: Mapping[str, Any],
+    name: str | None,
+    arguments: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> LearnedOptimizer:
+    """The optimizer of a card, with the user's arguments over those recorded."""
+    name = name or card["optimizer"]["name"]
+    if not name:
+        raise ValueError(
+            f"{folder} holds an optimizer that no l2o factory makes: give its "
+            "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
+        )
+    recorded = card["optimizer"]["arguments"]
+    with reading(folder / _CARD, f"arguments of {name}"):
+        check_recorded(name, recorded, extent([x.shape for x in arrays.values()]))
+        optimizer = make(name, **recorded)
+        jax.eval_shape(optimizer.init_theta, jax.random.key(0))
+    return make(name, **changed(recorded, arguments)) if arguments else optimizer
+
+
 def read_card(source: str | os.PathLike) -> dict[str, Any]:
-    """The content of a folder's `config.json`, checked for format and version."""
-    path = _folder(source) / _CARD
-    try:
-        card = json.loads(_read(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    """The content of a folder's `config.json`, checked for format and version.
+
+    Args:
+      source: as `load` takes it.
+
+    Raises:
+      FileNotFoundError: no such folder or name, or a folder without a card.
+      ValueError: the card is not readable or of a newer format.
+
+    Example:
+      >>> import l2o
+      >>> l2o.read_card("small_fc_digits")["optimizer"]["name"]
+      'small_fc'
+    """
+    path = _located(source)[0] / _CARD
+    _exists(path)
+    card = read_json(path)
     if not isinstance(card, dict) or card.get("format") != "l2o":
         raise ValueError(f'{path} is not an l2o card: it lacks "format": "l2o"')
     version = card.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {version!r}, this l2o reads up to "
+            f"{path} has format version {version!r:.40}, this l2o reads up to "
             f"{FORMAT_VERSION}: upgrade l2o"
         )
-    try:
-        str(card["weights"]["sha256"])
-        str(card["optimizer"]["name"])
-        dict(card["optimizer"]["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} lacks weights.sha256, optimizer.name or optimizer.arguments"
-        ) from error
+    for names, kind in (
+        (("weights", "sha256"), str),
+        (("optimizer", "name"), str),
+        (("optimizer", "arguments"), dict),
+        (("meta_parameters",), int),
+        (("card",), dict),
+    ):
+        value: Any = card
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{path} lacks {'.'.join(names)}, or holds something else there than "
+                f"a {_KINDS[kind]}: write it again with `l2o.save`"
+            )
     return card
 
 
@@ -300,24 +332,43 @@ def shipped() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.joinpath(_CARD).is_file())
 
 
-def _folder(source: str | os.PathLike, *, download: bool = False) -> Path:
-    path = Path(source)
-    if path.is_dir() or path.is_file():
-        return path
-    names = shipped()
-    if isinstance(source, str) and source in names:
-        with resources.as_file(resources.files("l2o.checkpoints") / source) as folder:
-            return Path(folder)
-    if _on_hub(source):
-        return hub_folder(str(source), download=download)
-    raise FileNotFoundError(
-        f"{str(source)!r} is neither a file or folder nor a shipped optimizer; "
-        f"shipped: {', '.join(names) or 'none'}"
-    )
+def _located(
+    source: str | os.PathLike, *, download: bool = False
+) -> tuple[Path, str | None]:
+    """The folder or file that a user means, and the hub's repository if it is of one.
 
-
-def _on_hub(source: str | os.PathLike) -> bool:
-    return isinstance(source, str) and is_hub_id(source) and not Path(source).exists()
+    What lies in the current folder counts only where the text is spelled as a path.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"{source!r} names no weights: give the name of a shipped optimizer, a "
+            "path or an `owner/name` of a model hub"
+        )
+    if is_path(source):
+        path = expanded(source)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{str(source)!r} is neither a file nor a folder: give what `l2o.save` "
+                "wrote, or the name of a shipped optimizer (`l2o.shipped()`)"
+            )
+        return path, None
+    name = str(source)
+    if name in (names := shipped()):
+        with resources.as_file(resources.files("l2o.checkpoints") / name) as folder:
+            return Path(folder), None
+    if not is_hub_id(name):
+        raise FileNotFoundError(
+            unknown_name("optimizer", name, names, paths="a file or folder of weights")
+        )
+    if not Path(name).exists():
+        return hub_folder(name, download=download), name
+    if download or is_known(name):
+        raise ValueError(
+            f"{name!r} is a path here and a repository of the model hub: write "
+            f"./{name} for the path, or {name.partition('@')[0]}@REVISION, such as "
+            "@main, for the repository"
+        )
+    return Path(name), None
 
 
 def _is_json(value: Any) -> bool:
@@ -329,13 +380,16 @@ def _is_json(value: Any) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    _exists(path)
+    return path.read_bytes()
+
+
+def _exists(path: Path) -> None:
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: a frozen optimizer is a folder with {_WEIGHTS} and "
             f"{_CARD}"
-        ) from None
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -362,9 +416,9 @@ def _named_arrays(theta: Theta) -> dict[str, np.ndarray]:
 
 
 def _check_tree(
-    arrays: Mapping[str, np.ndarray], optimizer: LearnedOptimizer, what: str
+    arrays: Mapping[str, np.ndarray], tree: Any, optimizer: LearnedOptimizer, what: str
 ) -> None:
-    expected = _named_leaves(jax.eval_shape(optimizer.init_theta, jax.random.key(0)))
+    expected = _named_leaves(tree)
     problems = [f"lacks {name}" for name in expected if name not in arrays]
     problems += [f"has unknown {name}" for name in arrays if name not in expected]
     for name, leaf in expected.items():

@@ -1,6 +1,5 @@
 """Weights from a model hub, through the optional `huggingface_hub`."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,15 @@ IMPORTABLE: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a string has the form `owner/name` or `owner/name@revision`."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", source) is not None
+def is_known(source: str) -> bool:
+    """Whether a repository is one that l2o lists, or is in the hub's local cache."""
+    if source.partition("@")[0] in IMPORTABLE:
+        return True
+    try:
+        hub_folder(source, download=False)
+    except (ModuleNotFoundError, FileNotFoundError):
+        return False
+    return True
 
 
 def hub_folder(source: str, *, download: bool) -> Path:

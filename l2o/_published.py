@@ -250,6 +250,15 @@ def from_config(cls: str, config: Mapping[str, Any]) -> LearnedOptimizer:
     Raises:
       ValueError: an argument or value that has no counterpart here.
     """
+    name, arguments = our_arguments(cls, config)
+    return make(name, **arguments)
+
+
+def our_arguments(cls: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The factory of a published class, and its arguments; makes nothing.
+
+    As `from_config`.
+    """
     published = CLASSES[cls]
     config = dict(config)
     arguments = dict(published.defaults)
@@ -274,4 +283,4 @@ def from_config(cls: str, config: Mapping[str, Any]) -> LearnedOptimizer:
         if name == "regex_1d":
             value = value or None
         arguments[published.names[name]] = value
-    return make(published.factory, **arguments)
+    return published.factory, arguments

@@ -17,6 +17,7 @@ import numpy as np
 
 from ._base import LearnedOptimizer, Theta
 from ._features import feature_sizes
+from ._reading import check_numbers
 from ._registry import make
 from ._trees import blank_theta
 
@@ -64,14 +65,16 @@ def from_pylo(
         theta's decay offsets are PyLO's constants unless the arrays have them.
 
     Raises:
-      ValueError: arrays are missing, unknown or of another shape.
+      ValueError: arrays are missing, unknown, of another shape or not finite.
     """
     kinds = {"elo": _MLP, "mulo": _MLP, "velo": _VELO}
     kinds |= dict.fromkeys(("celo2", "celo2_base", "elo_celo2"), _CELO2)
     if name not in kinds:
         raise ValueError(f"PyLO has no weights for {name!r}")
     sizes_of, theta_of = kinds[name]
-    arrays = {key: np.asarray(x) for key, x in arrays.items()}
+    with np.errstate(over="ignore"):  # what is too large is refused
+        arrays = {key: np.asarray(x, np.float32) for key, x in arrays.items()}
+    check_numbers(arrays, f"the weights of PyLO's {name}")
     if name == "mulo":
         offsets = {key: np.array(x, np.float32) for key, x in MULO_OFFSETS.items()}
         arrays = {**offsets, **arrays}
@@ -99,7 +102,7 @@ def from_pylo(
     theta = theta_of(arrays, optimizer.arguments["hidden_layers"])
     if name == "mulo":
         theta |= {key: arrays[key] for key in MULO_OFFSETS}
-    return optimizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), theta)
+    return optimizer, jax.tree.map(jnp.asarray, theta)
 
 
 def to_pylo(optimizer: LearnedOptimizer, theta: Theta) -> dict[str, dict[str, Any]]:
@@ -141,7 +144,7 @@ def _count(arrays: Arrays, pattern: str) -> int:
 def _mlp_sizes(arrays):
     return {
         "hidden_size": arrays["network.input.bias"].size,
-        "hidden_layers": 1 + _count(arrays, r"network\.linear_(\d+)\..*"),
+        "hidden_layers": 1 + _count(arrays, r"network\.linear_([0-9]{1,4})\..*"),
     }
 
 
@@ -165,12 +168,12 @@ def _to_meta_mlp(theta):
 def _celo2_sizes(arrays):
     return {
         "hidden_size": arrays["b0"].size,
-        "hidden_layers": _count(arrays, r"dense_[wb]\.(\d+)"),
+        "hidden_layers": _count(arrays, r"dense_[wb]\.([0-9]{1,4})"),
     }
 
 
 def _from_celo2_mlp(arrays, hidden_layers):
-    groups = [f"w0.{i}" for i in range(_count(arrays, r"w0\.(\d+)"))]
+    groups = [f"w0.{i}" for i in range(_count(arrays, r"w0\.([0-9]{1,4})"))]
     nn = {"w0": np.concatenate([arrays[key] for key in groups]), "b0": arrays["b0"]}
     for j in range(hidden_layers):
         nn[f"w{j + 1}"] = arrays[f"dense_w.{j}"]
@@ -199,7 +202,7 @@ def _velo_sizes(arrays):
         "lstm_hidden_size": arrays["lstm.linear.bias"].size // 4,
         "param_inits": bank,
         "hidden_size": arrays["input_bias_"].size // max(bank, 1),
-        "hidden_layers": 1 + _count(arrays, r"hidden_(?:weights|bias)_\.(\d+)"),
+        "hidden_layers": 1 + _count(arrays, r"hidden_(?:weights|bias)_\.([0-9]{1,4})"),
     }
 
 

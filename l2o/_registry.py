@@ -22,6 +22,7 @@ from ._learnable_muon import learnable_muon
 from ._lstm import lstm
 from ._mlp import mlp
 from ._mulo import mulo
+from ._names import unknown_name
 from ._nn_adam import nn_adam
 from ._rnn_mlp import rnn_mlp
 from ._rnnprop import rnnprop
@@ -95,9 +96,7 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     """
     factories = FACTORIES | WRAPPERS
     if name not in factories:
-        raise ValueError(
-            f"unknown learned optimizer {name!r}; known: {', '.join(sorted(factories))}"
-        )
+        raise ValueError(unknown_name("learned optimizer", name, sorted(factories)))
     known = inspect.signature(factories[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:

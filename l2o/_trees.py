@@ -17,12 +17,17 @@ import numpy as np
 
 from ._base import LearnedOptimizer, Theta
 from ._features import check_features, feature_sizes
+from ._reading import check_numbers
+from ._recorded import check_recorded, extent
 from ._registry import make
 
 Path = tuple[str, ...]
 Tree = Mapping[str, Any]
 
 _NUMBERS = (np.ndarray, np.generic, jax.Array, int, float)
+# With so many digits that no network has more layers or units.
+_SCALAR = re.compile(r"[wb][0-9]{1,4}(_[0-9]{1,4}){1,3}")
+_BIAS = re.compile(r"b[0-9]{1,4}")
 _DECAYS = ("momentum_decays", "rms_decays", "adafactor_decays")
 
 
@@ -58,11 +63,14 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
             f"{what} does not fit {optimizer.name}({_brief(optimizer)}): "
             f"{'; '.join(problems[:4])}"
         )
+    with np.errstate(over="ignore"):  # what is too large is refused
+        arrays = {path: np.asarray(flat[path], np.float32) for path in expected}
+    check_numbers({"/".join(path): x for path, x in arrays.items()}, what)
     theta = {}
     for ours, theirs in layout.items():
-        pieces = [np.asarray(flat[path]) for path in theirs]
+        pieces = [arrays[path] for path in theirs]
         array = np.concatenate(pieces, -2) if len(pieces) > 1 else pieces[0]
-        theta[ours] = jnp.asarray(array, jnp.float32)
+        theta[ours] = jnp.asarray(array)
     return nest(theta)
 
 
@@ -87,31 +95,42 @@ def identify(tree: Tree) -> LearnedOptimizer | None:
     """
     flat = flatten(_joined_scalars(tree))
     keys = set(tree)
-    shapes = {path: np.shape(x) for path, x in flat.items()}
+    shapes = {p: np.shape(x) for p, x in flat.items() if isinstance(x, _NUMBERS)}
+    known = _known(keys, shapes)
+    if known is None:
+        return None
+    name, arguments = known
+    check_recorded(name, arguments, extent(list(shapes.values())))
+    return make(name, **arguments)
+
+
+def _known(
+    keys: set[str], shapes: Mapping[Path, tuple[int, ...]]
+) -> tuple[str, dict[str, Any]] | None:
+    """The factory and the arguments that the keys and shapes tell."""
     try:
         if "per_layer_lr" in keys:
             size = shapes["lstm_init_state", "hidden"][-1]
-            return make("nn_adam", lstm_hidden_size=size)
+            return "nn_adam", {"lstm_hidden_size": size}
         if "log_epsilon" in keys:
-            return make("learnable_adam", eps_root=1e-8)
+            return "learnable_adam", {"eps_root": 1e-8}
         if "log_lr" in keys:
             momentum = "one_minus_momentum" in keys
-            return make("learnable_sgdm" if momentum else "learnable_sgd")
+            return "learnable_sgdm" if momentum else "learnable_sgd", {}
         if "initial_from_mlp" in keys:
-            return make("rnn_mlp", **_rnn_mlp_sizes(shapes))
+            return "rnn_mlp", _rnn_mlp_sizes(shapes)
         if "nn" in keys and "momentum_decays" in keys:
             hidden, layers = _hidden(shapes, ("nn", "~"))
-            return make("small_fc", hidden_size=hidden, hidden_layers=layers)
+            return "small_fc", {"hidden_size": hidden, "hidden_layers": layers}
         if any(key.startswith("mlp/~/linear_") for key in keys):
             layers = sum(path[-1] == "w" for path in shapes) - 1
             hidden = shapes["mlp/~/linear_0", "w"][-1]
-            return make("mlp", hidden_size=hidden, hidden_layers=layers)
+            return "mlp", {"hidden_size": hidden, "hidden_layers": layers}
         if keys == {"ff_mod_stack"}:
             hidden, layers = _hidden(shapes, ("ff_mod_stack", "~"))
-            name = "celo2_base"
-            return make(name, hidden_size=hidden, hidden_layers=layers)
+            return "celo2_base", {"hidden_size": hidden, "hidden_layers": layers}
         if "rnn_params" in keys:
-            return _identify_recurrent(shapes, "ff_mod_stack" in keys)
+            return _known_recurrent(shapes, "ff_mod_stack" in keys)
     except (KeyError, IndexError):
         return None
     return None
@@ -295,8 +314,8 @@ def _joined_scalars(tree: Tree) -> Tree:
     leaves = node.get("~") if isinstance(node, Mapping) else None
     if not isinstance(leaves, Mapping):
         return tree
-    scalars = {k: x for k, x in leaves.items() if re.fullmatch(r"[wb]\d+(_\d+)+", k)}
-    numbers = (np.ndim(x) == 0 and isinstance(x, _NUMBERS) for x in scalars.values())
+    scalars = {k: x for k, x in leaves.items() if _SCALAR.fullmatch(k)}
+    numbers = (isinstance(x, _NUMBERS) and np.ndim(x) == 0 for x in scalars.values())
     if not scalars or not all(numbers):
         return tree
     joined: dict[str, Any] = dict(leaves)
@@ -319,7 +338,7 @@ def _hidden(shapes: Mapping[Path, tuple], prefix: Path) -> tuple[int, int]:
     biases = sorted(
         int(path[-1][1:])
         for path in shapes
-        if path[:-1] == prefix and re.fullmatch(r"b\d+", path[-1])
+        if path[:-1] == prefix and _BIAS.fullmatch(path[-1])
     )
     return shapes[*prefix, "b0"][-1], biases[-1]
 
@@ -336,24 +355,23 @@ def _rnn_mlp_sizes(shapes):
     }
 
 
-def _identify_recurrent(shapes, has_bank: bool) -> LearnedOptimizer | None:
+def _known_recurrent(shapes, has_bank: bool) -> tuple[str, dict[str, Any]] | None:
     size = shapes["lstm_init_state", "hidden"][-1]
     inputs = shapes["rnn_params", "linear_1", "w"][0]
     if not has_bank:
-        return make("celo_adam", lstm_hidden_size=size)
+        return "celo_adam", {"lstm_hidden_size": size}
     hidden, layers = _hidden(shapes, ("ff_mod_stack", "~"))
     bank = shapes["ff_mod_stack", "~", "b0"][0]
     # Celo's network sees 18 features of the run, VeLO's 12 of each tensor besides.
     name = {18: "celo", 30: "velo"}.get(inputs)
     if name is None:
         return None
-    return make(
-        name,
-        lstm_hidden_size=size,
-        param_inits=bank,
-        hidden_size=hidden,
-        hidden_layers=layers,
-    )
+    return name, {
+        "lstm_hidden_size": size,
+        "param_inits": bank,
+        "hidden_size": hidden,
+        "hidden_layers": layers,
+    }
 
 
 def _brief(optimizer: LearnedOptimizer) -> str:

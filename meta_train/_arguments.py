@@ -8,9 +8,12 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
+
+from l2o._names import expanded
 
 T = TypeVar("T")
 # Comments of the source are not for users; positional arguments are named.
@@ -38,13 +41,22 @@ def parse(command: str, options: type[T], arguments: Sequence[str], **kwargs: An
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(
+            parsed: Any = tyro.cli(
                 options, prog=f"l2o {command}", args=arguments, config=_STYLE, **kwargs
             )
     except SystemExit as done:
         if done.code:
             _refuse(command, _plain(told.getvalue(), arguments))
         raise
+    paths = {name: _expanded(value) for name, value in vars(parsed).items()}
+    return dataclasses.replace(parsed, **paths)
+
+
+def _expanded(value: Any) -> Any:
+    """Paths with `~` as the home folder."""
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def option_names(options: type) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import l2o
+from l2o._names import unknown_name
 from l2o.tasks import suites
 
 from . import presets
@@ -194,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_USAGE)
         return 0 if arguments else 2
     if arguments[0] not in commands:
-        known = ", ".join(commands)
-        print(f"l2o: unknown command {arguments[0]!r}; known: {known}", file=sys.stderr)
+        message = unknown_name("command", arguments[0], commands)
+        print(f"l2o: {message}", file=sys.stderr)
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
@@ -392,10 +393,14 @@ def _run_list(arguments: list[str]) -> int:
 
 
 def _preset(arguments: list[str], default: P) -> str | P:
-    """The value of --preset: it decides the defaults that tyro shows and fills in."""
+    """The value of --preset: it decides the defaults that tyro shows and fills in.
+
+    Of several the last counts, as for tyro.
+    """
+    chosen: str | P = default
     for i, argument in enumerate(arguments):
         if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.removeprefix("--preset=")
-    return default
+            chosen = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            chosen = argument.removeprefix("--preset=")
+    return chosen

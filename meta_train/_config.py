@@ -277,8 +277,8 @@ class Evaluation:
 
     optimizers: tuple[str, ...] = ()
     """Baselines (`all` takes all), such as adamw, adamw+cosine (with a schedule) or
-    adamw:0.001 (at that rate, not tuned). Or weights, as `l2o.load` takes them. Adam
-    always takes part."""
+    adamw:0.001 (at that rate, not tuned). Or weights, as `l2o.load` takes them, a
+    folder by its path. Adam always takes part."""
     suite: str = "demo/heldout"
     """A suite, a task, or a JSON file of tasks."""
     tasks: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import l2o
+from l2o._names import is_hub_id, is_path, unknown_name
 from l2o.tasks import resolve
 
 from ._diagnose import ESTIMATORS, Cell, Diagnosis, Findings, diagnose
@@ -126,11 +127,11 @@ def _resolve(
     if source in l2o.FACTORIES:
         optimizer = l2o.make(source, **options)
         return optimizer, optimizer.init_theta(jax.random.key(seed))
-    try:
-        return l2o.load_theta(source, **options)
-    except FileNotFoundError as error:
-        known = ", ".join(l2o.FACTORIES)
-        raise FileNotFoundError(f"{error}; nor an architecture: {known}") from error
+    if not (is_path(source) or is_hub_id(source) or source in l2o.shipped()):
+        known = [*l2o.FACTORIES, *l2o.shipped()]
+        paths = "a file or folder of weights"
+        raise ValueError(unknown_name("optimizer", source, known, paths=paths))
+    return l2o.load_theta(source, **options)
 
 
 def contents(findings: Findings) -> dict[str, Any]:

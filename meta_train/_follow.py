@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
+from l2o._names import expanded
 from l2o.tasks import TaskFamily, resolve
 
 from ._checkpoints import attempt, steps
@@ -70,7 +71,7 @@ def follow(
       >>> from l2o.meta_train import Following, follow
       >>> follow("runs/mine", Following(seeds=4))  # doctest: +SKIP
     """
-    folder = Path(run)
+    folder = expanded(run)
     console = console or Console()
     content = _config(folder)
     if optimizer is None:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2o._names import unknown_name
+
 from ._base import Info, MetaGradient
 
 
@@ -60,8 +62,7 @@ def outer_optimizer(
     """
     make = getattr(optax, name, None) if name in _optimizers() else None
     if make is None:
-        known = ", ".join(_optimizers())
-        raise ValueError(f"unknown outer optimizer {name!r}; known: {known}")
+        raise ValueError(unknown_name("outer optimizer", name, _optimizers()))
     own = [x for x in inspect.signature(make).parameters if x != "learning_rate"]
     unknown = sorted(set(options) - set(own))
     if unknown:

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 import l2o
+from l2o._names import unknown_name
 from l2o.tasks import (
     Stream,
     TaskFamily,
@@ -104,7 +105,7 @@ def make_estimator(
       ValueError: an unknown name or option; the message lists the known ones.
     """
     if name not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {name!r}; known: {', '.join(ESTIMATORS)}")
+        raise ValueError(unknown_name("estimator", name, ESTIMATORS))
     make = ESTIMATORS[name]
     known = set(inspect.signature(make).parameters) - {"problem", "schedule"}
     own = sorted(known - common.keys())

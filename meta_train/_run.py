@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
+from l2o._names import expanded
 from l2o.tasks import TaskFamily, TaskSpec, resolve
 
 from ._checkpoints import Checkpoints, restore, steps
@@ -88,7 +89,7 @@ def run(
       >>> config = Config(families=("quadratic10",), outer_steps=2, outer_warmup=0)
       >>> result = run(config, tempfile.mkdtemp())  # doctest: +SKIP
     """
-    out = Path(out)
+    out = expanded(out)
     console = console or Console()
     initialize(topology)
     if not is_main():

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from l2o._names import unknown_name
+
 from ._choices import VELO_ACTIVATIONS, VELO_INITIALIZERS
 from ._cost import within
 from ._spec import TaskSpec
@@ -382,9 +384,7 @@ def sample_spec(
     """
     for kind in kinds:
         if kind not in DISTRIBUTIONS:
-            raise ValueError(
-                f"unknown distribution {kind!r}; known: {', '.join(DISTRIBUTIONS)}"
-            )
+            raise ValueError(unknown_name("distribution", kind, DISTRIBUTIONS))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     kind = _one(rng, kinds)
     for _ in range(_TRIES):

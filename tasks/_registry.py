@@ -1,11 +1,12 @@
 """Tasks by name: those of the suites, whole suites, and one's own in a JSON file."""
 
 import dataclasses
-import difflib
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from l2o._names import expanded, has_separator, is_path, unknown_name
+from l2o._reading import read_json, reading
 
 from ._base import TaskFamily
 from ._spec import TaskSpec
@@ -31,7 +32,7 @@ def load_suite(name: str) -> Suite:
     """
     known = suites()
     if name not in known:
-        raise ValueError(f"unknown suite {name!r}; known: {', '.join(known)}")
+        raise ValueError(unknown_name("suite", name, known))
     return known[name]
 
 
@@ -40,7 +41,7 @@ def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
 
     Args:
       names: of tasks, of suites (all their tasks), or paths of JSON files: a list of
-        specs with labels, see `TaskSpec.to_dict`.
+        specs with labels, see `TaskSpec.to_dict`. What ends in `.json` is a path, too.
 
     Raises:
       ValueError: an unknown name, one that is there twice, or a file that holds
@@ -53,12 +54,12 @@ def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
     """
     found: dict[str, TaskSpec] = {}
     for name in [names] if isinstance(names, str) else names:
-        if name.endswith(".json"):
-            more = _read(Path(name))
-        elif name in suites():
+        if name in suites():
             more = dict(suites()[name].tasks)
         elif name in named_tasks():
             more = {name: named_tasks()[name]}
+        elif _is_file(name):
+            more = _read(expanded(name))
         else:
             raise ValueError(_unknown(name))
         twice = sorted(found.keys() & more)
@@ -127,22 +128,31 @@ def make_family(name: str) -> TaskFamily:
 
 
 def _unknown(name: str) -> str:
-    known = [*named_tasks(), *suites()]
-    close = difflib.get_close_matches(name, known, 3, 0.5)
-    meant = f" did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"unknown task {name!r};{meant} `l2o tasks` lists the known ones"
+    return unknown_name(
+        "task",
+        name,
+        [*named_tasks(), *suites()],
+        listed="`l2o tasks` lists the known ones",
+        paths="a JSON file of tasks",
+    )
+
+
+def _is_file(name: str) -> bool:
+    """Whether a text that names no task means a file; suites have slashes, too."""
+    if name.endswith(".json") or is_path(name):
+        return True
+    return has_separator(name) and Path(name).exists()
 
 
 def _read(path: Path) -> dict[str, TaskSpec]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, list) or not all(isinstance(x, dict) for x in content):
         raise ValueError(f"{path} holds no list of task specs")
-    specs = [TaskSpec.from_dict(each) for each in content]
+    with reading(path, "a list of task specs"):
+        specs = [TaskSpec.from_dict(each) for each in content]
     labels = [spec.label for spec in specs]
     if not all(isinstance(label, str) and label for label in labels):
         raise ValueError(f"{path}: every task needs a label")

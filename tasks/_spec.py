@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from l2o._names import unknown_name
+
 from ._base import TaskFamily
 
 # Where each is found; imported on use, because most need flax or haiku.
@@ -116,9 +118,7 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(
-                f"unknown kind of task {self.kind!r}; known: {', '.join(KINDS)}"
-            )
+            raise ValueError(unknown_name("kind of task", self.kind, KINDS))
         options = {name: _tuples(value) for name, value in self.options.items()}
         object.__setattr__(self, "options", options)
 
@@ -249,7 +249,7 @@ def _imported(module: str, name: str) -> Callable[..., TaskFamily]:
 def _factory(table: Mapping[str, str], name: str) -> Callable[..., TaskFamily]:
     if name not in table:
         what = "augmentation" if table is AUGMENTATIONS else "kind of task"
-        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
+        raise ValueError(unknown_name(what, name, table))
     return _imported(table[name], name)
 
 

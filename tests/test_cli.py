@@ -95,7 +95,7 @@ def test_tasks_shows_one_with_its_learning_curves(capsys, tmp_path):
     assert main(["tasks", "--show", "demo/train"]) == 2
     assert "stands for 5 tasks" in capsys.readouterr().err
     assert main(["tasks", "--show", "quadratic11"]) == 2
-    assert "did you mean 'quadratic10'" in capsys.readouterr().err
+    assert "Did you mean 'quadratic10'" in capsys.readouterr().err
     assert main(["tasks", "--show", "quadratic10", "--steps", "0"]) == 2
     assert "steps must be positive" in capsys.readouterr().err
 

@@ -311,10 +311,16 @@ def test_a_bad_evaluation_is_refused(change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adamm", "did you mean .*adam"),
+        ("adamm", "unknown optimizer 'adamm'; .*Did you mean .*adam.* \\./NAME"),
         ("adam+linear", "unknown schedule 'linear'; known: constant, cosine"),
         ("lbfgs:0.1", "no rate to give"),
         ("prodigyy+cosine", "unknown optimizer"),
+        ("muon:abc", r"muon:abc: 'abc' is no rate, expected a positive number"),
+        ("muon:", "'' is no rate"),
+        ("muon:-1", "'-1' is no rate"),
+        ("adaptive_muon:nan", "'nan' is no rate"),
+        ("muon+cosine:inf", "'inf' is no rate"),
+        ("", "unknown optimizer ''"),
         ("rprop+cosine", "takes no schedule"),
         ("small_fc_digits+cosine", "needs no learning rate"),
     ],

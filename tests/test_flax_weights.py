@@ -351,7 +351,7 @@ def test_gin_without_an_optimizer_leaves_it_to_the_file(gin):
         ),
         (
             "HyperV2.initial_rms_decays = 0.9",
-            r"config.gin has an ill-typed argument of ",
+            r"config.gin: velo has an ill-typed argument: rms_decays is 0.9, exp",
         ),
         ("HyperV2.depth = 3", r"HyperV2 has the argument 'depth', unknown to l2o"),
         ("HyperV2.param_inits = 3", r"does not fit velo.*param_inits=3.* is \(2, 1, "),

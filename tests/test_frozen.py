@@ -256,14 +256,15 @@ def test_card_that_is_not_json_is_refused(tmp_path, value):
 
 
 def test_missing_folder_lists_what_is_shipped(tmp_path):
-    names = ", ".join(l2o.shipped()) or "none"
-    for source in ("no_such_optimizer", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError) as error:
-            l2o.load(source)
-        assert str(error.value) == (
-            f"{str(source)!r} is neither a file or folder nor a shipped "
-            f"optimizer; shipped: {names}"
-        )
+    names = ", ".join(l2o.shipped())
+    with pytest.raises(
+        FileNotFoundError, match=rf"'no_such_optimizer'; known: {names}"
+    ):
+        l2o.load("no_such_optimizer")
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere' is neither a file nor a fol"
+    ):
+        l2o.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CARD])
@@ -293,7 +294,7 @@ def test_file_that_is_not_safetensors_is_refused(folder):
     weights = (folder / WEIGHTS).read_bytes()
     _replace_weights(folder, weights[: len(weights) // 2])
     with pytest.raises(
-        ValueError, match=r"model\.safetensors is not a safetensors fil"
+        ValueError, match=r"model\.safetensors is truncated or not a saf"
     ):
         l2o.load(folder)
 
@@ -321,7 +322,7 @@ def test_card_of_another_size_is_refused(folder):
 @pytest.mark.parametrize("text", ["", "{", "\xff"])
 def test_card_that_is_not_json_is_named(folder, text):
     (folder / CARD).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not (valid JSON|UTF-8)"):
         l2o.load(folder)
 
 
@@ -332,7 +333,7 @@ def test_card_of_another_format_is_named(folder, text):
         l2o.load(folder)
 
 
-@pytest.mark.parametrize("version", [2, "2", None])
+@pytest.mark.parametrize("version", [2, "2", None, True, 0])
 def test_newer_format_asks_for_an_upgrade(folder, version):
     _edit_card(folder, lambda card: card.update(format_version=version))
     with pytest.raises(
@@ -342,18 +343,21 @@ def test_newer_format_asks_for_an_upgrade(folder, version):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "lacks"),
     [
-        lambda card: card.pop("weights"),
-        lambda card: card.pop("optimizer"),
-        lambda card: card.update(optimizer="small_fc"),
-        lambda card: card["optimizer"].pop("name"),
-        lambda card: card["optimizer"].update(arguments=[4]),
+        (lambda card: card.pop("weights"), r"weights\.sha256"),
+        (lambda card: card["weights"].update(sha256=3), r"weights\.sha256"),
+        (lambda card: card.pop("optimizer"), r"optimizer\.name"),
+        (lambda card: card.update(optimizer="small_fc"), r"optimizer\.name"),
+        (lambda card: card["optimizer"].pop("name"), r"optimizer\.name"),
+        (lambda card: card["optimizer"].update(arguments=[4]), r"optimizer\.argumen"),
+        (lambda card: card.update(card=[]), r"card"),
+        (lambda card: card.pop("meta_parameters"), r"meta_parameters"),
     ],
 )
-def test_incomplete_card_is_named(folder, spoil):
+def test_incomplete_card_is_named(folder, spoil, lacks):
     _edit_card(folder, spoil)
-    with pytest.raises(ValueError, match=r"lacks weights\.sha256, optimizer\.name or"):
+    with pytest.raises(ValueError, match=rf"config\.json lacks {lacks}"):
         l2o.load(folder)
 
 
@@ -376,7 +380,9 @@ def test_unknown_argument_in_the_card_is_named(folder):
 def test_ill_typed_argument_in_the_card_is_named(folder):
     wrong = {"momentum_decays": 0.9}
     _edit_card(folder, lambda card: card["optimizer"]["arguments"].update(wrong))
-    with pytest.raises(ValueError, match=r"config.json has an ill-typed argument of"):
+    with pytest.raises(
+        ValueError, match=r"config.json: small_fc has an ill-typed argument"
+    ):
         l2o.load(folder)
 
 

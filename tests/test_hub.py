@@ -134,7 +134,24 @@ def test_paths_are_not_taken_for_repositories(hub, tmp_path):
     Path("me/VeLO_MLP").rename("me/other")
     with pytest.raises(ValueError, match=r"is one half of PyLO's VeLO; expected the"):
         l2o.load("me/VeLO_RNN")
-    for source in (tmp_path / "a" / "b", "/a/b", "a/b/c", Path("a/b"), "nothing"):
-        with pytest.raises(FileNotFoundError, match=r"is neither a file or folder nor"):
+    for source in (tmp_path / "a" / "b", "/a/b", "a/b/c", Path("a/b"), "./a/b"):
+        with pytest.raises(FileNotFoundError, match=r"is neither a file nor a folder"):
             l2o.load(source)
-    assert hub.calls == []
+    assert {name for name, *_ in hub.calls} == {"amoudgl/mine", "me/VeLO_RNN"}
+    assert all(local for *_, local in hub.calls)
+
+
+@pytest.mark.parametrize("source", ["amoudgl/celo", "amoudgl/celo@v1", "me/cached"])
+def test_paths_that_are_repositories_too_are_refused(hub, source):
+    """One that l2o lists, or one in the cache; both spellings are named."""
+    theta = some_theta(SMALL["celo"])
+    for folder in (Path(source), hub.folder("me/cached"), Path("me/own")):
+        write_flax(folder / "theta.state", to_tree(theta, SMALL["celo"]))
+    message = rf"write \./{source} for the path, or [\w/]+@REVISION, such as @main, for"
+    for read in (l2o.load_theta, l2o.read_card):
+        with pytest.raises(ValueError, match=message):
+            read(source)
+    assert_same(l2o.load_theta(f"./{source}"), SMALL["celo"], theta)
+    assert_same(l2o.load_theta("me/own"), SMALL["celo"], theta)
+    with pytest.raises(ValueError, match=r"write \./me/own for the path"):
+        l2o.load_theta("me/own", download=True)

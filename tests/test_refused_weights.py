@@ -47,7 +47,7 @@ def test_pickles_are_refused_and_not_run(state, tmp_path, protocol):
     state.write_bytes(content)
     message = r"theta.state is a pickle, which can run any code.*flax.serialization.to_"
     if protocol < 2:  # which have no mark at their beginning
-        message = r"theta.state is truncated or not flax's msgpack .*pickles are not re"
+        message = r"theta.state is truncated or not flax's msgpack.*pickles are not re"
     for source in (state, state.parent):
         with pytest.raises(ValueError, match=message):
             l2o.load(source)
@@ -73,7 +73,7 @@ def test_file_that_was_cut_off_is_refused(state):
     content = state.read_bytes()
     for length in range(0, len(content), 61):
         state.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"theta.state is truncated .*copy it aga"):
+        with pytest.raises(ValueError, match=r"theta.state is truncated.*copy it aga"):
             l2o.load(state, num_steps=1)
     state.write_bytes(content + b"\x00")
     with pytest.raises(ValueError, match=r"theta.state is truncated or not flax's"):
@@ -97,11 +97,20 @@ CHUNKED = {"__msgpack_chunked_array__": True, "shape": {"0": 3}}
         (_array((1,), "S4", b"1234"), r"an array of type S4, expected numbers"),
         (_array((1,), "complex64", bytes(8)), r"type complex64, expected numbers"),
         (_array((1,), "nonsense", b"1234"), r"nonsense"),
-        (_array((3,), "float32", b"1234"), r"cannot reshape"),
-        (_array((3,), "float32", b"123"), r"buffer size must be a multiple"),
+        (
+            _array((3,), "float32", b"1234"),
+            r"array of shape \[3\] and type float32 in 4 b",
+        ),
+        (
+            _array((3,), "float32", b"123"),
+            r"of shape \[3\] and type float32 in 3 bytes",
+        ),
         (msgpack.ExtType(1, b"\x93"), r"is truncated or not flax's msgpack"),
-        (CHUNKED, r"chunks"),
-        ({**CHUNKED, "chunks": {"0": _array((1,), "float32", b"1234")}}, r"reshape"),
+        (CHUNKED, r"an array in chunks that lacks some"),
+        (
+            {**CHUNKED, "chunks": {"0": _array((1,), "float32", b"1234")}},
+            r"chunks of 1 numbers, expect",
+        ),
         (msgpack.Timestamp(1), r"per_layer_lr is a Timestamp"),
         ([0.1], r"per_layer_lr is a list"),
     ],
@@ -175,7 +184,9 @@ def test_own_optimizer_has_its_own_arguments(state, tmp_path):
 
 
 def test_absent_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"theta.state' is neither a file or f"):
+    with pytest.raises(
+        FileNotFoundError, match=r"theta.state' is neither a file nor a"
+    ):
         l2o.load(tmp_path / "theta.state")
     (tmp_path / "README.md").write_text("")
     with pytest.raises(

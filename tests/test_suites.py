@@ -152,10 +152,13 @@ def test_resolve_expands_suites_tasks_and_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "own.json is not valid JSON"),
         ('{"kind": "quadratic"}', "holds no list"),
         ('[{"kind": "quadratic"}]', "every task needs a label"),
-        ('[{"kind": "quadratik", "label": "a"}]', "unknown kind of task 'quadratik'"),
+        (
+            '[{"kind": "quadratik", "label": "a"}]',
+            "own.json: unknown kind of task 'quadratik'.* Did you mean 'quadratic'",
+        ),
         ('[{"kind": "quadratic", "options": {"dmi": 1}}]', "no option dmi"),
         ('[{"kinds": "quadratic"}]', "'kind' is needed; not kinds"),
     ],

@@ -317,7 +317,10 @@ def test_unknown_names_list_the_known(tmp_path):
     with pytest.raises(ValueError, match="'huge'; known: smoke, laptop, cluster"):
         study("huge", tmp_path, console=console)
     for options, message in (
-        ({"variants": ("small_fc w5",)}, "'small_fc w5': did you mean small_fc w"),
+        (
+            {"variants": ("small_fc w5",)},
+            "'small_fc w5'; the scale.* Did you mean 'small_fc w",
+        ),
         ({"seeds": 0}, "seeds must be positive"),
     ):
         with pytest.raises(ValueError, match=message):

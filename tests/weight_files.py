@@ -46,7 +46,8 @@ def some_theta(optimizer, seed=0):
     """Nothing zero, nothing twice, so that a lost or permuted array shows."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype),
+        # NumPy's conversion: JAX compiles one per shape.
+        lambda x: jnp.asarray(np.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)),
         jax.eval_shape(optimizer.init_theta, jax.random.key(0)),
     )
 

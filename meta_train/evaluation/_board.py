@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from l2o._names import expanded
 from l2o.tasks import Split
 
 from .._config import Tuning
@@ -217,7 +218,7 @@ def load_board(folders: Sequence[str | Path]) -> Board:
         in protocol, suite, version or tasks, or give one name to two optimizers. The
         message says which.
     """
-    boards = [_load(Path(folder)) for folder in folders]
+    boards = [_load(expanded(folder)) for folder in folders]
     return functools.reduce(_merged, boards)
 
 

@@ -149,7 +149,7 @@ def _write(
     behaviour, card = {}, None
     for name, source in _sources(board, run).items():
         # Weights that are no longer there have no pictures; their results remain.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(ImportError, OSError, ValueError):
             optimizer, theta = l2o.load_theta(source)
             family = make_family(_FAMILY)
             behaviour[name] = behaviour_figures(optimizer, theta, family)
@@ -167,12 +167,12 @@ def _write(
     )
 
 
-def _sources(board: Board | None, run: Path | None) -> dict[str, str]:
+def _sources(board: Board | None, run: Path | None) -> dict[str, str | Path]:
     if board is not None:
         every = board.contestants.values()
         return {x.name: x.source for x in every if x.source is not None}
     frozen = run / "frozen" if run is not None else None
-    return {run.name: str(frozen)} if run and frozen and frozen.exists() else {}
+    return {run.name: frozen} if run and frozen and frozen.exists() else {}
 
 
 def _notes(board: Board, seconds: float) -> tuple[str, ...]:

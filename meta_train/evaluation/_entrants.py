@@ -1,10 +1,8 @@
 """What competes: baselines by name, and learned optimizers."""
 
-import difflib
 import hashlib
-import os
+import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 import optax
 
 import l2o
+from l2o._names import expanded, has_separator, is_hub_id, is_path, unknown_name
 from l2o._registry import changed, recorder
 
 from .._unroll import value_only
@@ -56,9 +55,10 @@ def entrant(text: str) -> Entrant:
 
     Args:
       text: NAME, NAME+SCHEDULE, NAME:RATE or NAME+SCHEDULE:RATE. NAME is one of
-        `baselines` or weights as `l2o.load` takes them (a shipped name, a folder, a
-        file of published weights); SCHEDULE is "cosine" for a warm-up and then a cosine
-        to zero; with a RATE nothing is tuned.
+        `baselines` or weights as `l2o.load` takes them (a shipped name, the path of a
+        folder or of a file of published weights); SCHEDULE is "cosine" for a warm-up
+        and then a cosine to zero; with a RATE nothing is tuned. A path that exists is
+        taken whole, whatever is in it.
 
     Raises:
       ValueError: none of that; the message suggests something.
@@ -68,24 +68,50 @@ def entrant(text: str) -> Entrant:
       >>> entrant("adamw+cosine:0.003").space
       (0.003,)
     """
-    name, schedule, rate = text, "constant", ""
-    if not Path(text).exists():
-        body, _, last = text.rpartition(":")
-        if body and _is_number(last):
-            name, rate = body, last
-        name, _, asked = name.partition("+")
-        schedule = asked or schedule
+    name, schedule, rate = _parsed(text)
     if schedule not in SCHEDULES:
-        raise ValueError(
-            f"{text}: unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}"
-        )
+        raise ValueError(f"{text}: {unknown_name('schedule', schedule, SCHEDULES)}")
     kind = _baseline if name in baselines() else _learned
     made = kind(name, schedule)
-    if rate:
+    if rate is not None:
         if not made.space:
             raise ValueError(f"{text}: {name} has no rate to give")
-        made = made._replace(name=text, space=(float(rate),))
+        made = made._replace(name=text, space=(rate,))
     return made
+
+
+def _parsed(text: str) -> tuple[str, str, float | None]:
+    """Name, schedule and rate. What is no path is split wherever a mark is."""
+    if _is_there(text):
+        return text, "constant", None
+    name, colon, last = text.rpartition(":")
+    if not colon or has_separator(last):  # the colon is part of a path
+        name, last = text, ""
+    rate = _rate(text, last) if name != text else None
+    if _is_there(name):
+        return name, "constant", rate
+    body, plus, schedule = name.rpartition("+")
+    if not plus or has_separator(schedule):
+        return name, "constant", rate
+    return body, schedule, rate
+
+
+def _is_there(name: str) -> bool:
+    """Whether it is spelled as a path, and there."""
+    return (is_path(name) or has_separator(name)) and expanded(name).exists()
+
+
+def _rate(text: str, number: str) -> float:
+    try:
+        rate = float(number)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"{text}: {number!r} is no rate, expected a positive number after the "
+            "colon, such as adamw:0.001"
+        )
+    return rate
 
 
 def of_transformation(name: str, tx: optax.GradientTransformation) -> Entrant:
@@ -140,21 +166,15 @@ def _baseline(name: str, schedule: str) -> Entrant:
 
 
 def _learned(name: str, schedule: str) -> Entrant:
-    if not Path(name).exists() and os.sep not in name:
-        shipped = [x.name for x in l2o.available() if x.kind == "shipped"]
-        known = [*baselines(), *shipped]
-        if name not in shipped and "/" not in name:
-            close = difflib.get_close_matches(name, known, 3, 0.5)
-            meant = f"did you mean {' or '.join(close)}? " if close else ""
-            raise ValueError(
-                f"unknown optimizer {name!r}: {meant}baselines are "
-                f"{', '.join(sorted(baselines()))}; shipped weights are "
-                f"{', '.join(shipped)}; else a folder or file of weights"
-            )
+    if not (is_path(name) or is_hub_id(name) or name in l2o.shipped()):
+        known = [*sorted(baselines()), *l2o.shipped()]
+        paths = "a file or folder of weights"
+        raise ValueError(unknown_name("optimizer", name, known, paths=paths))
     optimizer, theta = l2o.load_theta(name)
-    short = Path(name).absolute().name if Path(name).exists() else name
-    if short in ("frozen", "best"):
-        short = Path(name).absolute().parent.name
+    short = name
+    if _is_there(name):
+        path = expanded(name).absolute()
+        short = path.parent.name if path.name in ("frozen", "best") else path.name
     made = of_optimizer(short, optimizer, theta)
     made = made._replace(source=name, card=_card(name, optimizer))
     if "learning_rate" not in optimizer.needs:
@@ -205,11 +225,3 @@ def _plain(x: Any) -> Any:
     if isinstance(x, np.ndarray | np.generic | jax.Array):
         return np.asarray(x).tolist()
     return x
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from l2o._names import expanded
+
 from .._sealed import (
     DIGEST,
     naming,
@@ -86,7 +88,7 @@ class Store:
     def __init__(
         self, folder: str | os.PathLike | None, *, shipped: bool = True
     ) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else expanded(folder)
         self._shipped: dict[str, Result] | None = None if shipped else {}
 
     def get(self, key: str) -> Result | None:

@@ -7,6 +7,8 @@ import importlib
 import pkgutil
 from typing import NamedTuple
 
+from l2o._names import unknown_name
+
 from .._config import Config, Evaluation
 
 
@@ -33,7 +35,7 @@ def load(name: str) -> Preset:
       >>> config = presets.load("smoke").meta_train
     """
     if name not in names():
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(names())}")
+        raise ValueError(unknown_name("preset", name, names()))
     module = importlib.import_module(f"{__name__}.{name}")
     return Preset(module.META_TRAIN, module.EVALUATION)
 

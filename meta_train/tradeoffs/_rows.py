@@ -6,6 +6,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from l2o._names import expanded
+
 from .._sealed import read_sealed, require, write_sealed
 
 FILE = "tradeoffs.json"
@@ -69,7 +71,7 @@ def load_study(path: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: it is no such file, a damaged or altered one, or of another version.
     """
-    path = Path(path)
+    path = expanded(path)
     path = path / FILE if path.is_dir() else path
     remedy = "delete it and run `l2o tradeoffs` again, which keeps what was measured"
     return read_sealed(path, _FORMAT, _VERSION, remedy, schema=_Study, check=_check)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from l2o._names import unknown_name
+
 from .._config import Config, Evaluation
 from ._grid import Variant, grid
 
@@ -99,7 +101,7 @@ def scale_of(name: str) -> Scale:
       ValueError: there is none; the message lists the known ones.
     """
     if name not in SCALES:
-        raise ValueError(f"unknown scale {name!r}; known: {', '.join(SCALES)}")
+        raise ValueError(unknown_name("scale", name, SCALES))
     return SCALES[name]()
 
 

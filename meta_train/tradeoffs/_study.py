@@ -1,7 +1,6 @@
 """The study: what is measured, in which order, and what is written."""
 
 import dataclasses
-import difflib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import l2o
+from l2o._names import unknown_name
 
 from ..evaluation._runs import origin
 from . import _costs, _performance, _times
@@ -127,12 +127,9 @@ def _chosen(scale: Scale, options: Options) -> Scale:
         known = {REFERENCE: reference(), **grid()}
         for name in options.variants:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 3, 0.5)
-                meant = f"did you mean {' or '.join(close)}? " if close else ""
-                raise ValueError(
-                    f"unknown variant {name!r}: {meant}the scale has "
-                    f"{', '.join(scale.variants)}; `tradeoffs.grid()` has all"
-                )
+                listed = f"the scale has {', '.join(scale.variants)}"
+                listed += "; `tradeoffs.grid()` has all"
+                raise ValueError(unknown_name("variant", name, known, listed=listed))
         variants = {name: known[name] for name in options.variants}
     seeds = scale.seeds if options.seeds is None else options.seeds
     if seeds < 1:

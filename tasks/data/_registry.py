@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Callable, Sequence
 
+from l2o._names import unknown_name
+
 from ._base import Dataset
 from ._images import digits, elevation, glyphs, patches, shapes, textures
 from ._signals import graphs, signals
@@ -52,7 +54,7 @@ def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
     if isinstance(name, Dataset):
         return name
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+        raise ValueError(unknown_name("dataset", name, DATASETS))
     known = inspect.signature(DATASETS[name]).parameters
     if unknown := sorted(geometry.keys() - known):
         raise ValueError(

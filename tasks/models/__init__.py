@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from l2o._names import unknown_name
+
 from .._adapters import Functions, haiku_functions, linen_functions
 from ._images import MLP as MLP
 from ._images import ConvNet as ConvNet
@@ -47,7 +49,7 @@ def make_model(
       ValueError: unknown name or option; the message lists the known ones.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+        raise ValueError(unknown_name("model", name, MODELS))
     implied = ("outputs", "activation", "parent", "name")
     known = [
         option

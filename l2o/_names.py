@@ -1,0 +1,68 @@
+"""What users name: which texts are paths, and which names were meant."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """The path, with a leading `~` replaced by the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a text has the form `owner/name` or `owner/name@revision`.
+
+    Neither part begins with a dot or a tilde: such texts are paths.
+    """
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?", name) is not None
+
+
+def is_path(name: str | os.PathLike) -> bool:
+    """Whether a user's text is a path by its spelling, whatever lies on the disk.
+
+    Absolute ones are, those that begin with `.` or `~`, and those with a separator that
+    no hub's id has the form of. A bare word is a name.
+    """
+    if not isinstance(name, str):
+        return True
+    if name in (".", "..") or name.startswith("~") or Path(name).is_absolute():
+        return True
+    return has_separator(name) and not is_hub_id(name)
+
+
+def has_separator(name: str) -> bool:
+    """Whether a text consists of several parts, as paths do."""
+    return any(x in name for x in {"/", os.sep, os.altsep or os.sep})
+
+
+def unknown_name(
+    what: str,
+    name: object,
+    known: Iterable[str],
+    *,
+    listed: str = "",
+    paths: str = "",
+) -> str:
+    """The message about a name that is none of the known ones.
+
+    Args:
+      what: the kind of thing, such as "preset".
+      name: what the user wrote.
+      known: the names that there are.
+      listed: where they are listed, if they are too many for a message.
+      paths: what else the user may give by its path, such as "a folder of weights".
+    """
+    known = list(known)
+    listed = listed or f"known: {', '.join(known) or 'none'}"
+    message = f"unknown {what} {name!r}; {listed}"
+    close = difflib.get_close_matches(str(name), known, 3, 0.6)
+    if close:
+        message += f". Did you mean {' or '.join(map(repr, close))}?"
+    if paths:
+        is_there = Path(str(name)).exists()
+        here = f"{name} in this folder" if is_there else paths
+        message += f". For {here} write a path: ./{name if is_there else 'NAME'}"
+    return message
