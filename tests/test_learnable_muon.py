@@ -32,14 +32,14 @@ OTHER = {
 }
 
 
-def other(optimizer):
+def other(optimizer, drift):
     theta = optimizer.init_theta(KEY)
     assert theta["learned"].keys() == OTHER.keys()
-    # A factor that stays at one: the wrapper has tests of its own.
+    # Factors that gradients do not change: `hypergradient` has tests of its own.
     return {
         "learned": jax.tree.map(jnp.float32, OTHER),
         "log_gain": jnp.float32(-30.0),
-        "drift": jnp.float32(0.0),
+        "drift": jnp.float32(drift),
         "fade": jnp.float32(0.0),
     }
 
@@ -68,7 +68,16 @@ def newton_schulz(x):
     return x
 
 
-def slow(numbers, params):
+def typical(params):
+    """The size-weighted median of the matrices' root mean squares."""
+    sizes = sorted(
+        (np.sqrt(np.mean(x**2)), x.size) for x in params.values() if x.ndim > 1
+    )
+    repeated = [scale for scale, size in sizes for _ in range(size)]
+    return repeated[(len(repeated) - 1) // 2]
+
+
+def slow(numbers, params, drift):
     """Updates after every gradient, in float64."""
     number = {k: np.float64(np.float32(x)) for k, x in numbers.items()}
     b1, b2 = (1 - np.exp(number[f"log_one_minus_{x}"]) for x in ("b1", "b2"))
@@ -77,11 +86,9 @@ def slow(numbers, params):
     limits = None
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
     for t, grads in enumerate(GRADS):
-        everything = np.sum([np.sum(x**2) for x in p.values()]) / sum(
-            x.size for x in p.values()
-        )
+        middle = typical(p) ** 2
         scales = {
-            k: max(np.mean(x**2), 0.01 * everything) if x.ndim > 1 else everything
+            k: max(np.mean(x**2), 0.01 * middle) if x.ndim > 1 else middle
             for k, x in p.items()
         }
         if limits is None:
@@ -108,16 +115,20 @@ def slow(numbers, params):
             else:
                 d = np.exp(number["log_vectors"]) * n(z)
             scale = np.sqrt(min(scales[k], limits[k]))
+            scale *= np.exp(drift * (t + 1) / T)
             updates[k] = -rate * (scale * d + np.exp(number["log_decay"]) * x)
             p[k] = x + updates[k]
         yield updates
 
 
-def test_equals_its_slow_form():
+@pytest.mark.parametrize("drift", [0.0, 6.0])
+def test_equals_its_slow_form(drift):
     some = {k: PARAMS[k] for k in SHAPES if k != "none"}
     optimizer = l2o.learnable_muon()
     for found, expected in zip(
-        run(optimizer, other(optimizer), some), slow(OTHER, some), strict=True
+        run(optimizer, other(optimizer, drift), some),
+        slow(OTHER, some, drift),
+        strict=True,
     ):
         for k, value in expected.items():
             # Newton-Schulz iterations enlarge what is rounded of small directions.
@@ -131,10 +142,10 @@ def test_begins_as_the_orthogonal_rule_in_its_wrapper():
         relative=True,
         schedule="cosine",
         learning_rate=0.03,
-        weight_decay=0.06,
         orthogonalize=True,
     )
-    ours, theirs = l2o.learnable_muon(), l2o.hypergradient(rule)
+    # The wrapper would multiply a decay too.
+    ours, theirs = l2o.learnable_muon(weight_decay=0.0), l2o.hypergradient(rule)
     pairs = zip(
         run(ours, ours.init_theta(KEY)),
         run(theirs, theirs.init_theta(KEY)),
@@ -190,24 +201,45 @@ def test_a_factor_of_the_updates_is_a_factor_of_the_rate():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
 
 
+def test_rows_without_gradients_decay_and_do_not_count():
+    optimizer = l2o.learnable_muon()
+    tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=T)
+    params = {"w": jnp.ones((8, 3))}
+    grads = {"w": GRADS[0]["kernel"][0, 0].T[:, :3]}  # (4, 3)
+    part, _ = tx.update(
+        {"w": jnp.zeros((8, 3)).at[:4].set(grads["w"])}, tx.init(params), params
+    )
+    rate = 0.03  # a warm-up of one step
+    np.testing.assert_allclose(part["w"][4:], -rate * 0.06, rtol=1e-6)
+    steps = part["w"][:4] + rate * 0.06
+    # e^(drift / T), and a scale of one: unit root mean square over the rows used.
+    size = np.sqrt(np.mean(np.square(steps)))
+    np.testing.assert_allclose(size, rate * math.exp(1 / T) * limit(8), rtol=1e-3)
+
+
+def limit(fan_in):
+    """The scale of a matrix of ones: no more than it was."""
+    return max(1.0, 1 / math.sqrt(fan_in))
+
+
 def test_state_is_ten_bytes_per_parameter():
     optimizer = l2o.learnable_muon()
     tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=T)
     p = jnp.zeros((64, 64), jnp.float32)
     state = jax.eval_shape(tx.init, p)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
-        10 * p.size + 20
+        10 * p.size + 24
     )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"b1": 1.0}, "b1 must be from 0 to less than 1"),
-        ({"b2": -0.1}, "b2 must be from 0 to less than 1"),
-        ({"weight_decay": 0.0}, "weight_decay must be positive"),
-        ({"gain": 0.0}, "gain must be positive"),
-        ({"bound": 0.5}, "bound must be at least 1"),
+        ({"b1": 1.0}, "b1 to be a finite number from 0 to less than 1"),
+        ({"b2": -0.1}, "b2 to be a finite number from 0 to less than 1"),
+        ({"weight_decay": -0.1}, "weight_decay to be a finite number >= 0"),
+        ({"gain": 0.0}, "gain to be a finite number > 0"),
+        ({"bound": 0.5}, "bound to be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from every_optimizer import FACTORIES, WRAPPED
 from helpers import cpu_devices
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -51,6 +52,9 @@ OPTIMIZERS = {
     "celo2_base": l2o.make("celo2_base", hidden_size=4, **ONE_DECAY),
     "velo": l2o.make("velo", lstm_hidden_size=8, param_inits=4, **ONE_DECAY),
 }
+
+
+EVERY = {**FACTORIES, **WRAPPED}
 
 
 def _control(tx):
@@ -178,9 +182,36 @@ def _bytes_per_device(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
+def _misplaced_at_first(optimizer):
+    """The leaves of a first state, made under jit, that are not where they belong."""
+    some = ("tall", "vector")
+    shardings = {k: x for k, x in _shardings("2d", AxisType.Auto).items() if k in some}
+    params = {
+        k: jax.device_put(x, shardings[k]) for k, x in _normal(0).items() if k in some
+    }
+    tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)), num_steps=100)
+
+    def misplaced(x, like, name):
+        # Not of the parameter's shape is what belongs to a tensor as a whole.
+        pairs = zip(x.shape, SHAPES[name], strict=False)
+        return all(n in (1, m) for n, m in pairs) and _is_misplaced(x, like)
+
+    return _names(
+        optax.tree.map_params(
+            tx,
+            misplaced,
+            jax.jit(tx.init)(params),
+            shardings,
+            {name: name for name in some},
+            transform_non_params=lambda _: False,
+        )
+    )
+
+
 def _measure():
     """In a process with eight devices: what the tests assert on, as JSON."""
-    report = {}
+    report = {f"init-{name}": _misplaced_at_first(x) for name, x in EVERY.items()}
+    report |= {f"init-{k}": _misplaced_at_first(CONTROLS[k]) for k in ("forgets",)}
     for name, optimizer in (OPTIMIZERS | CONTROLS).items():
         whole = _train(optimizer, lambda tree: jax.tree.map(jnp.asarray, tree))
         for layout in LAYOUTS:
@@ -266,6 +297,12 @@ def test_state_is_sharded_like_parameters(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_first_state_is_sharded_like_parameters(report, name):
+    assert report[f"init-{name}"] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_gather_is_noticed(report, layout):
     measured = report[f"gathers-{layout}"]
@@ -275,6 +312,7 @@ def test_a_gather_is_noticed(report, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_state_that_does_not_follow_is_noticed(report, layout):
+    assert len(report["init-forgets"]) == 2
     measured = report[f"forgets-{layout}"]
     assert len(measured["misplaced"]["first_state"]) == len(SHAPES)
     assert measured["bytes_per_device"] == measured["bytes"]
@@ -294,9 +332,9 @@ def _axes(x):
 
 
 # On a mesh of explicit axes shardings are part of the types: nothing need be compiled.
-@pytest.mark.parametrize("name", l2o.FACTORIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_types_are_sharded_on_an_explicit_mesh(name):
-    optimizer = OPTIMIZERS.get(name) or l2o.make(name)
+    optimizer = OPTIMIZERS.get(name) or EVERY[name]
     shardings = _shardings("2d", AxisType.Explicit, AbstractMesh)
     params = {
         k: jax.ShapeDtypeStruct(SHAPES[k], jnp.float32, sharding=sharding)
