@@ -274,7 +274,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return content
 
 
-_NEEDED = {  # of `config.json`
+_NEEDED: dict[str, type | tuple[type, ...]] = {  # of `config.json`
     "optimizer": (str, type(None)),
     "optimizer_options": dict,
     "families": list,

@@ -247,7 +247,7 @@ def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
 
     # Of another protocol than its results.
     save(board._replace(protocol=board.protocol._replace(suite_version=7)))
-    with pytest.raises(ValueError, match="has a result of another setting"):
+    with pytest.raises(ValueError, match="is of another setting"):
         load_board([other])
 
     next((one / "results").glob("*.json")).unlink()

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow_forms import SlowCelo2
+
+import l2o
 
 ROOT = Path(__file__).parent.parent
 TRACES = sorted((ROOT / "tests" / "traces").rglob("*.npz"))
@@ -166,6 +169,248 @@ def test_the_script_says_ok_and_unsupported_and_differs(tmp_path):
     assert "| good | ok |" in done.stdout
     (tmp_path / "off.npz").unlink()
     assert _run(tmp_path).returncode == 0
+
+
+def _changed(tmp_path, name, meta=None, **arrays):
+    """A recorded trace with other entries."""
+    path = next(p for p in TRACES if p.stem == name)
+    trace = dict(np.load(path, allow_pickle=False))
+    old = json.loads(str(trace["meta"]))
+    trace |= {"meta": np.array(json.dumps({**old, **(meta or {})})), **arrays}
+    np.savez(tmp_path / "changed.npz", **trace)
+    return tmp_path / "changed.npz"
+
+
+COSINE = {"learning_rate": 0.02, "warmup_fraction": 0.1, "constant_fraction": 0.3}
+
+
+def _cosine(t, last=0.25):
+    """The published schedule over 20 steps; its warm-up is the longer of both."""
+    if t < 20 * 0.3:
+        return 0.02 * t / (20 * 0.3)
+    return 0.02 * (last + (1 - last) * (1 + np.cos(np.pi * (t - 6) / 14)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("rate", "schedule"),
+    [
+        (
+            {
+                "cls": "optimizers.learning_rate_schedules.CosineLearningRateSchedule",
+                "config": {**COSINE, "min_learning_rate_mult": 0.25},
+            },
+            _cosine,
+        ),
+        (
+            {"class": "CosineLearningRateSchedule", **COSINE},
+            lambda t: _cosine(t, 0),
+        ),
+        (
+            "CosineLearningRateSchedule(0.02, 0.25, constant_fraction=0.3, "
+            "warmup_fraction=0.1)",
+            _cosine,
+        ),
+        (
+            {"cls": "x.LinearRampupSqrtDecay", "peak_lr": 0.02, "warmup_steps": 5},
+            lambda t: 0.02 * min(max(t, 1) / 5, np.sqrt(5 / max(t, 1))),
+        ),
+        (
+            {"cls": "x.PiecewiseLinear", "times": [2, 12], "vals": [0.0, 0.02]},
+            lambda t: 0.02 * np.clip((t - 2) / 10, 0, 1),
+        ),
+        (
+            {"cls": "x.ExponentialDecay", "base_lr": 0.02, "decay_amount": 0.1},
+            lambda t: 0.02 * 0.9**t,
+        ),
+    ],
+)
+def test_nadamw_under_a_schedule(check_traces, tmp_path, rate, schedule):
+    path = next(p for p in TRACES if p.stem == "google_nadamw")
+    trace = np.load(path, allow_pickle=False)
+    config = {**json.loads(str(trace["meta"]))["config"], "learning_rate": rate}
+    config |= {"adamw_weight_decay": 0.1, "l2_weight_decay": 0.01}
+    moved = {}
+    for name in json.loads(str(trace["meta"]))["leaf_order"]:
+        p, m, v = np.float64(trace[f"params/0/{name}"]), 0, 0
+        for t in range(20):
+            g = trace[f"grads/{name}"][t] - 0.01 * p
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            alpha = schedule(t) * np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
+            p = p - alpha * ((0.9 * m + 0.1 * g) / (np.sqrt(v) + 1e-8) + 0.1 * p)
+            moved[f"params/{t + 1}/{name}"] = p
+    path = _changed(tmp_path, "google_nadamw", {"config": config}, **moved)
+    found = check_traces.differences(check_traces.replay(path))
+    for name, (difference, tolerance, movement) in found.items():
+        assert difference <= tolerance and movement > 1e3 * tolerance, name
+
+
+def _with_defaults(name, kwargs, groups):
+    """PyLO's groups as its constructor leaves them."""
+    defaults = {
+        **{"lr": 1e-3, "weight_decay": 0.1 if name == "ELO_CELO2_naive" else 0.0},
+        **{"adam_lr_mult": 1.0, "use_adamw_for_1d": True, "orthogonalize": True},
+        **{"clip_grad": name == "ELO_CELO2_naive", "clip_norm": 1.0, "exp_mult": 0.0},
+        **{"rmsmult": 1.0, "param_scale_mult": False, "grad_clip_val": 1000.0},
+        "is_embedding": False,
+        **kwargs,
+    }
+    defaults.setdefault("adam_weight_decay", defaults["weight_decay"])
+    return [{**defaults, **group} for group in groups]
+
+
+class _SlowGroups(SlowCelo2):
+    """Of one group of PyLO's, in l2o's layout."""
+
+    def routed(self, k, g):
+        return self.a["use_adamw"] and (g.ndim < 2 or self.a["embedding"])
+
+
+def _slow_celo2(check_traces, name, trace, meta, groups):
+    """Parameters after every update of groups as constructed; in PyTorch's layout."""
+    nn = {"b0": trace["theta/b0"]}
+    nn["w0"] = np.concatenate([trace[f"theta/w0.{i}"] for i in range(14)])
+    for i in (0, 1):
+        nn[f"w{i + 1}"] = trace[f"theta/dense_w.{i}"]
+        nn[f"b{i + 1}"] = trace[f"theta/dense_b.{i}"]
+    ours = check_traces._ours
+    params = {k: np.float64(ours(trace[f"params0/{k}"])) for k in meta["param_order"]}
+    shared = {
+        **l2o.celo2(variant="pylo", rms_decays=(0.95,)).arguments,
+        **{"adam_bias_correction": True, "max_norm": None},
+    }
+    rules = []
+    for group in groups:
+        a = {
+            **shared,
+            "learning_rate": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "mult_1d": group["adam_lr_mult"],
+            "weight_decay_1d": group["adam_weight_decay"],
+            "gradient_bound": group["grad_clip_val"],
+            "use_adamw": group["use_adamw_for_1d"],
+            "embedding": group["is_embedding"],
+            **{k: group[k] for k in ("exp_mult", "rmsmult", "param_scale_mult")},
+            "orthogonalize": group["orthogonalize"],
+        }
+        mine = {k: params[k] for k in group["params"]}
+        rules.append((group, _SlowGroups(name, {"nn": nn}, a, mine)))
+    history = {k: [] for k in params}
+    for t in range(meta["steps"]):
+        grads = {k: np.float64(ours(trace[f"grads/{k}"][t])) for k in params}
+        norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+        new = {}
+        for group, rule in rules:
+            bound = group["clip_norm"] if group["clip_grad"] else np.inf
+            mine = {k: grads[k] * min(1, bound / norm) for k in group["params"]}
+            old = {k: params[k] for k in group["params"]}
+            new |= {k: old[k] + u for k, u in rule.update(mine, old, None)}
+        params = new
+        for k, x in params.items():
+            order = check_traces.torch_axes(x.ndim)
+            history[k].append(np.transpose(x, order))
+    return {f"params/{k}": np.stack(x) for k, x in history.items()}
+
+
+@pytest.mark.parametrize("cls", ["CELO2_naive", "ELO_CELO2_naive"])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        # An embedding with a rate and a decay of its own; Adam's is the constructor's.
+        [
+            {"params": ["w1"], "is_embedding": True, "lr": 0.004, "weight_decay": 0.5},
+            {"params": ["b1", "w2", "b2", "pw", "s1", "u"]},
+        ],
+        [
+            {"params": ["w1", "b1"], "adam_lr_mult": 5.0, "adam_weight_decay": 0.3},
+            {"params": ["w2", "s1"], "use_adamw_for_1d": False, "rmsmult": 2.0},
+            # What only the constructor reads changes nothing in a group.
+            {"params": ["b2", "pw", "u"], "exp_mult": 0.1, "ns_iters": 1},
+        ],
+    ],
+)
+def test_groups_of_celo2(check_traces, tmp_path, cls, groups):
+    path = next(p for p in TRACES if p.stem == "elo_celo2_embedding_group")
+    trace = np.load(path, allow_pickle=False)
+    kwargs = {"lr": 0.01, "weight_decay": 0.05}
+    whole = _with_defaults(cls, kwargs, groups)
+    meta = {
+        **{"optimizer": cls, "constructor_kwargs": kwargs, "groups_arg": groups},
+        "param_groups_after_construction": whole,
+    }
+    name = cls.removesuffix("_naive").lower()
+    recorded = json.loads(str(trace["meta"]))
+    moved = _slow_celo2(check_traces, name, trace, recorded, whole)
+    path = _changed(tmp_path, "elo_celo2_embedding_group", meta, **moved)
+    found = check_traces.differences(check_traces.replay(path))
+    for leaf, (difference, tolerance, movement) in found.items():
+        assert difference <= 4 * tolerance and movement > 1e3 * tolerance, leaf
+
+
+NADAMW = "google_nadamw"
+GROUPS = "elo_celo2_embedding_group"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (NADAMW, {"lookahead": 3}, "a trace with the entry lookahead"),
+        (NADAMW, {"config": {"amsgrad": True}}, "NAdamW with amsgrad"),
+        (
+            NADAMW,
+            {"config": {"learning_rate": "<x.Cosine object at 0x7>"}},
+            "NAdamW with the schedule",
+        ),
+        (
+            NADAMW,
+            {"config": {"learning_rate": {"cls": "x.Cyclic", "config": {}}}},
+            "NAdamW with the schedule Cyclic",
+        ),
+        (
+            NADAMW,
+            {"config": {"learning_rate": {"cls": "CosineLearningRateSchedule"}}},
+            "recorded without learning_rate",
+        ),
+        (
+            NADAMW,
+            {"config": {"learning_rate": {"cls": "ExponentialDecay", "rate": 1}}},
+            "NAdamW with ExponentialDecay's rate",
+        ),
+        (NADAMW, {"update_signature": "opt.update(state)"}, "updates called as"),
+        (
+            GROUPS,
+            {"param_groups_after_construction": [{"params": [], "fused": True}]},
+            "a group of ELO_CELO2_naive with fused",
+        ),
+        (
+            GROUPS,
+            {"param_groups_after_construction": [{"params": ["w1"]}]},
+            "groups that do not have every parameter once",
+        ),
+        (GROUPS, {"constructor_kwargs": {"amsgrad": True}}, "ELO_CELO2 with amsgrad"),
+        (GROUPS, {"lr_schedule": "cosine"}, "a trace with the entry lr_schedule"),
+        (GROUPS, {"net": {"dropout": 0.1}}, "a network with dropout"),
+        (
+            "velo_wd",
+            {
+                "groups_arg": [
+                    {"params": ["conv", "mat", "vec"], "exp_mult": 0.1},
+                ]
+            },
+            "VeLO's group with exp_mult",
+        ),
+        ("google_mlp_lopt", {"config": {"with_g": False}}, "."),
+    ],
+)
+def test_what_cannot_be_replayed_is_named(check_traces, tmp_path, name, change, reason):
+    path = _changed(tmp_path, name, change)
+    with pytest.raises(check_traces.Unsupported, match=reason):
+        check_traces.replay(path)
+
+
+def test_arrays_that_are_not_understood_are_named(check_traces, tmp_path):
+    path = _changed(tmp_path, NADAMW, None, masks=np.ones(3))
+    with pytest.raises(check_traces.Unsupported, match="with the arrays masks"):
+        check_traces.replay(path)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ._scores import (
     speedup,
 )
 from ._store import Result, Store, key_of
-from ._timing import Timing, check_timing
+from ._timing import Timing, timing_of
 
 REFERENCE = "adam"
 MANIFEST = "evaluation.json"
@@ -290,8 +290,8 @@ def _check(content: _Manifest) -> None:
         counts = set(map(len, trials.values()))
         require(len(counts) == 1 and 0 not in counts, f"{name} lack results")
     require(content["timings"].keys() <= set(names), "it times unknown optimizers")
-    for name, values in content["timings"].items():
-        check_timing(values, name)
+    for values in content["timings"].values():
+        timing_of(values)
 
 
 def _check_results(board: Board) -> None:
@@ -302,6 +302,7 @@ def _check_results(board: Board) -> None:
     ):
         for task, results in trials.items():
             for result in results:
+                file = f"{name} on {task}: results/{key_of(result.setting)}.json"
                 # Long runs have more steps.
                 fields = board.protocol._asdict().items()
                 same = result.task == task and all(
@@ -309,9 +310,9 @@ def _check_results(board: Board) -> None:
                     for field, value in fields
                     if field != "steps" or trials is not board.long
                 )
-                require(same, f"{name} on {task} has a result of another setting")
+                require(same, f"{file} is of another setting")
                 complete = {"train", "outer_valid", board.split} <= result.curves.keys()
-                require(complete, f"{name} on {task} has a result without its splits")
+                require(complete, f"{file} lacks a split, delete it")
 
 
 def _board(content: _Manifest, store: Store) -> Board:
@@ -328,7 +329,15 @@ def _board(content: _Manifest, store: Store) -> Board:
         return result
 
     contestants = [
-        Contestant(**{**c, "trials": found(c["trials"])})
+        Contestant(
+            c["name"],
+            c["learned"],
+            c["tuned"],
+            found(c["trials"]),
+            c["rate"],
+            c["source"],
+            c["card"],
+        )
         for c in content["contestants"]
     ]
     return Board(
@@ -338,7 +347,7 @@ def _board(content: _Manifest, store: Store) -> Board:
         tuple(content["tasks"]),
         {c.name: c for c in contestants},
         found(content["long"]),
-        {name: Timing(*x) for name, x in content["timings"].items()},
+        {name: timing_of(x) for name, x in content["timings"].items()},
         tuple(content["notes"]),
     )
 

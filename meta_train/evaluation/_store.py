@@ -217,7 +217,6 @@ def _result(content: Any) -> Result:
     require(fits, "steps, eval_every and seeds do not fit each other")
     for name in ("state_bytes", "parameters", "seconds"):
         require(content[name] >= 0, f"{name} is negative")
-    require("loss" in content["curves"].get("train", ()), "it has no training loss")
     points = steps // every + 1
     curves: dict[str, dict[str, np.ndarray]] = {}
     for split, metrics in content["curves"].items():
@@ -229,6 +228,7 @@ def _result(content: Any) -> Result:
             allowed = (points,) if whole else range(1, points + 1)
             if len(curve) != seeds or curve.shape[1] not in allowed:
                 raise ValueError(f"{split} {name} has the shape {curve.shape}")
+    require("loss" in curves.get("train", {}), "it has no training loss")
     return Result(**{**content, "curves": curves})
 
 

@@ -102,22 +102,22 @@ def _read(path: Path, remedy: str) -> dict[str, Timing]:
     content = read_sealed(
         path, _FORMAT, _VERSION, remedy, schema=_Content, check=_check
     )
-    return {key: Timing(*values) for key, values in content["timings"].items()}
+    return {key: timing_of(values) for key, values in content["timings"].items()}
 
 
 def _check(content: _Content) -> None:
-    for key, values in content["timings"].items():
-        check_timing(values, key)
+    for values in content["timings"].values():
+        timing_of(values)
 
 
-def check_timing(values: Sequence[float], name: str) -> None:
-    """Raises `ValueError` where the values cannot be a `Timing`'s."""
+def timing_of(values: Sequence[float]) -> Timing:
+    """The `Timing` of its values; `ValueError` where they cannot be one's."""
     fits = len(values) == len(Timing._fields) and all(x > 0 for x in values)
-    require(fits, f"the timing {name} is {list(values)}")
-    timing = Timing(*values)  # type: ignore[arg-type]
-    whole = isinstance(timing.n, int) and isinstance(timing.parameters, int)
-    ordered = timing.low <= timing.ratio <= timing.high
-    require(whole and ordered, f"the timing {name} is {list(values)}")
+    require(fits, f"a timing is {list(values)!r:.60}")
+    ratio, low, high, n, parameters = values
+    whole = isinstance(n, int) and isinstance(parameters, int)
+    require(whole and low <= ratio <= high, f"a timing is {list(values)!r:.60}")
+    return Timing(ratio, low, high, int(n), int(parameters))
 
 
 def timing_key(entrant: Entrant, parameters: int) -> str | None:
