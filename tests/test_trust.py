@@ -21,7 +21,7 @@ PARAMS = {
 }
 USED = np.arange(6) < 3
 SHIPPED = {name: l2o.load_theta(name) for name in l2o.shipped()}
-CASES = [*FACTORIES, *WRAPPED, *SHIPPED]
+ARCHITECTURES = {**FACTORIES, **WRAPPED}
 
 
 def arrays(seed):
@@ -48,14 +48,7 @@ class Case(NamedTuple):
     step: Any  # compiled; parameters and state are donated
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request):
-    if request.param in SHIPPED:
-        optimizer, theta = SHIPPED[request.param]
-    else:
-        optimizer = {**FACTORIES, **WRAPPED}[request.param]
-        theta = optimizer.init_theta(jax.random.key(0))
-
+def bound(optimizer, theta):
     def step(theta, params, state, grads):
         tx = optimizer.bind(theta, num_steps=NUM_STEPS)
         updates, state = tx.update(grads, state, params, value=jnp.float32(0.5))
@@ -63,6 +56,22 @@ def case(request):
 
     tx = optimizer.bind(theta, num_steps=NUM_STEPS)
     return Case(optimizer, theta, tx, jax.jit(step, donate_argnums=(1, 2)))
+
+
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, *SHIPPED])
+def case(request):
+    """One optimizer, compiled once: every architecture, wrapper and shipped one."""
+    if request.param in SHIPPED:
+        return bound(*SHIPPED[request.param])
+    optimizer = ARCHITECTURES[request.param]
+    return bound(optimizer, optimizer.init_theta(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def traced(request):
+    """One optimizer that is not compiled: every architecture and wrapper."""
+    optimizer = ARCHITECTURES[request.param]
+    return bound(optimizer, optimizer.init_theta(jax.random.key(0)))
 
 
 def after(case, all_grads, seed=0):
@@ -161,12 +170,14 @@ def test_state_comes_back_from_numpy_flax_and_safetensors(case, tmp_path):
             np.testing.assert_array_equal(x, y)
 
 
-def test_strict_settings_of_jax_change_nothing(case):
+def test_strict_settings_of_jax_change_nothing(traced):
     params, grads = arrays(0), gradients(1)
 
     def avals():
         out = jax.eval_shape(
-            lambda p, g: case.tx.update(g, case.tx.init(p), p, value=0.5), params, grads
+            lambda p, g: traced.tx.update(g, traced.tx.init(p), p, value=0.5),
+            params,
+            grads,
         )
         return jax.tree.map(lambda x: (x.shape, x.dtype), out)
 
@@ -175,23 +186,23 @@ def test_strict_settings_of_jax_change_nothing(case):
         assert avals() == expected
 
 
-def test_float64_parameters_keep_their_type(case):
+def test_float64_parameters_keep_their_type(traced):
     with jax.enable_x64(True):
         params = {"w": jnp.ones((3, 2), jnp.float64)}
         updates, state = jax.eval_shape(
-            lambda p: case.tx.update(p, case.tx.init(p), p, value=0.5), params
+            lambda p: traced.tx.update(p, traced.tx.init(p), p, value=0.5), params
         )
-        before = jax.eval_shape(case.tx.init, params)
+        before = jax.eval_shape(traced.tx.init, params)
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(
         lambda x: x.dtype, before
     )
-    if case.optimizer.name != "float32_updates":
+    if traced.optimizer.name != "float32_updates":
         assert updates["w"].dtype == jnp.float64
 
 
-def test_empty_groups_of_partition_and_masked(case):
+def test_empty_groups_of_partition_and_masked(traced):
     params = {"w": jnp.ones((3, 2))}
-    mine = case.tx
+    mine = traced.tx
     groups = {"mine": mine, "other": optax.sgd(0.1)}
     for tx in (
         optax.partition(groups, {"w": "other"}),
@@ -214,30 +225,30 @@ LEAVES = {
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_leaves_that_cannot_be_updated_are_named(case, leaf):
+def test_leaves_that_cannot_be_updated_are_named(traced, leaf):
     value, message = LEAVES[leaf]
     with pytest.raises(ValueError, match=rf"params\['x'\] {message}"):
-        case.tx.init({"w": jnp.ones(2), "x": value})
+        traced.tx.init({"w": jnp.ones(2), "x": value})
 
 
-def test_python_floats_are_parameters(case):
+def test_python_floats_are_parameters(traced):
     params = {"a": 1.0, "n": 3, "flag": True}
     grads = {"a": 0.5, "n": np.zeros((), jax.dtypes.float0), "flag": False}
-    state = case.tx.init(params)
+    state = traced.tx.init(params)
     updates, _ = jax.eval_shape(
-        lambda s: case.tx.update(grads, s, params, value=0.5), state
+        lambda s: traced.tx.update(grads, s, params, value=0.5), state
     )
     assert updates["a"].dtype == jnp.float32
     assert updates["n"].dtype == jnp.int32 and updates["flag"].dtype == jnp.bool_
 
 
-def test_shapes_are_enough_or_refused(case):
+def test_shapes_are_enough_or_refused(traced):
     shapes = {"w": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
     arrays = {"w": jnp.ones((3, 2))}
-    expected = jax.eval_shape(case.tx.init, arrays)
-    assert jax.eval_shape(case.tx.init, shapes) == expected
+    expected = jax.eval_shape(traced.tx.init, arrays)
+    assert jax.eval_shape(traced.tx.init, shapes) == expected
     try:
-        state = case.tx.init(shapes)
+        state = traced.tx.init(shapes)
     except ValueError as error:
         assert "jax.eval_shape(tx.init, params)" in str(error)
         return
@@ -246,23 +257,23 @@ def test_shapes_are_enough_or_refused(case):
     )
 
 
-def test_gradients_of_another_model_are_named(case):
+def test_gradients_of_another_model_are_named(traced):
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    state = case.tx.init(params)
+    state = traced.tx.init(params)
     given = {"state": state, "params": params, "value": 0.5}
     with pytest.raises(ValueError, match=r"shape \(3, 1\) for params\['w'\].*\(3, 2\)"):
-        case.tx.update({**params, "w": jnp.ones((3, 1))}, **given)
+        traced.tx.update({**params, "w": jnp.ones((3, 1))}, **given)
     with pytest.raises(ValueError, match=r"lack params\['b'\] and have params\['c'\]"):
-        case.tx.update({"w": params["w"], "c": params["b"]}, **given)
+        traced.tx.update({"w": params["w"], "c": params["b"]}, **given)
 
 
-def test_state_of_another_model_is_named(case):
-    state = case.tx.init({"w": jnp.ones((3, 2))})
+def test_state_of_another_model_is_named(traced):
+    state = traced.tx.init({"w": jnp.ones((3, 2))})
     params = {"w": jnp.ones((4, 5)), "b": jnp.ones(2)}
     if not jax.tree.leaves(state):
         return
     with pytest.raises(ValueError, match=r"state that does not fit.*tx\.init\(params"):
-        case.tx.update(params, state, params, value=0.5)
+        traced.tx.update(params, state, params, value=0.5)
 
 
 class Module(NamedTuple):
@@ -272,12 +283,12 @@ class Module(NamedTuple):
     activation: Any
 
 
-def test_gradients_of_filtered_modules(case):
+def test_gradients_of_filtered_modules(traced):
     filtered = Module(jnp.ones((3, 2)), None)
-    state = case.tx.init(filtered)
+    state = traced.tx.init(filtered)
     for params in (filtered, Module(filtered.w, jax.nn.relu)):
         updates, _ = jax.eval_shape(
-            lambda s, p=params: case.tx.update(filtered, s, p, value=0.5), state
+            lambda s, p=params: traced.tx.update(filtered, s, p, value=0.5), state
         )
         assert updates.activation is None and updates.w.shape == (3, 2)
 
