@@ -44,6 +44,7 @@ class CeloState(NamedTuple):
     accumulators: Accumulators
     lstm: LSTMState  # shapes (1, h)
     loss: LossBuffer
+    num_steps: jax.Array  # shape (), float32: of the run
 
 
 def celo(
@@ -153,6 +154,7 @@ def celo(
                 init_accumulators(params, decays, factoring),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
+                jnp.array(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
@@ -181,6 +183,7 @@ def celo(
                 accumulators,
                 optax.tree.scale(1 - rnn_state_decay, after),
                 loss,
+                state.num_steps,
             )
 
         return transformation(init_fn, update_fn, name="celo", finite=False)

@@ -35,7 +35,13 @@ from ._rule import (
     check_untouched,
 )
 from ._scales import scale_limits, step_scales
-from ._schedule import Schedule, check_schedule, decay_of, scheduled
+from ._schedule import (
+    Schedule,
+    check_schedule,
+    decay_of,
+    run_length,
+    scheduled,
+)
 from ._transformation import transformation
 
 _EPS = 1e-9
@@ -50,6 +56,7 @@ class Celo2BaseState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
+    num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
 
 
 def celo2_base(
@@ -156,7 +163,12 @@ def celo2_base(
         def init_fn(params):
             accumulators = init_accumulators(params, decays, factoring)
             limits = scale_limits(params) if relative else None
-            return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators, limits)
+            return Celo2BaseState(
+                jnp.zeros([], jnp.int32),
+                accumulators,
+                limits,
+                run_length(schedule, num_steps),
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
@@ -175,7 +187,9 @@ def celo2_base(
                 rate * rmsmult * scales,
                 Shared(decays, decay_of(rate, weight_decay), None, count),
             )
-            return updates, Celo2BaseState(count, accumulators, state.limits)
+            return updates, Celo2BaseState(
+                count, accumulators, state.limits, state.num_steps
+            )
 
         return transformation(
             init_fn,

@@ -51,6 +51,7 @@ class Celo2VeLOState(NamedTuple):
     lstm: LSTMState  # shapes (tensors, h)
     loss: LossBuffer
     limits: jax.Array  # shape (tensors,)
+    num_steps: jax.Array  # shape (), float32: of the run
 
 
 def celo2_velo(
@@ -149,6 +150,7 @@ def celo2_velo(
                 init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(num_steps),
                 scale_limits(params),
+                jnp.array(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
@@ -179,7 +181,7 @@ def celo2_velo(
                     Shared(decays, decay_of(peak, weight_decay), None, count),
                 )
             return updates, Celo2VeLOState(
-                count, accumulators, after, loss, state.limits
+                count, accumulators, after, loss, state.limits, state.num_steps
             )
 
         return transformation(

@@ -36,6 +36,7 @@ class CeloAdamState(NamedTuple):
     rms: Any  # tree like params
     lstm: LSTMState  # shapes (1, h)
     loss: LossBuffer
+    num_steps: jax.Array  # shape (), float32: of the run
 
 
 def celo_adam(
@@ -110,6 +111,7 @@ def celo_adam(
                 state_zeros(params),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
+                jnp.array(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
@@ -139,7 +141,9 @@ def celo_adam(
                 update_tensor, updates, params, (state.momentum,), (state.rms,)
             )
             after = optax.tree.scale(1 - rnn_state_decay, after)
-            return updates, CeloAdamState(count, momentum, rms, after, loss)
+            return updates, CeloAdamState(
+                count, momentum, rms, after, loss, state.num_steps
+            )
 
         return transformation(init_fn, update_fn, name="celo_adam")
 

@@ -70,6 +70,11 @@ def decay_of(rate: Any, weight_decay: Any) -> Any:
     return rate * weight_decay
 
 
+def run_length(schedule: Schedule, num_steps: jax.Array | None) -> jax.Array | None:
+    """What a state tells of the run: its length, None for an endless one."""
+    return None if schedule == "constant" else jnp.array(num_steps)
+
+
 def scheduled(
     learning_rate: optax.ScalarOrSchedule,
     schedule: Schedule,

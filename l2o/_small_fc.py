@@ -32,7 +32,13 @@ from ._per_parameter import one_network, update_tree
 from ._prior import Init, check_init, started
 from ._rule import Rule, Shared, Untouched, check_untouched
 from ._scales import scale_limits, step_scales
-from ._schedule import Schedule, check_schedule, decay_of, scheduled
+from ._schedule import (
+    Schedule,
+    check_schedule,
+    decay_of,
+    run_length,
+    scheduled,
+)
 from ._transformation import transformation
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
@@ -45,6 +51,7 @@ class SmallFCState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
+    num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
 
 
 def small_fc(
@@ -207,7 +214,8 @@ def small_fc_transformation(
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.factoring)
         limits = scale_limits(params) if relative else None
-        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits)
+        length = run_length(schedule, num_steps)
+        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits, length)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -228,7 +236,7 @@ def small_fc_transformation(
             shared,
         )
         count = optax.safe_increment(state.count)
-        return updates, SmallFCState(count, accumulators, state.limits)
+        return updates, SmallFCState(count, accumulators, state.limits, state.num_steps)
 
     return transformation(
         init_fn, update_fn, name=name, finite=False, reads_params=relative

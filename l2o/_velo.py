@@ -60,6 +60,7 @@ class VeLOState(NamedTuple):
     accumulators: Accumulators
     lstm: LSTMState  # shapes (tensors, h)
     loss: LossBuffer
+    num_steps: jax.Array  # shape (), float32: of the run
 
 
 def velo(
@@ -184,6 +185,7 @@ def velo(
                 init_accumulators(params, decays, factoring),
                 init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(horizon),
+                jnp.array(num_steps),
             )
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
@@ -215,7 +217,7 @@ def velo(
                 after = state.lstm
             after = optax.tree.scale(1 - rnn_state_decay, after)
             count = optax.safe_increment(state.count)
-            return updates, VeLOState(count, accumulators, after, loss)
+            return updates, VeLOState(count, accumulators, after, loss, state.num_steps)
 
         return transformation(init_fn, update_fn, name="velo", finite=False)
 

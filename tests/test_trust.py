@@ -200,6 +200,18 @@ def test_float64_parameters_keep_their_type(traced):
         assert updates["w"].dtype == jnp.float64
 
 
+def test_the_state_says_how_long_the_run_is(traced):
+    if "num_steps" not in traced.optimizer.needs:
+        return
+    state = traced.tx.init({"w": jnp.ones((3, 2))})
+    found = [
+        float(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if getattr(path[-1], "name", "") == "num_steps"
+    ]
+    assert found and set(found) == {NUM_STEPS}
+
+
 def test_empty_groups_of_partition_and_masked(traced):
     params = {"w": jnp.ones((3, 2))}
     mine = traced.tx
