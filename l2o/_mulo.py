@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ._accumulators import Decays, Factoring, check_factoring
-from ._arguments import checked
+from ._arguments import check_number, checked
 from ._base import LearnedOptimizer, require_params
 from ._network import init_mlp
 from ._rule import Untouched
@@ -128,7 +128,8 @@ def mup(
         parameters that returns one.
 
     Raises:
-      ValueError: the multipliers do not have the parameters' structure.
+      ValueError: a multiplier is no number, or they do not have the parameters'
+        structure.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -140,6 +141,10 @@ def mup(
     Source: "μLO: Compute-efficient meta-generalization of learned optimizers" (Thérien
     et al., 2024).
     """
+
+    if not callable(multipliers):
+        for path, x in jax.tree_util.tree_leaves_with_path(multipliers):
+            check_number("mup", "multipliers" + jax.tree_util.keystr(path), x)
 
     def bind(theta, *, num_steps=None):
         tx = optimizer.bind(theta, num_steps=num_steps)

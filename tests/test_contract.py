@@ -483,7 +483,9 @@ def test_inside_inject_hyperparams(case):
 
 def test_inside_multi_steps(case):
     every = optax.MultiSteps(case.tx, every_k_schedule=2)
-    update = jax.jit(lambda g, state: every.update(g, state, PARAMS, value=LOSS))
+    update = jax.jit(
+        lambda g, state: every.update(g, state, PARAMS, value=LOSS), donate_argnums=1
+    )
     idle, state = update(GRADS[0], every.init(PARAMS))
     _assert_close(idle, optax.tree.zeros_like(PARAMS), rtol=0, atol=0)
     updates, state = update(GRADS[1], state)

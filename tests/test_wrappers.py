@@ -45,7 +45,7 @@ def probe(needs=("params",), learning_rate=RATE):
             seen = Seen(updates, value, state.calls + 1, state.num_steps)
             return optax.tree.scale(-theta["rate"], updates), seen
 
-        return l2o.stable_dtypes(init, update)
+        return l2o.transformation(init, update)
 
     return l2o.LearnedOptimizer(
         lambda key: {"rate": jnp.float32(learning_rate)}, bind, needs=needs
@@ -524,3 +524,8 @@ def test_frozen_parts_keep_their_place():
         part = theta
         for key in path.split("/"):
             part = part[key]
+
+
+def test_mup_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match=r"multipliers\['w'\] to be a finite number"):
+        l2o.mup(l2o.mulo(), {"w": lambda param: 1.0})
