@@ -1,6 +1,7 @@
 """A wrapper that adapts the step size of every tensor while it trains."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -54,12 +55,10 @@ def hypergradient(
     cosine. A gradient or an update of zero leaves c to decay. The factor of a tensor
     stays one until it has a gradient.
 
-    The factor multiplies all of u, also what is weight decay. `learnable_muon` keeps
-    its decay out of it.
-
     Args:
-      learned: any learned optimizer, whose updates are u; theta is `{"learned",
-        "log_gain", "drift", "fade"}`.
+      learned: any learned optimizer without weight decay, which the factor would
+        multiply too; its updates are u. Theta is `{"learned", "log_gain", "drift",
+        "fade"}`.
       gain: initial value of k; theta holds its logarithm. Over T steps on which the
         gradients agree by 0.1 the factor grows `e^(k/10)`-fold.
       drift: initial value of d, what the factor grows by in T steps of no agreement, as
@@ -70,7 +69,8 @@ def hypergradient(
       bounds: of the factor `e^r`, which begins at one.
 
     Raises:
-      ValueError: gain or bounds that are not positive; no `num_steps`, which is T.
+      ValueError: gain or bounds that are not positive; a wrapped weight decay; no
+        `num_steps`, which is T.
 
     Example:
       >>> import l2o, jax
@@ -86,6 +86,12 @@ def hypergradient(
     arguments = checked(hypergradient, locals())
     arguments.pop("learned")
     check_bounds(bounds)
+    if _decays(learned.name, learned.arguments):
+        raise ValueError(
+            f"hypergradient would multiply the weight decay of {learned.name} by its "
+            "factors: leave the decay out there, and add it to the result, "
+            "`l2o.weight_decay(l2o.hypergradient(...), rate)`"
+        )
     log_gain = log_of("hypergradient", "gain", gain)
 
     def init_more(key):
@@ -129,6 +135,17 @@ def hypergradient(
     joined = wrapped("hypergradient", {"learned": learned}, arguments, bind, init_more)
     needs = tuple(dict.fromkeys((*learned.needs, "num_steps")))
     return joined._replace(needs=needs, starts={**joined.starts, **FACTOR_STARTS})
+
+
+def _decays(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether an optimizer or one that it wraps has weight decay."""
+    if name == "weight_decay" or arguments.get("shrinkage"):
+        return True
+    own = ("weight_decay", "weight_decay_1d")
+    if any(arguments.get(x) is not None and arguments[x] != 0 for x in own):
+        return True
+    parts = (x for x in arguments.values() if isinstance(x, Mapping))
+    return any(_decays(x["name"], x["arguments"]) for x in parts if "arguments" in x)
 
 
 FACTOR_STARTS = {"gain": ("log_gain",), "drift": ("drift",), "fade": ("fade",)}

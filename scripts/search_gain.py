@@ -1,12 +1,12 @@
-"""How fast step sizes should adapt: `l2o.hypergradient` on `train/mixed`.
+"""How fast step sizes should adapt: `l2o.learnable_muon` on `train/mixed`.
 
     python scripts/search_gain.py
     python scripts/search_gain.py --steps 300 --families mixed-mlp mixed-vae
 
-The rule of `celo2_orthogonal` in the wrapper; what differs is the wrapper's gain and
-drift, which are meta-parameters, and the rate. Gain 0 stands for the rule alone. All
-tasks of the suite, two splits; one program per task serves all variants.
-`adaptive_muon` was chosen by it.
+The numbers of `adaptive_muon`; what differs is gain and drift, which are
+meta-parameters, and the rate. Gain 0 stands for steps that do not adapt. All tasks of
+the suite, two splits; one program per task serves all variants. `adaptive_muon` was
+chosen by it, as `celo2_orthogonal` in `l2o.hypergradient`.
 """
 
 import argparse
@@ -54,14 +54,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for all losses")
     options = parser.parse_args()
     keep()
-    rule, learned = l2o.load_theta("celo2_orthogonal", learning_rate=1.0)
-    optimizer = l2o.hypergradient(rule)
-    start = optimizer.init_theta(jax.random.key(0))
+    optimizer, start = l2o.load_theta("adaptive_muon", learning_rate=1.0)
 
     def transformation(numbers):
         gain, drift, rate = numbers
         numbers = {"log_gain": jnp.log(gain), "drift": drift}
-        theta = {**start, "learned": learned, **numbers}
+        theta = {**start, **numbers}
         tx = optimizer.bind(theta, num_steps=options.steps)
         return optax.chain(tx, optax.scale(rate))
 

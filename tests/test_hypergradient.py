@@ -176,6 +176,21 @@ def test_bad_options_are_refused(options, message):
         l2o.hypergradient(INNER, **options)
 
 
+@pytest.mark.parametrize(
+    "learned",
+    [
+        l2o.celo2_base(weight_decay=0.1),
+        l2o.clip(l2o.elo(weight_decay=0.1)),
+        l2o.weight_decay(INNER, 1e-3),
+        l2o.nominal(INNER, shrinkage=1e-3),
+    ],
+    ids=["own", "wrapped", "wrapper", "shrinkage"],
+)
+def test_weight_decay_is_not_to_be_multiplied(learned):
+    with pytest.raises(ValueError, match=r"would multiply the weight decay of"):
+        l2o.hypergradient(learned)
+
+
 def test_length_of_the_run_is_needed():
     optimizer = l2o.hypergradient(INNER)
     assert optimizer.needs == ("num_steps",)
