@@ -46,7 +46,7 @@ OWN = {
     "lstm": l2o.lstm(hidden_size=3),
     "l2o_pa": l2o.l2o_pa(hidden_size=3),
     "l2o_scale": l2o.l2o_scale(level_sizes=(3, 4, 5)),
-    "muon": l2o.hypergradient(l2o.learnable_muon()),
+    "muon": l2o.hypergradient(l2o.learnable_muon(weight_decay=0.0)),
     "wrapped": l2o.weight_decay(l2o.clip(SMALL["mlp"]), 0.01),
     "grafted": l2o.grafted(SMALL["mlp"], l2o.learnable_sgd()),
 }
