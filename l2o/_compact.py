@@ -10,6 +10,7 @@ from jax import lax
 
 from ._accumulators import Accumulators
 from ._base import LearnedOptimizer
+from ._transformation import transformation
 from ._wrappers import wrapped
 
 Momentum = Literal["float32", "nearest", "stochastic"]
@@ -117,7 +118,7 @@ def compact(
             count = optax.safe_increment(state.count)
             return updates, CompactState(count, compacted(new, count))
 
-        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        return transformation(init_fn, update_fn, name="compact", finite=False)
 
     arguments = {"momentum": momentum, "second_moment": second_moment}
     return wrapped("compact", {"optimizer": optimizer}, arguments, bind)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._arguments import checked
+from ._arguments import check_number, checked
 from ._base import LearnedOptimizer, require_params
 from ._coordinatewise import (
     StackState,
@@ -112,6 +112,18 @@ def l2o_pa(
     """
     arguments = checked(l2o_pa, locals())
     controls = dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True))
+    for name, given in controls.items():
+        if given is not None and not (
+            isinstance(given, list | tuple)
+            and len(given) == 2
+            and isinstance(given[0], str)
+        ):
+            raise ValueError(
+                f"l2o_pa needs {name} to be None or a normaliser and a factor, such as "
+                f'("sigmoid", 1.0), got {given!r}'
+            )
+        if given is not None:
+            check_number("l2o_pa", f"the factor of {name}", given[1])
     norms = {k: c[0] for k, c in controls.items() if c is not None}
     factors = {k: c[1] for k, c in controls.items() if c is not None}
     for name, norm in norms.items():

@@ -134,6 +134,8 @@ def nn_adam(
                 rows_of(updates, x)
                 for x in (updates, params, state.momentum, state.rms)
             ]
+            if not old[0]:
+                return updates, state._replace(count=count)
             steps, momentum, rms, features = [], [], [], []
             for grad, param, m, v, y in zip(*old, state.hyper, strict=True):
                 grad = jnp.clip(grad, -1000, 1000)
@@ -144,9 +146,6 @@ def nn_adam(
                 momentum.append(m)
                 rms.append(v)
                 features.append(_tensor_features(grad, param, m, v, y))
-            if not steps:
-                return updates, state._replace(count=count)
-
             cell = lstm(theta["lstm"], jnp.stack(features), state.lstm)
             hyper = state.hyper + output_scale * linear(theta["controls"], cell.hidden)
             hyper = hyper - decay_strength * (hyper - start)

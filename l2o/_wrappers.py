@@ -389,8 +389,12 @@ def float32_updates(optimizer: LearnedOptimizer) -> LearnedOptimizer:
     def bind(theta, *, num_steps=None):
         tx = optimizer.bind(theta, num_steps=num_steps)
 
+        def widened(grad):
+            kind = jnp.result_type(grad)
+            return jnp.asarray(grad, jnp.float32) if _is_float(kind) else grad
+
         def update_fn(updates, state, params=None, **extra_args):
-            updates = optax.tree.cast(updates, jnp.float32)
+            updates = jax.tree.map(widened, updates)
             return tx.update(updates, state, params, **extra_args)
 
         return optax.GradientTransformationExtraArgs(tx.init, update_fn)
@@ -450,6 +454,10 @@ def wrapped(
 
 def _with(need: str, needs: tuple[str, ...]) -> tuple[str, ...]:
     return needs if need in needs else (*needs, need)
+
+
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _wide(x: jax.Array) -> jax.Array:

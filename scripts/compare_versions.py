@@ -89,9 +89,7 @@ def _compare(options: argparse.Namespace) -> None:
     old, new = read(options.old), read(options.new)
     for split, label in enumerate(SPLITS):
         difference = new[:, :, split] - old[:, :1, split]
-        print(
-            f"{label}, {len(files)} tasks: rate and decay times, loss over old, lower on"
-        )
+        print(f"{label}, {len(files)} tasks: rate, decay; loss over the old; lower on")
         for variant, column in zip(VARIANTS, difference.T, strict=True):
             ratio = np.exp(np.median(column))
             print(f"  {variant}  {ratio:.3f}  {np.sum(column < 0)}")

@@ -120,7 +120,7 @@ def test_what_has_no_gradient_only_decays(case):
     else:
         assert decay == 1
     moved = np.abs(embedding - start["embedding"])[USED]
-    assert np.min(moved) > 0
+    assert np.all(np.max(moved, 1) > 0)
     assert params["steps"] == 7 and params["none"] is None
 
 
@@ -148,16 +148,16 @@ def test_a_bad_entry_does_not_end_the_run(case, bad):
 
 def test_state_comes_back_from_numpy_flax_and_safetensors(case, tmp_path):
     import flax.serialization
-    import safetensors.numpy
+    import safetensors.flax
 
     _, state = after(case, [gradients(1)])
     leaves = jax.tree.leaves(state)
     structure = jax.tree.structure(state)
-    by_name = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
+    by_name = {str(i): x for i, x in enumerate(leaves)}
     assert all(x.size for x in leaves)  # orbax refuses arrays of size zero
     content = flax.serialization.to_bytes(leaves)
     flaxed = flax.serialization.from_bytes(leaves, content)
-    safe = safetensors.numpy.load(safetensors.numpy.save(by_name))
+    safe = safetensors.flax.load(safetensors.flax.save(by_name))
     found = [flaxed, [safe[k] for k in by_name]]
     if case.optimizer.name != "compact":  # in bfloat16, which NumPy's files lack
         np.savez(tmp_path / "state.npz", **by_name)
