@@ -13,6 +13,8 @@ from jax import dtypes
 
 from ._accumulators import finite_gradient
 
+_config: Any = jax.config  # whose attributes its type does not name
+
 
 def transformation(
     init: Callable[[Any], Any],
@@ -154,9 +156,12 @@ class _Selected(NamedTuple):
 
 def _select(params: Any, tree: Any, name: str) -> _Selected:
     """The leaves of `tree` whose parameters are floating-point numbers."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    structure: Any = jax.tree.structure(params)
     leaves = structure.flatten_up_to(tree)
-    seen, others, names = [], [], []
+    seen: list[Any] = []
+    others: list[Any] = []
+    names: list[str] = []
     for (path, param), leaf in zip(paths, leaves, strict=True):
         if _is_seen(param, path, name):
             seen.append(leaf)
@@ -218,8 +223,10 @@ def _aligned(grads: Any, params: Any, name: str) -> Any:
       ValueError: the trees or the shapes of two leaves differ.
     """
     is_none = lambda x: x is None
-    wanted, structure = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_none)
-    found, other = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
+    wanted = jax.tree_util.tree_leaves_with_path(grads, is_leaf=is_none)
+    found = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_none)
+    structure: Any = jax.tree.structure(grads, is_leaf=is_none)
+    other: Any = jax.tree.structure(params, is_leaf=is_none)
     if structure != other:
         ours, theirs = ({_named(path) for path, _ in x} for x in (found, wanted))
         lacking, unknown = sorted(ours - theirs), sorted(theirs - ours)
@@ -244,7 +251,7 @@ def _aligned(grads: Any, params: Any, name: str) -> Any:
 
 def _refuse_nans(selected: _Selected) -> None:
     """Raises where JAX looks for NaN, before an operation of ours is blamed."""
-    nans, infs = jax.config.jax_debug_nans, jax.config.jax_debug_infs
+    nans, infs = _config.jax_debug_nans, _config.jax_debug_infs
     if not (nans or infs):
         return
     for name, x in zip(selected.names, selected.seen, strict=True):
@@ -271,10 +278,11 @@ def _explain(init: Any, params: Any, state: Any, name: str, error: Exception) ->
         expected = jax.eval_shape(init, params)
     except (TypeError, ValueError):
         return
-    wanted, structure = jax.tree_util.tree_flatten_with_path(expected)
-    found, other = jax.tree_util.tree_flatten_with_path(state)
+    wanted = jax.tree_util.tree_leaves_with_path(expected)
+    found = jax.tree_util.tree_leaves_with_path(state)
     problem = None
-    if structure != other:
+    structures: list[Any] = [jax.tree.structure(x) for x in (expected, state)]
+    if structures[0] != structures[1]:
         problem = "it has other leaves"
     else:
         for (path, leaf), (_, x) in zip(wanted, found, strict=True):

@@ -431,7 +431,7 @@ def wrapped(
         frozen = tuple(f"{part}/{k}" for part, x in parts.items() for k in x.frozen)
     needs = {need: None for x in parts.values() for need in x.needs}
     starts: dict[str, tuple[str, ...]] = {}
-    for part, inner in reversed(parts.items()):
+    for part, inner in reversed(list(parts.items())):
         prefix = "" if alone is not None else f"{part}/"
         starts |= {k: tuple(prefix + x for x in v) for k, v in inner.starts.items()}
     # `load` gives an argument to the outermost optimizer that has one of its name.
