@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -38,6 +38,11 @@ def has_separator(name: str) -> bool:
     return any(x in name for x in {"/", os.sep, os.altsep or os.sep})
 
 
+def close_names(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three of the known names that a mistyped one is near to."""
+    return difflib.get_close_matches(name, known, 3, 0.6)
+
+
 def unknown_name(
     what: str,
     name: object,
@@ -58,7 +63,7 @@ def unknown_name(
     known = list(known)
     listed = listed or f"known: {', '.join(known) or 'none'}"
     message = f"unknown {what} {name!r}; {listed}"
-    close = difflib.get_close_matches(str(name), known, 3, 0.6)
+    close = close_names(str(name), known)
     if close:
         message += f". Did you mean {' or '.join(map(repr, close))}?"
     if paths:

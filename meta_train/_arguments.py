@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import re
@@ -13,12 +12,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from l2o._names import expanded
+from l2o._names import close_names, expanded
 
 T = TypeVar("T")
 # Comments of the source are not for users; positional arguments are named.
 _STYLE = (tyro.conf.HelptextFromCommentsOff, tyro.conf.PositionalMetavarFromFieldName)
-_CLOSE = 3  # options that are suggested
 
 
 def parse(command: str, options: type[T], arguments: Sequence[str], **kwargs: Any) -> T:
@@ -73,7 +71,7 @@ def option_names(options: type) -> Iterator[str]:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, _CLOSE, 0.6)
+    close = close_names(name, known)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

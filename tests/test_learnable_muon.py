@@ -228,7 +228,7 @@ def test_state_is_ten_bytes_per_parameter():
     p = jnp.zeros((64, 64), jnp.float32)
     state = jax.eval_shape(tx.init, p)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
-        10 * p.size + 24
+        10 * p.size + 20
     )
 
 

@@ -12,14 +12,10 @@ from every_optimizer import FACTORIES, NUM_STEPS, WRAPPED
 
 import l2o
 
-# An embedding of which rows 0 to 2 are used, a part that is frozen, a counter.
-PARAMS = {
-    "embedding": (6, 2),
-    "frozen": {"w": (3, 2), "b": (2,)},
-    "w": (4, 3),
-    "b": (3,),
-}
-USED = np.arange(6) < 3
+# An embedding of which two rows are used, a part that is frozen, a counter. There are
+# few tensors, because these tests cost what XLA has to compile.
+PARAMS = {"embedding": (4, 3), "frozen": (2,), "b": (3,)}
+USED = np.arange(4) < 2
 SHIPPED = {name: l2o.load_theta(name) for name in l2o.shipped()}
 ARCHITECTURES = {**FACTORIES, **WRAPPED}
 
@@ -37,8 +33,7 @@ def arrays(seed):
 def gradients(seed):
     grads = arrays(seed)
     grads["embedding"] *= USED[:, None]
-    zeros = optax.tree.zeros_like(grads["frozen"])
-    return {**grads, "frozen": zeros, "steps": jnp.int32(0)}
+    return {**grads, "frozen": jnp.zeros(2), "steps": jnp.int32(0)}
 
 
 class Case(NamedTuple):
@@ -87,13 +82,10 @@ def buffers(*trees):
     return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if x.size]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("empty", [False, True], ids=["model", "empty"])
-def test_state_owns_its_buffers(case, empty, compiled):
-    params = {} if empty else arrays(0)
-    init = jax.jit(case.tx.init) if compiled else case.tx.init
-    found = buffers(init(params), params, case.theta)
-    assert len(set(found)) == len(found)
+def test_state_owns_its_buffers(case):
+    for params in (arrays(0), {}):
+        found = buffers(case.tx.init(params), params, case.theta)
+        assert len(set(found)) == len(found)
 
 
 def test_state_can_be_donated_fresh_and_updated(case):
@@ -107,11 +99,8 @@ def test_what_has_no_gradient_only_decays(case):
     start = arrays(0)
     params, _ = after(case, [gradients(seed) for seed in range(1, 9)])
     embedding = params["embedding"]
-    kept = [
-        embedding[~USED] / start["embedding"][~USED],
-        *(params["frozen"][k] / start["frozen"][k] for k in ("w", "b")),
-    ]
-    kept = np.concatenate([np.ravel(x) for x in kept])
+    unused = embedding[~USED] / start["embedding"][~USED]
+    kept = np.append(unused, params["frozen"] / start["frozen"])
     decay = kept[0]
     # The same share of every entry, to rounding.
     np.testing.assert_allclose(kept, decay, rtol=1e-5)
@@ -140,7 +129,7 @@ def test_zero_gradients_move_nothing(case):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e38])
 def test_a_bad_entry_does_not_end_the_run(case, bad):
     grads = [gradients(seed) for seed in (1, 2, 3)]
-    grads[1]["w"] = grads[1]["w"].at[0, 0].set(bad)
+    grads[1]["embedding"] = grads[1]["embedding"].at[0, 0].set(bad)
     grads[1]["b"] = grads[1]["b"].at[:].set(bad)
     params, state = after(case, grads)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((params, state)))
@@ -148,18 +137,19 @@ def test_a_bad_entry_does_not_end_the_run(case, bad):
 
 def test_state_comes_back_from_numpy_flax_and_safetensors(case, tmp_path):
     import flax.serialization
-    import safetensors.flax
+    import safetensors.numpy
 
     _, state = after(case, [gradients(1)])
     leaves = jax.tree.leaves(state)
     structure = jax.tree.structure(state)
-    by_name = {str(i): x for i, x in enumerate(leaves)}
+    by_name = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
     assert all(x.size for x in leaves)  # orbax refuses arrays of size zero
     content = flax.serialization.to_bytes(leaves)
     flaxed = flax.serialization.from_bytes(leaves, content)
-    safe = safetensors.flax.load(safetensors.flax.save(by_name))
-    found = [flaxed, [safe[k] for k in by_name]]
-    if case.optimizer.name != "compact":  # in bfloat16, which NumPy's files lack
+    found = [flaxed]
+    if case.optimizer.name != "compact":  # in bfloat16, which NumPy lacks
+        safe = safetensors.numpy.load(safetensors.numpy.save(by_name))
+        found.append([safe[k] for k in by_name])
         np.savez(tmp_path / "state.npz", **by_name)
         with np.load(tmp_path / "state.npz") as file:
             found.append([file[k] for k in by_name])
