@@ -1,10 +1,9 @@
 """What a run shows and writes: a progress bar, metrics.jsonl and TensorBoard events."""
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +20,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
 
+from ._writing import reading, writing
+
 _FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 _SMOOTHING = 0.98  # of the meta-loss on the screen: about 50 outer steps
 
@@ -32,10 +33,10 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        with _naming(self._path):
-            kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
-            self._file = rewrite_records(self._path, kept)
+        self._folder = folder
+        kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
+        self._file = rewrite_records(folder / "metrics.jsonl", kept)
+        with writing(folder / "tensorboard"):
             (folder / "tensorboard").mkdir(exist_ok=True)
             # Not tensorboardX's SummaryWriter: where its thread meets a full disk, it
             # dies, and `add_scalar` then waits for it for ever.
@@ -51,14 +52,14 @@ class Metrics:
         """`record` has a "step"; its other numbers become TensorBoard scalars.
 
         Raises:
-          OSError: the disk is full; the message names the file and the remedy.
+          OSError: it cannot be written; the message names the folder and the remedy.
         """
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         ]
-        with _naming(self._path):
+        with writing(self._folder):
             self._file.write(json.dumps(record) + "\n")
             self._event(record["step"], summary=Summary(value=values))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
@@ -67,7 +68,7 @@ class Metrics:
 
     def close(self) -> None:
         """Closes both files."""
-        with _naming(self._path):
+        with writing(self._folder):
             try:
                 self._file.close()
             finally:
@@ -79,17 +80,6 @@ class Metrics:
         )
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{path} or the tensorboard folder beside it could not be written: "
-            f"{error}. Make room and run again to resume"
-        ) from error
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`; a last line cut short by a kill is left out."""
     return read_records(folder / "metrics.jsonl")
@@ -97,24 +87,28 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """A JSON object per line, up to the first line that is none; [] without a file."""
-    if not path.exists():
-        return []
+    with reading(path):
+        lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
-    for line in path.read_text().splitlines():
+    for line in lines:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 
 def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:
     """Replaces the file atomically; returns it, open for appending."""
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    partial.replace(path)
-    # By lines: whoever watches the run sees every step, and a kill loses none.
-    return path.open("a", buffering=1)
+    with writing(path):
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+        partial.replace(path)
+        # By lines: whoever watches the run sees every step, and a kill loses none.
+        return path.open("a", buffering=1)
 
 
 class ProgressBar:
@@ -158,6 +152,7 @@ class ProgressBar:
                 f"outer step {step}/{self._total}  meta-loss {shown_loss}  "
                 f"{rate} inner steps/s",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def close(self) -> None:
