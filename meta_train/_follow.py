@@ -161,7 +161,8 @@ def _follow(
 
         with contextlib.suppress(KeyboardInterrupt):
             _watch(folder, optimizer, records, add, say, poll)
-            say(f"the run is complete; best: {best.path}")
+            found = best.path if best.path.exists() else "none has a finite score"
+            say(f"the run is complete; best: {found}")
             return records
     say("stopped; the same command goes on")
     return records

@@ -40,8 +40,9 @@ class Metrics:
             (folder / "tensorboard").mkdir(exist_ok=True)
             # Not tensorboardX's SummaryWriter: where its thread meets a full disk, it
             # dies, and `add_scalar` then waits for it for ever.
+            # An absolute path, because it takes one that begins with "s3:" for a URL.
             self._events = EventsWriter(
-                str(folder / "tensorboard" / "events"), f".{os.getpid()}"
+                str(folder.absolute() / "tensorboard" / "events"), f".{os.getpid()}"
             )
             purge = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._event(last_step + 1, session_log=purge)

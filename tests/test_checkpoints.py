@@ -215,7 +215,7 @@ def test_a_part_of_a_state_is_read_alone(tmp_path):
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
     folder = tmp_path / "c"
     _save(folder, [1])
-    shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "1", folder / "2.partial")
     step, *_ = restore(folder, _state(), aside=tmp_path / "aside", report=pytest.fail)
     assert step == 1 and [p.name for p in folder.iterdir()] == ["1"]
 
