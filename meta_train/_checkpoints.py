@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -332,7 +332,7 @@ def _write_leaf(file: BinaryIO, leaf: _Leaf) -> dict[str, Any]:
 
 
 def _read_leaf(
-    name: str, parts: list[dict[str, Any]], files: list[BinaryIO]
+    name: str, parts: Sequence[dict[str, Any]], files: Sequence[BinaryIO]
 ) -> np.ndarray:
     """The whole leaf, from what each process wrote of it."""
     whole = np.empty(parts[0]["shape"], jnp.dtype(parts[0]["dtype"]))
