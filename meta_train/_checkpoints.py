@@ -1,107 +1,170 @@
-"""Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256."""
+"""Checkpoints of a run: every leaf of its state, in plain files held to SHA-256.
+
+A checkpoint is a folder that appears by a rename or not at all. In it lie, of every
+process of the run, `N.bin`, its pieces of the state one after another, and `N.json`: of
+every leaf the name, dtype and shape, of every piece its place in the leaf and in the
+file, and its SHA-256. Nothing here reads the wall clock, which may be set at any time.
+"""
 
 import contextlib
 import functools
-import gc
 import hashlib
+import itertools
 import json
-import logging
+import os
 import shutil
-import sys
-import warnings
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    EveryNSteps,
-    LatestN,
-    PreservationPolicy,
-)
 
 from ._mesh import all_agree, by_main
+from ._writing import reason, writing
 
-# Orbax reports every phase of every save, and every thread's traceback of a failed one;
-# errors still reach us as exceptions.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+_PARTIAL = ".partial"  # ends the name of what is being written, or deleted
+_POLL = 0.02  # seconds between two looks for the other processes' parts
 
-_STATE, _RECORD = "state", "record"
+
+class _Leaf(NamedTuple):
+    """What this process has of a leaf: pieces by where they start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: list[tuple[list[int], np.ndarray]]
 
 
 class Checkpoints:
     """Writes checkpoints to a folder; saving is asynchronous and atomic.
 
-    A state is any pytree of arrays. On disk it is flat: one array per leaf, named by
-    its path in the tree, so that restoring does not depend on classes. Beside it lie
-    counters and the SHA-256 of every leaf, since orbax would not notice a flipped bit.
+    A state is any pytree of arrays. On disk it is flat, each leaf named by its path in
+    the tree, so that restoring does not depend on classes.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
-        """Keeps the last `keep`, and those of every `keep_every`-th step for ever."""
-        policies: list[PreservationPolicy] = [LatestN(keep)]
-        if keep_every is not None:
-            policies.append(EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies)
-            ),
-            item_handlers={
-                _STATE: ocp.StandardCheckpointHandler(),
-                _RECORD: ocp.JsonCheckpointHandler(),
-            },
-        )
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        keep_every: int | None = None,
+        last: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Keeps the last `keep`, and those of every `keep_every`-th step for ever.
+
+        Args:
+          folder: for the checkpoints.
+          keep: how many of the last ones.
+          keep_every: None keeps no others.
+          last: the step that is there already and need not be saved again.
+          check: called before every save in process 0; raises an `OSError` where the
+            folder is no longer this run's.
+        """
         self._folder = folder
-        self._saving: int | None = None
+        self._keep, self._keep_every = keep, keep_every
+        self._last, self._check = last, check
+        self._jobs: list[Future[None]] = []
+        self._given_up = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
 
     def save(self, step: int, state: Any, counters: dict[str, float]) -> None:
         """Saves in the background, after waiting for the save before.
 
         Raises:
-          OSError: this or the last checkpoint could not be written, whatever orbax
-            raised; the message names its step and the last good one.
+          OSError: this or the last checkpoint could not be written; the message names
+            its step and the last good one.
         """
         self.wait()
-        if step in self._manager.all_steps():
+        if step == self._last:
             return
+        self._last = step
         flat = _flatten(state)
-        self._saving = step
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{
-                        _STATE: ocp.args.StandardSave(flat),
-                        _RECORD: ocp.args.JsonSave(_record(step, flat, counters)),
-                    }
-                ),
-            )
-        except OSError as error:
-            raise self._failed(error) from error
+        for shard in itertools.chain.from_iterable(map(_own, flat.values())):
+            shard.data.copy_to_host_async()  # all at once, from accelerators
+        leaves = {name: _pieces(x) for name, x in flat.items()}
+        # Two jobs: a process whose own part failed must not wait for the others'.
+        self._jobs = [
+            self._thread.submit(self._write, step, leaves, counters),
+            self._thread.submit(self._commit, step),
+        ]
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises as `save` does."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            error = job.exception()
+            good = all_agree(error is None)
+            if not good:
+                self._given_up.set()
+            if error is not None and not isinstance(error, OSError):
+                raise error
+            if not good:
+                why = "see the other process's message" if error is None else None
+                raise self._failed(why or reason(error)) from error  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Waits, then releases the threads; `wait` has told what failed."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
+        """Waits, then releases the thread; `wait` has told what failed."""
+        if jax.process_count() > 1:
+            self._given_up.set()  # after an error the others may never come
+        self._thread.shutdown()
 
-    def _failed(self, error: Exception) -> OSError:
-        good = max(set(steps(self._folder)) - {self._saving}, default="none")
+    def _failed(self, why: str) -> OSError:
+        # It takes room that the user may be looking for.
+        shutil.rmtree(self._partial(self._last), ignore_errors=True)
+        good = max(steps(self._folder), default="none")
         return OSError(
-            f"checkpoint {self._saving} could not be written: {_short(error)}; the "
-            f"last good one is {good}. Make room and run again to resume"
+            f"checkpoint {self._last} in {self._folder} could not be written; the last "
+            f"good one is {good}: {why}"
         )
+
+    def _partial(self, step: int | None) -> Path:
+        return self._folder / f"{step}{_PARTIAL}"
+
+    def _write(
+        self, step: int, leaves: dict[str, _Leaf], counters: dict[str, float]
+    ) -> None:
+        """This process's part; `N.json` comes last and says that it is whole."""
+        partial, number = self._partial(step), jax.process_index()
+        if number == 0:
+            self._check()
+        # Without its parents: of a run's folder that was moved, no second one appears.
+        self._folder.mkdir(exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        with (partial / f"{number}.bin").open("wb") as file:
+            index = {name: _write_leaf(file, leaf) for name, leaf in leaves.items()}
+            _to_disk(file)
+        record = {
+            "step": step,
+            "processes": jax.process_count(),
+            "counters": counters,
+            "leaves": index,
+        }
+        unfinished = partial / f"{number}.json{_PARTIAL}"
+        with unfinished.open("w") as text:
+            json.dump({**record, "digest": _digest(record)}, text)
+            _to_disk(text)
+        unfinished.replace(partial / f"{number}.json")
+
+    def _commit(self, step: int) -> None:
+        """In process 0, when all parts are there: the rename; then the old ones go."""
+        partial = self._partial(step)
+        parts = [partial / f"{i}.json" for i in range(jax.process_count())]
+        if jax.process_index() or not parts[0].exists():
+            return
+        while not all(part.exists() for part in parts):
+            if self._given_up.wait(_POLL):
+                return
+        _folder_to_disk(partial)
+        partial.replace(self._folder / str(step))
+        _folder_to_disk(self._folder)
+        for old in steps(self._folder)[: -self._keep]:
+            if self._keep_every is None or old % self._keep_every:
+                # First out of the readers' sight: half of one would look damaged.
+                gone = (self._folder / str(old)).replace(self._partial(old))
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def steps(folder: Path) -> list[int]:
@@ -125,55 +188,48 @@ def read(
 
     Raises:
       ValueError: the state is another one, or not what was saved.
-      Exception: whatever orbax raises where files are damaged or gone.
+      OSError: files are gone or cannot be read.
     """
-    path = (folder / str(step)).resolve()
-    expected = {name: _target(x) for name, x in _flatten(like).items()}
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        record = reader.restore(path / _RECORD)
-    if record["digest"] != _digest(record) or record["step"] != step:
-        raise ValueError("its record does not match its checksum")
-    leaves = record["leaves"]
+    path = folder / str(step)
+    expected = _flatten(like)
+    records = [_read_record(path, 0, step)]
+    records += [_read_record(path, i, step) for i in range(1, records[0]["processes"])]
+    leaves = records[0]["leaves"]
     differ = sorted(expected.keys() - leaves if part else expected.keys() ^ leaves)
+    differ += sorted(
+        name
+        for name in expected.keys() & leaves
+        if (leaves[name]["dtype"], tuple(leaves[name]["shape"]))
+        != (str(expected[name].dtype), expected[name].shape)
+    )
     if differ:
         raise ValueError(
             "it was written by another version or configuration (differs in "
             f"{', '.join(differ[:3])})"
         )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        flat = reader.restore(
-            path / _STATE,
-            args=ocp.args.PyTreeRestore(
-                item=expected,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-                partial_restore=True,
-            ),
-        )
-    for name, x in flat.items():
-        if leaves[name] is not None and _whole(x) and leaves[name] != _sha256(x):
-            raise ValueError(f"{name} does not match its checksum")
-    return _unflatten(flat, like), dict(record["counters"])
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context((path / f"{i}.bin").open("rb"))
+            for i in range(len(records))
+        ]
+        flat = {
+            name: _read_leaf(name, [r["leaves"][name] for r in records], files)
+            for name in expected
+        }
+    return _unflatten(flat, like), dict(records[0]["counters"])
 
 
 def attempt(
     folder: Path, step: int, like: Any, *, part: bool = False
 ) -> tuple[Any, dict[str, float]] | str:
     """As `read`, or in words why that failed."""
-    hook = sys.unraisablehook
-    with warnings.catch_warnings():
-        # A read that failed drops its coroutines, which Python would tell one by one.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        sys.unraisablehook = lambda _: None
-        try:
-            return read(folder, step, like, part=part)
-        except MemoryError:
-            raise
-        except Exception as error:  # orbax and tensorstore raise all sorts
-            reason = _short(error)
-        finally:
-            gc.collect()
-            sys.unraisablehook = hook
-    return reason
+    try:
+        return read(folder, step, like, part=part)
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else "a file"
+        return f"{name}: {error.strerror or error}"
+    except ValueError as error:
+        return str(error)
 
 
 def restore(
@@ -205,7 +261,7 @@ def restore(
         by_main(functools.partial(_move, folder, aside, bad, step, report))
         return step, *found
     if bad:
-        reasons = "".join(f"\n  {step}: {reason}" for step, reason in bad.items())
+        reasons = "".join(f"\n  {step}: {why}" for step, why in bad.items())
         raise ValueError(
             f"no checkpoint in {folder} can be read:{reasons}\nNothing was deleted: "
             "put back a copy of one of them, or start in another folder"
@@ -215,8 +271,9 @@ def restore(
 
 def _clear(folder: Path) -> None:
     """Removes what interrupted saves have left."""
-    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(path)
+    for path in folder.glob(f"*{_PARTIAL}"):
+        with writing(path):
+            shutil.rmtree(path)
 
 
 def _move(
@@ -226,13 +283,14 @@ def _move(
     used: int,
     report: Callable[[str], None],
 ) -> None:
-    for number, reason in bad.items():
-        aside.mkdir(exist_ok=True)
-        taken = len(list(aside.glob(f"{number}*")))
-        target = aside / (f"{number}-{taken}" if taken else str(number))
-        (folder / str(number)).rename(target)
+    for number, why in bad.items():
+        with writing(aside):
+            aside.mkdir(exist_ok=True)
+            taken = len(list(aside.glob(f"{number}*")))
+            target = aside / (f"{number}-{taken}" if taken else str(number))
+            (folder / str(number)).rename(target)
         report(
-            f"checkpoint {number} cannot be read ({reason}): moved to {target}, "
+            f"checkpoint {number} cannot be read ({why}): moved to {target}, "
             f"using checkpoint {used} instead"
         )
 
@@ -242,19 +300,76 @@ def state_bytes(state: Any) -> int:
     return sum(np.dtype(x.dtype).itemsize * x.size for x in _flatten(state).values())
 
 
-def _record(
-    step: int, flat: dict[str, jax.Array], counters: dict[str, float]
-) -> dict[str, Any]:
-    # Of an array spread over processes none holds the whole: it goes unchecked.
-    leaves = {name: _sha256(x) if _whole(x) else None for name, x in flat.items()}
-    record = {"step": step, "counters": counters, "leaves": leaves}
-    return {**record, "digest": _digest(record)}
+def _own(x: jax.Array) -> list[Any]:
+    """The shards that this process writes: of equal ones, one in all processes does."""
+    return [shard for shard in x.addressable_shards if shard.replica_id == 0]
 
 
-def _whole(x: Any) -> bool:
-    """Whether this process has all of it."""
-    is_array = isinstance(x, jax.Array)
-    return not is_array or x.is_fully_addressable or x.is_fully_replicated
+def _pieces(x: jax.Array) -> _Leaf:
+    """Copies, because the outer step takes the memory of its arguments."""
+    pieces = [
+        ([part.start or 0 for part in shard.index], np.array(shard.data))
+        for shard in _own(x)
+    ]
+    return _Leaf(str(x.dtype), x.shape, pieces)
+
+
+def _write_leaf(file: BinaryIO, leaf: _Leaf) -> dict[str, Any]:
+    """Appends its pieces; what `_read_leaf` needs to find them."""
+    pieces = []
+    for start, x in leaf.pieces:
+        data = _bytes(x)
+        pieces.append(
+            {
+                "start": start,
+                "shape": x.shape,
+                "offset": file.tell(),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+        file.write(data)
+    return {"dtype": leaf.dtype, "shape": leaf.shape, "pieces": pieces}
+
+
+def _read_leaf(
+    name: str, parts: Sequence[dict[str, Any]], files: Sequence[BinaryIO]
+) -> np.ndarray:
+    """The whole leaf, from what each process wrote of it."""
+    whole = np.empty(parts[0]["shape"], jnp.dtype(parts[0]["dtype"]))
+    missing = whole.size
+    for part, file in zip(parts, files, strict=True):
+        for piece in part["pieces"]:
+            x = np.empty(piece["shape"], whole.dtype)
+            file.seek(piece["offset"])
+            data = file.read(x.nbytes)
+            if hashlib.sha256(data).hexdigest() != piece["sha256"]:
+                raise ValueError(f"{name} does not match its checksum")
+            _bytes(x)[:] = data
+            place = zip(piece["start"], x.shape, strict=True)
+            whole[tuple(slice(i, i + n) for i, n in place)] = x
+            missing -= x.size
+    if missing:
+        raise ValueError(f"pieces of {name} are missing")
+    return whole
+
+
+def _bytes(x: np.ndarray) -> memoryview:
+    """Its memory, without a copy where it is in order."""
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
+
+
+def _read_record(path: Path, process: int, step: int) -> dict[str, Any]:
+    file = path / f"{process}.json"
+    if (path / "state").is_dir() and not file.exists():
+        raise ValueError("it was written by a version of l2o that kept other files")
+    try:
+        record = json.loads(file.read_bytes())
+        digest, told = _digest(record), record["digest"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f"{file.name} is damaged") from None
+    if digest != told or record["step"] != step:
+        raise ValueError(f"{file.name} does not match its checksum")
+    return record
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -262,23 +377,23 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(x: Any) -> str:
-    flat = np.ascontiguousarray(x).reshape(-1)
-    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
+def _to_disk(file: BinaryIO | TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def _short(error: Exception) -> str:
-    """The first line of an error's cause, cut to something a person reads."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    line = (str(error).strip().splitlines() or [""])[0]
-    line = line if len(line) <= 200 else line[:200] + "..."
-    told = isinstance(error, ValueError | OSError)
-    return line if told else f"{type(error).__name__}: {line}"
+def _folder_to_disk(folder: Path) -> None:
+    # Some systems and file systems know no such thing.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-    """Leaves by name, but for empty arrays, which orbax does not save."""
+    """Leaves by name, but for empty arrays, of which there is nothing to save."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): _raw(leaf)
@@ -287,25 +402,24 @@ def _flatten(state: Any) -> dict[str, Any]:
     }
 
 
-def _unflatten(flat: dict[str, Any], like: Any) -> Any:
+def _unflatten(flat: dict[str, np.ndarray], like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
     names = iter(_flatten(like))
     restored = []
     for leaf in leaves:
         x = flat[next(names)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-        if isinstance(leaf, jax.Array) and isinstance(x, np.ndarray):
-            x = jnp.array(x)
-        if _is_key(leaf):
-            x = jax.random.wrap_key_data(jnp.asarray(x))
-        restored.append(x)
+        restored.append(_placed(x, leaf) if isinstance(leaf, jax.Array) else x)
     return jax.tree.unflatten(structure, restored)
 
 
-def _target(x: Any) -> Any:
-    # Orbax commits arrays to devices, which makes another program of the outer step.
-    if isinstance(x, jax.Array) and x.committed:
-        return x
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _placed(x: np.ndarray, like: jax.Array) -> jax.Array:
+    if _is_key(like):
+        raw = _placed(x, jax.random.key_data(like))
+        return jax.random.wrap_key_data(raw, impl=jax.random.key_impl(like))
+    # A committed array makes another program of the outer step than one that is not.
+    if not like.committed:
+        return jnp.array(x)
+    return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
 
 
 def _is_key(x: Any) -> bool:

@@ -212,7 +212,7 @@ def _run_demo(arguments: list[str]) -> int:
     out = options.out or Path("runs") / options.preset
     keep()
     share_cores(presets.load(options.preset).meta_train.particles, Topology())
-    return _status(demo(options.preset, out, Console()))
+    return _status(demo(options.preset, out, Console(markup=False)))
 
 
 def _run_meta_train(arguments: list[str]) -> int:
@@ -228,7 +228,7 @@ def _run_meta_train(arguments: list[str]) -> int:
         default=_MetaTrain(config=bare, preset=preset, out=tyro.MISSING),
     )
     config = _with_options(options.config, defaults)
-    console = Console()
+    console = Console(markup=False)
     keep()
     share_cores(config.particles, options.topology)
     try:
@@ -279,7 +279,7 @@ def _run_evaluate(arguments: list[str]) -> int:
     if any(a == "--follow" or a.startswith("--follow=") for a in arguments):
         following = parse("evaluate", _Follow, arguments)
         keep()
-        follow(following.follow, following.config, console=Console())
+        follow(following.follow, following.config, console=Console(markup=False))
         return 0
     preset = _preset(arguments, None)
     defaults = presets.load(preset).evaluation if preset else Evaluation()
@@ -310,8 +310,8 @@ def _run_report(arguments: list[str]) -> int:
 
 def _wide_console() -> Console:
     """Where output is no terminal, tables are cut at no 80 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=100)
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=100)
 
 
 def _run_tradeoffs(arguments: list[str]) -> int:
@@ -332,7 +332,7 @@ def _run_diagnose(arguments: list[str]) -> int:
         options.source,
         options.config,
         options.out,
-        console=Console(),
+        console=Console(markup=False),
         options=options.options,
     )
     return 0
@@ -340,7 +340,7 @@ def _run_diagnose(arguments: list[str]) -> int:
 
 def _run_tasks(arguments: list[str]) -> int:
     options = parse("tasks", _Tasks, arguments)
-    console = Console()
+    console = Console(markup=False)
     if options.show is not None:
         show_task(options.show, options.out, options.steps, console=console)
     else:
@@ -350,7 +350,7 @@ def _run_tasks(arguments: list[str]) -> int:
 
 def _run_list(arguments: list[str]) -> int:
     parse("list", _List, arguments)
-    console = Console()
+    console = Console(markup=False)
     for kind, title in (
         ("architecture", "architectures"),
         ("shipped", "weights that come with the package"),

@@ -1,9 +1,10 @@
 """A run's folder: whose it is, under which configuration, and whether it has room."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import l2o
 
 from ._checkpoints import state_bytes, steps
 from ._config import RESUMING, Config
+from ._lock import Lock, locked
 from ._sealed import naming, read_json, require
+from ._writing import reading, writing
+
+LOCK = "run.lock"  # which is there while a run is at work
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
@@ -19,20 +24,44 @@ def read_config(out: Path) -> dict[str, Any] | None:
 
     Raises:
       ValueError: it holds something else.
+      OSError: it cannot be read.
     """
     path = out / "config.json"
-    if not path.exists():
-        return None
     with naming(path, "configuration of a run", "restore it, or use another folder"):
-        content = read_json(path.read_text(encoding="utf-8"))
+        with reading(path):
+            if not path.exists():
+                return None
+            content = read_json(path.read_text(encoding="utf-8"))
         require(isinstance(content, dict), "it is no object")
     return content
 
 
 def _write_config(out: Path, content: dict[str, Any]) -> None:
     partial = out / "config.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(out / "config.json")
+    with writing(out / "config.json"):
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(out / "config.json")
+
+
+def check_name(out: Path) -> None:
+    """Raises `ValueError` where a folder's name could not be told to anybody."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{str(out)!r} is not valid UTF-8, as the name of a run's folder has to "
+            "be: choose another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def alone(out: Path, say: Callable[[str], None]) -> Iterator[Lock]:
+    """Makes a run's folder and keeps other runs out of it."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    remedy = "Wait for its end, stop it, or choose another folder (--out)"
+    with locked(out / LOCK, "another run", remedy, say) as lock:
+        yield lock
 
 
 def _completed(old: dict[str, Any]) -> dict[str, Any]:
@@ -64,9 +93,8 @@ def claim(out: Path, content: dict[str, Any], override: bool) -> dict[str, Any] 
 
     Returns the latter where the folder already held this run.
     """
-    out.mkdir(parents=True, exist_ok=True)
     old = read_config(out)
-    if old is None and any(out.iterdir()):
+    if old is None and any(path.name != LOCK for path in out.iterdir()):
         raise ValueError(
             f"{out} is not empty and holds no run: choose a new folder for the output"
         )
@@ -117,7 +145,8 @@ def check_space(out: Path, state: Any, keep: int) -> None:
     # Of those that are there already, the last ones make room for as many.
     count = max(keep + 1 - len(steps(out / "checkpoints")), 1)
     need = count * state_bytes(state) + 2**20
-    free = shutil.disk_usage(out).free
+    with reading(out):
+        free = shutil.disk_usage(out).free
     if free < need:
         raise OSError(
             f"{out} has {free / 2**20:.1f} MiB free; {count} more checkpoints need "

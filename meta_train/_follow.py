@@ -23,11 +23,13 @@ from l2o.tasks import TaskFamily, resolve
 from ._checkpoints import attempt, steps
 from ._config import Following
 from ._folder import read_config
+from ._lock import locked
 from ._metrics import read_records, rewrite_records
 from ._outer import Outer
 from ._population import Population
 from ._recipe import make_families, theta_of
 from ._sealed import DIGEST, digest_of, naming, require, require_type
+from ._writing import writing
 from .evaluation._curves import learning_curve
 
 _SALT = 0xF0110  # keeps the draws apart from the run's and from `evaluate`'s
@@ -66,18 +68,42 @@ def follow(
     Raises:
       ValueError: no run is there, its optimizer or families are none that l2o makes,
         or it was followed under another `config` before.
+      OSError: another process follows it, or the folder cannot be written.
 
     Example:
       >>> from l2o.meta_train import Following, follow
       >>> follow("runs/mine", Following(seeds=4))  # doctest: +SKIP
     """
     folder = expanded(run)
-    console = console or Console()
+    console = console or Console(markup=False)
     content = _config(folder)
     if optimizer is None:
         optimizer = _optimizer(folder, content)
     if families is None:
         families = _families(folder, content, config.tasks)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with locked(
+        folder / "evaluations.lock",
+        "another `evaluate --follow`",
+        "Wait for its end, or stop it",
+        say,
+    ):
+        return _follow(folder, config, content, optimizer, families, say, poll)
+
+
+def _follow(
+    folder: Path,
+    config: Following,
+    content: dict[str, Any],
+    optimizer: l2o.LearnedOptimizer,
+    families: Sequence[TaskFamily],
+    say: Callable[[str], None],
+    poll: float,
+) -> list[dict[str, Any]]:
+    # As `follow`, alone.
     setting = {
         **dataclasses.asdict(config),
         "tasks": [family.name for family in families],
@@ -92,9 +118,6 @@ def follow(
         )
     best = _Best(folder)
     programs = [_program(optimizer, family, config) for family in families]
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
 
     say(f"following {folder}: {len(records)} checkpoints scored so far")
     with (
@@ -134,14 +157,16 @@ def follow(
             if better:
                 card = {"config": content, "outer_steps": step, "evaluation": record}
                 best.replace(optimizer, theta, card)
-            file.write(json.dumps(record) + "\n")
+            with writing(path):
+                file.write(json.dumps(record) + "\n")
             records.append(record)
             mark = "  best so far" if better else ""
             say(f"outer step {step}  score {mean:.4f}{mark}")
 
         with contextlib.suppress(KeyboardInterrupt):
             _watch(folder, optimizer, records, add, say, poll)
-            say(f"the run is complete; best: {best.path}")
+            found = best.path if best.path.exists() else "none has a finite score"
+            say(f"the run is complete; best: {found}")
             return records
     say("stopped; the same command goes on")
     return records
@@ -250,12 +275,13 @@ class _Best:
     def replace(
         self, optimizer: l2o.LearnedOptimizer, theta: Any, card: dict[str, Any]
     ) -> None:
-        self._clear()
-        l2o.save(self._new, optimizer, theta, card=card)
-        if self.path.exists():
-            self.path.rename(self._old)
-        self._new.rename(self.path)
-        self._clear()
+        with writing(self.path):
+            self._clear()
+            l2o.save(self._new, optimizer, theta, card=card)
+            if self.path.exists():
+                self.path.rename(self._old)
+            self._new.rename(self.path)
+            self._clear()
 
     def _clear(self) -> None:
         for leftover in (self._old, self._new):

@@ -112,20 +112,16 @@ def loop(
     def diverged() -> bool:
         return counters["skipped_in_a_row"] >= config.skip_limit
 
-    def close() -> None:
-        bar.close()
-        for feed in feeds:
-            feed.close()
-        if metrics is not None:
-            metrics.close()
-        # Last, because it waits for a save.
-        checkpoints.close()
-
     with contextlib.ExitStack() as stack:
-        stack.callback(close)
+        stack.callback(checkpoints.close)  # comes last, because it waits for a save
+        if metrics is not None:
+            stack.callback(metrics.close)
+        for feed in feeds:
+            stack.callback(feed.close)
+        stack.callback(bar.close)
         stopped = stack.enter_context(_signals())
         stack.enter_context(devices.context())
-        # Without the lost one, nobody would ever answer what `close` waits for.
+        # Without the lost one, nobody would ever answer what these wait for.
         stack.push(lambda kind, error, trace: _abandon(stack, error))
         exchange_ = _exchange(outer, workers, parts, devices)
         if step < config.outer_steps:
@@ -164,6 +160,7 @@ def loop(
             f"stopped by a signal at outer step {step}; the checkpoint is saved, run "
             "again to resume",
             highlight=False,
+            soft_wrap=True,
         )
     return step, (outer, workers), None
 

@@ -236,28 +236,51 @@ def by_main(action: Callable[[], T]) -> T:
     Raises:
       ValueError: in the others, where it failed; process 0 raises what it was.
     """
+    return together(lambda: action() if is_main() else None)  # type: ignore[return-value]
+
+
+def together(action: Callable[[], T]) -> T:
+    """Does something in every process, and goes on only where none has failed.
+
+    Raises:
+      ValueError: where it failed in others alone; these raise what it was.
+    """
     if jax.process_count() == 1:
         return action()
     result, failure = None, None
-    if is_main():
-        try:
-            result = action()
-        except Exception as error:
-            failure = error
-    failed = not all_agree(failure is None)
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    failed = [i for i, good in enumerate(_everyones(failure is None)) if not good]
     if failure is not None:
         raise failure
     if failed:
-        raise ValueError("process 0 could not go on; its message tells why")
+        raise ValueError(f"process {failed[0]} could not go on; its message tells why")
     return result  # type: ignore[return-value]
 
 
 def all_agree(condition: bool) -> bool:
     """Whether it holds in every process; waits for all."""
+    return bool(np.all(_everyones(condition)))
+
+
+def gathered_texts(text: str) -> list[str]:
+    """What each process has given, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = _everyones(np.int32(data.size))
+    rows = _everyones(np.pad(data, (0, max(sizes) - data.size)))
+    return [
+        row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def _everyones(x: Any) -> np.ndarray:
+    """The arrays or scalars of all processes, of one shape, along a new first axis."""
     if jax.process_count() == 1:
-        return condition
+        return np.asarray(x)[None]
     with processes_may_be_lost():
-        return bool(np.all(multihost_utils.process_allgather(np.bool_(condition))))
+        return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
 class ProcessLost(RuntimeError):

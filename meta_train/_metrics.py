@@ -22,6 +22,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
 
 from ._sealed import naming, require
+from ._writing import reading, writing
 
 _FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 _SMOOTHING = 0.98  # of the meta-loss on the screen: about 50 outer steps
@@ -34,15 +35,16 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        with _naming(self._path):
-            kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
-            self._file = rewrite_records(self._path, kept)
+        self._folder = folder
+        kept = [r for r in read_metrics(folder) if r["step"] <= last_step]
+        self._file = rewrite_records(folder / "metrics.jsonl", kept)
+        with writing(folder / "tensorboard"):
             (folder / "tensorboard").mkdir(exist_ok=True)
             # Not tensorboardX's SummaryWriter: where its thread meets a full disk, it
             # dies, and `add_scalar` then waits for it for ever.
+            # An absolute path, because it takes one that begins with "s3:" for a URL.
             self._events = EventsWriter(
-                str(folder / "tensorboard" / "events"), f".{os.getpid()}"
+                str(folder.absolute() / "tensorboard" / "events"), f".{os.getpid()}"
             )
             purge = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._event(last_step + 1, session_log=purge)
@@ -53,14 +55,14 @@ class Metrics:
         """`record` has a "step"; its other numbers become TensorBoard scalars.
 
         Raises:
-          OSError: the disk is full; the message names the file and the remedy.
+          OSError: it cannot be written; the message names the folder and the remedy.
         """
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         ]
-        with _naming(self._path):
+        with writing(self._folder):
             self._file.write(json.dumps(record) + "\n")
             self._event(record["step"], summary=Summary(value=values))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
@@ -69,7 +71,7 @@ class Metrics:
 
     def close(self) -> None:
         """Closes both files."""
-        with _naming(self._path):
+        with writing(self._folder):
             try:
                 self._file.close()
             finally:
@@ -79,17 +81,6 @@ class Metrics:
         self._events.write_event(
             event_pb2.Event(wall_time=time.time(), step=step, **content)
         )
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{path} or the tensorboard folder beside it could not be written: "
-            f"{error}. Make room and run again to resume"
-        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -126,7 +117,8 @@ def read_records(
         return []
     records: list[dict[str, Any]] = []
     with naming(path, kind, remedy):
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        with reading(path):
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines, 1):
             with _at(number):
                 record = json.loads(line)
@@ -153,10 +145,11 @@ def _at(number: int) -> Iterator[None]:
 def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:
     """Replaces the file atomically; returns it, open for appending."""
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    partial.replace(path)
-    # By lines: whoever watches the run sees every step, and a kill loses none.
-    return path.open("a", buffering=1)
+    with writing(path):
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+        partial.replace(path)
+        # By lines: whoever watches the run sees every step, and a kill loses none.
+        return path.open("a", buffering=1)
 
 
 class ProgressBar:
@@ -200,6 +193,7 @@ class ProgressBar:
                 f"outer step {step}/{self._total}  meta-loss {shown_loss}  "
                 f"{rate} inner steps/s",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The run loop: meta-train, checkpoint, resume, export."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,9 +16,17 @@ import l2o
 from l2o._names import expanded
 from l2o.tasks import TaskFamily, TaskSpec, resolve
 
+from ._alike import check_data, check_folder, check_start
 from ._checkpoints import Checkpoints, restore, steps
 from ._config import Config
-from ._folder import check_space, claim, record_overrides
+from ._folder import (
+    LOCK,
+    alone,
+    check_name,
+    check_space,
+    claim,
+    record_overrides,
+)
 from ._loop import Devices, loop
 from ._mesh import (
     Topology,
@@ -27,9 +36,11 @@ from ._mesh import (
     is_main,
     make_mesh,
     place,
+    together,
 )
 from ._metrics import Metrics
 from ._recipe import Part, Recipe, make_families, make_recipe, theta_of
+from ._writing import writing
 
 
 class Result(NamedTuple):
@@ -77,10 +88,11 @@ def run(
 
     Raises:
       ValueError: `out` holds a run of another configuration (the message shows the
-        fields), or checkpoints that cannot be read.
-      OSError: `out` cannot be written or its disk is too full; before any compilation,
-        or when it fills up later: what was written before stays, and the same call
-        resumes.
+        fields), or checkpoints that cannot be read; or the processes of a distributed
+        run were started with options, versions or data that differ.
+      OSError: another run is at work in `out`, or it cannot be written or its disk is
+        too full; before any compilation, or when it fills up later: what was written
+        before stays, and the same call resumes.
       ProcessLost: another process of a distributed run is gone.
 
     Example:
@@ -89,29 +101,52 @@ def run(
       >>> config = Config(families=("quadratic10",), outer_steps=2, outer_warmup=0)
       >>> result = run(config, tempfile.mkdtemp())  # doctest: +SKIP
     """
-    out = expanded(out)
-    console = console or Console()
+    with contextlib.ExitStack() as held:
+        return _run(
+            config,
+            expanded(out),
+            optimizer,
+            families,
+            on_step,
+            console or Console(markup=False),
+            override,
+            topology,
+            held,
+        )
+
+
+def _run(
+    config: Config,
+    out: Path,
+    optimizer: l2o.LearnedOptimizer | None,
+    families: Sequence[TaskFamily] | None,
+    on_step: Callable[[dict[str, Any]], None] | None,
+    console: Console,
+    override: bool,
+    topology: Topology,
+    held: contextlib.ExitStack,
+) -> Result:
+    # As `run`; on `held` comes what must be given back after it.
+    check_name(out)
     initialize(topology)
+    check_start(config, topology, override)
     if not is_main():
         console = Console(quiet=True)
-    devices = Devices(make_mesh(topology, config.particles), topology)
-    optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
-    specs = {} if families is not None else resolve(config.families)
-    if families is None:
-        families = make_families(
-            config.families, config.reparam_level, config.reparam_range
-        )
-    start = None
-    # Once there is a checkpoint, the weights started from may be gone.
-    if config.start_from is not None and not steps(out / "checkpoints"):
-        _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
-    recipe = make_recipe(config, optimizer, families, start)
-    content = _content(config, optimizer, families, specs)
-    old = by_main(lambda: claim(out, content, override))
-    parts, state, numbers = _placed(recipe, devices)
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    devices = Devices(make_mesh(topology, config.particles), topology)
+    optimizer, families, specs, start = together(
+        lambda: _prepared(config, out, optimizer, families)
+    )
+    content = _content(config, optimizer, families, specs)
+    check_data(content, families, start)
+    recipe = make_recipe(config, optimizer, families, start)
+    lock = by_main(lambda: held.enter_context(alone(out, say)))
+    check_folder(out / LOCK, lock)
+    old = by_main(lambda: claim(out, content, override))
+    parts, state, numbers = _placed(recipe, devices)
 
     say(_machine(devices))
     counters = dict.fromkeys(
@@ -142,7 +177,13 @@ def run(
         parts,
         numbers,
         devices,
-        Checkpoints(out / "checkpoints", config.keep_checkpoints, config.keep_every),
+        Checkpoints(
+            out / "checkpoints",
+            config.keep_checkpoints,
+            config.keep_every,
+            last=None if restored is None else step,
+            check=lock.check if lock is not None else lambda: None,
+        ),
         Metrics(out, step) if is_main() else None,
         console,
         on_step,
@@ -178,6 +219,26 @@ def run(
     return Result(theta, optimizer, frozen, completed, step)
 
 
+def _prepared(
+    config: Config,
+    out: Path,
+    optimizer: l2o.LearnedOptimizer | None,
+    families: Sequence[TaskFamily] | None,
+) -> tuple[l2o.LearnedOptimizer, Sequence[TaskFamily], dict[str, TaskSpec], Any]:
+    """What is trained, on what, by which specs and from which theta."""
+    optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
+    specs = {} if families is not None else resolve(config.families)
+    if families is None:
+        families = make_families(
+            config.families, config.reparam_level, config.reparam_range
+        )
+    start = None
+    # Once there is a checkpoint, the weights started from may be gone.
+    if config.start_from is not None and not steps(out / "checkpoints"):
+        _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
+    return optimizer, families, specs, start
+
+
 def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any, Any]:
     """The recipe's parts with their data, first state and numbers, on the devices."""
     # Copied, because the outer step donates it and two leaves may share a buffer.
@@ -199,12 +260,8 @@ def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any, Any]:
 def _export(
     folder: Path, optimizer: l2o.LearnedOptimizer, theta: Any, card: dict[str, Any]
 ) -> None:
-    try:
+    with writing(folder):
         l2o.save(folder, optimizer, theta, card=card)
-    except OSError as error:
-        raise OSError(
-            f"{folder} could not be written: {error}. Make room and run again to export"
-        ) from error
 
 
 def _machine(devices: Devices) -> str:

@@ -21,9 +21,10 @@ OPTIONS = [
 ]
 
 
-def _start(out, steps, process=None, port=None, devices=1, override=False):
+def _start(out, steps, process=None, port=None, devices=1, override=False, more=()):
     command = [sys.executable, "-m", "l2o.meta_train", "meta-train", *OPTIONS]
     command += ["--out", str(out), "--outer-steps", str(steps)]
+    command += more
     if override:
         command += ["--override"]
     if process is not None:
@@ -150,3 +151,35 @@ def test_what_does_not_fit_is_said_before_anything_else(tmp_path):
     assert "4 particles cannot be shared by 3 devices" in errors
     assert "such as 6" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_were_started_differently_are_refused(tmp_path):
+    port = _port()
+    out = tmp_path / "run"
+    done = _finish(
+        _start(out, 12, 0, port), _start(out, 12, 1, port, more=["--outer-lr", "0.1"])
+    )
+    for status, _, errors in done:
+        assert status == 2, done
+        assert "outer_lr: 0.003 in process 0; 0.1 in process 1" in errors
+        assert "seed" not in errors and "Traceback" not in errors
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"more": ["--batch-devices", "2"], "devices": 1}, "batch_devices: 1 in"),
+        ({"devices": 2}, "the same number of devices"),
+        ({"out": "elsewhere"}, "does not see its files in"),
+    ],
+)
+def test_other_differences_are_refused(other, told, tmp_path):
+    port = _port()
+    folder = tmp_path / other.pop("out", "run")
+    pair = [_start(tmp_path / "run", 12, 0, port), _start(folder, 12, 1, port, **other)]
+    for status, _, errors in _finish(*pair):
+        assert status == 2 and told in errors, errors
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
