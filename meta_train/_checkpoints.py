@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -313,6 +314,7 @@ def state_bytes(state: Any) -> int:
 @contextlib.contextmanager
 def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
     """Its handler; whatever it raises becomes an `OSError` or `ValueError` of ours."""
+    _silence_late_answers()
     try:
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             yield handler
@@ -323,6 +325,22 @@ def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
         if known is not None:
             raise known from error
         raise ValueError(f"the arrays could not be {what}") from error
+
+
+def _silence_late_answers() -> None:
+    """Drops what Python tells of reads and writes that end after a failed one.
+
+    Orbax closes its event loop at the first failure, while others are under way.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "_but_late_answers":
+        return
+
+    def _but_late_answers(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = _but_late_answers
 
 
 def _read_leaves(path: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -68,19 +68,21 @@ def _same(a, b):
 
 
 def _damage(step, kind):
-    data, record = step / "0.bin", step / "0.json"
+    record = step / "record" / "metadata"
     if kind == "truncated":
-        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+        for path in (step / "state" / "d").iterdir():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "missing":
-        data.unlink()
+        (step / "state" / "manifest.ocdbt").unlink()
+    elif kind == "tree":
+        (step / "state" / "_METADATA").write_text("{}")
+    elif kind == "state":
+        shutil.rmtree(step / "state")
     elif kind == "record":
         record.unlink()
     elif kind == "empty":
         shutil.rmtree(step)
         step.mkdir()
-    elif kind == "of another version":
-        shutil.rmtree(step)
-        (step / "state").mkdir(parents=True)
     elif kind == "counters":
         text = record.read_text()
         assert '"nonfinite": 0' in text
@@ -95,7 +97,7 @@ def _damage(step, kind):
         *("truncated", "missing", "record", "counters"),
         *(
             pytest.param(x, marks=pytest.mark.exhaustive)
-            for x in ("empty", "of another version", "[]", '{"digest": 0}', "[" * 10**5)
+            for x in ("empty", "state", "tree", "[]", '{"digest": 0}', "[" * 10**5)
         ),
     ],
 )
@@ -103,8 +105,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, whole, copy, ca
     _damage(copy / "checkpoints" / "12", kind)
     shutil.rmtree(copy / "frozen")
     result = run(QUICK, copy, console=Console(width=1000))
-    said = capsys.readouterr().out
-    assert "checkpoint 12 cannot be read (" in said
+    said, noise = capsys.readouterr()
+    (told,) = [line for line in said.splitlines() if "12 cannot be read (" in line]
+    assert not noise and not any(x in told for x in ("orbax", "tensorstore", "Errno"))
     assert "using checkpoint 8 instead" in said and "at outer step 8" in said
     assert result.completed and _same(whole, copy)
     assert steps(copy / "checkpoints") == [4, 8, 12]
@@ -215,7 +218,8 @@ def test_a_part_of_a_state_is_read_alone(tmp_path):
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
     folder = tmp_path / "c"
     _save(folder, [1])
-    shutil.copytree(folder / "1", folder / "2.partial")
+    for name in ("2.partial", "2.orbax-checkpoint-tmp"):  # the second: until 0.1
+        shutil.copytree(folder / "1", folder / name)
     step, *_ = restore(folder, _state(), aside=tmp_path / "aside", report=pytest.fail)
     assert step == 1 and [p.name for p in folder.iterdir()] == ["1"]
 
