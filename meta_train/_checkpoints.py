@@ -1,12 +1,12 @@
 """Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256.
 
-A checkpoint is a folder that appears by a rename or not at all. In it lie the leaves, in
-`state`, and what each process of the run knows of them, in `record`: counters and the
-SHA-256 of what it has written, since orbax would not notice a flipped bit.
+A checkpoint is a folder that appears by a rename or not at all. `state` in it holds the
+leaves. `record` holds what each process knows of them: counters, and the SHA-256 of
+what it has written, since orbax would not notice a flipped bit.
 
 Of orbax only the handler of trees is used. Its managers read the folder's name as a
-pattern, wait by the wall clock, which may be set at any time, and let the processes wait
-for one that has failed.
+pattern. They wait by the wall clock, which may be set at any time. They let processes
+wait for one that has failed.
 """
 
 import contextlib

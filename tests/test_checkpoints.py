@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
@@ -115,6 +116,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, whole, copy, ca
     # What was saved in its place is whole.
     run(QUICK, copy, console=Console(width=1000))
     assert "at outer step 12" in capsys.readouterr().out
+
+
+OLD = Path(__file__).parent / "run_by_orbax_manager"  # QUICK, cut after 8 steps
+
+
+def test_a_run_whose_checkpoints_orbax_managed_is_resumed_bit_for_bit(tmp_path, capsys):
+    old, new = (Path(shutil.copytree(OLD, tmp_path / name)) for name in ("old", "new"))
+    record = json.loads((OLD / "checkpoints/8/record/metadata").read_text())
+    assert "processes" not in record and None not in record["leaves"].values()
+    # The same state, saved by this version: read without a template, by orbax alone.
+    names = dict.fromkeys(record["leaves"], ocp.RestoreArgs(np.ndarray))
+    state = ocp.PyTreeCheckpointHandler().restore(
+        OLD / "checkpoints/8/state", args=ocp.args.PyTreeRestore(restore_args=names)
+    )
+    shutil.rmtree(new / "checkpoints")
+    checkpoints = Checkpoints(new / "checkpoints", keep=3)
+    checkpoints.save(8, jax.tree.map(jnp.asarray, state), record["counters"])
+    checkpoints.wait()
+    checkpoints.close()
+    for out in (old, new):
+        assert run(QUICK, out, console=Console(width=1000)).completed
+    assert capsys.readouterr().out.count("at outer step 8") == 2
+    assert _same(old, new) and not (old / "unreadable").exists()
 
 
 def test_two_damaged_checkpoints_fall_back_by_two(whole, copy, capsys):
