@@ -1,41 +1,42 @@
-"""Checkpoints of a run: every leaf of its state, in plain files held to SHA-256.
+"""Checkpoints of a run: every leaf of its state, saved by orbax, held to SHA-256.
 
-A checkpoint is a folder that appears by a rename or not at all. In it lie, of every
-process of the run, `N.bin`, its pieces of the state one after another, and `N.json`: of
-every leaf the name, dtype and shape, of every piece its place in the leaf and in the
-file, and its SHA-256. Nothing here reads the wall clock, which may be set at any time.
+A checkpoint is a folder that appears by a rename or not at all. `state` in it holds the
+leaves. `record` holds what each process knows of them: counters, and the SHA-256 of
+what it has written, since orbax would not notice a flipped bit.
+
+Of orbax only the handler of trees is used. Its managers read the folder's name as a
+pattern. They wait by the wall clock, which may be set at any time. They let processes
+wait for one that has failed.
 """
 
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
+import logging
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from ._mesh import all_agree, by_main
-from ._writing import reason, writing
+from ._writing import reason, system_error, writing
 
+_STATE, _RECORD = "state", "record"
 _PARTIAL = ".partial"  # ends the name of what is being written, or deleted
-_POLL = 0.02  # seconds between two looks for the other processes' parts
+_POLL = 0.02  # seconds between two looks for the other processes' records
 
-
-class _Leaf(NamedTuple):
-    """What this process has of a leaf: pieces by where they start."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: list[tuple[list[int], np.ndarray]]
+# Orbax reports every phase and every thread's traceback; errors reach us as exceptions.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -82,9 +83,13 @@ class Checkpoints:
             return
         self._last = step
         flat = _flatten(state)
-        for shard in itertools.chain.from_iterable(map(_own, flat.values())):
-            shard.data.copy_to_host_async()  # all at once, from accelerators
-        leaves = {name: _pieces(x) for name, x in flat.items()}
+        for x in filter(_whole, flat.values()):
+            x.copy_to_host_async()  # all at once, from accelerators
+        # The outer step takes the memory of its arguments. Orbax writes arrays that are
+        # spread over processes from devices alone.
+        leaves = {
+            name: np.array(x) if _whole(x) else jnp.copy(x) for name, x in flat.items()
+        }
         # Two jobs: a process whose own part failed must not wait for the others'.
         self._jobs = [
             self._thread.submit(self._write, step, leaves, counters),
@@ -124,42 +129,45 @@ class Checkpoints:
         return self._folder / f"{step}{_PARTIAL}"
 
     def _write(
-        self, step: int, leaves: dict[str, _Leaf], counters: dict[str, float]
+        self, step: int, leaves: dict[str, Any], counters: dict[str, float]
     ) -> None:
-        """This process's part; `N.json` comes last and says that it is whole."""
+        """This process's part; its record comes last and says that it is whole."""
         partial, number = self._partial(step), jax.process_index()
         if number == 0:
             self._check()
         # Without its parents: of a run's folder that was moved, no second one appears.
         self._folder.mkdir(exist_ok=True)
-        partial.mkdir(exist_ok=True)
-        with (partial / f"{number}.bin").open("wb") as file:
-            index = {name: _write_leaf(file, leaf) for name, leaf in leaves.items()}
-            _to_disk(file)
+        for path in (partial, partial / _STATE, partial / _RECORD):
+            path.mkdir(exist_ok=True)
+        with _orbax("written") as handler:
+            handler.save(partial / _STATE, args=ocp.args.PyTreeSave(leaves))
         record = {
             "step": step,
             "processes": jax.process_count(),
             "counters": counters,
-            "leaves": index,
+            "leaves": {n: _sha256(x) if _whole(x) else None for n, x in leaves.items()},
+            "pieces": {n: _pieces(x) for n, x in leaves.items() if not _whole(x)},
         }
-        unfinished = partial / f"{number}.json{_PARTIAL}"
-        with unfinished.open("w") as text:
-            json.dump({**record, "digest": _digest(record)}, text)
-            _to_disk(text)
-        unfinished.replace(partial / f"{number}.json")
+        path = _record_path(partial, number)
+        unfinished = path.with_suffix(_PARTIAL)
+        unfinished.write_text(json.dumps({**record, "digest": _digest(record)}))
+        unfinished.replace(path)
 
     def _commit(self, step: int) -> None:
         """In process 0, when all parts are there: the rename; then the old ones go."""
         partial = self._partial(step)
-        parts = [partial / f"{i}.json" for i in range(jax.process_count())]
+        parts = [_record_path(partial, i) for i in range(jax.process_count())]
         if jax.process_index() or not parts[0].exists():
             return
         while not all(part.exists() for part in parts):
             if self._given_up.wait(_POLL):
                 return
-        _folder_to_disk(partial)
+        with _orbax("written") as handler:
+            handler.finalize(partial / _STATE)
+        for path in (*partial.rglob("*"), partial):
+            _to_disk(path)
         partial.replace(self._folder / str(step))
-        _folder_to_disk(self._folder)
+        _to_disk(self._folder)
         for old in steps(self._folder)[: -self._keep]:
             if self._keep_every is None or old % self._keep_every:
                 # First out of the readers' sight: half of one would look damaged.
@@ -193,29 +201,30 @@ def read(
     path = folder / str(step)
     expected = _flatten(like)
     records = [_read_record(path, 0, step)]
-    records += [_read_record(path, i, step) for i in range(1, records[0]["processes"])]
+    # Without the number of processes: of a version that kept no records of the others.
+    others = range(1, records[0].get("processes", 1))
+    records += [_read_record(path, i, step) for i in others]
     leaves = records[0]["leaves"]
     differ = sorted(expected.keys() - leaves if part else expected.keys() ^ leaves)
+    flat = {} if differ else _read_leaves(path / _STATE, list(expected))
     differ += sorted(
         name
-        for name in expected.keys() & leaves
-        if (leaves[name]["dtype"], tuple(leaves[name]["shape"]))
-        != (str(expected[name].dtype), expected[name].shape)
+        for name, x in flat.items()
+        if (x.dtype, x.shape) != (expected[name].dtype, expected[name].shape)
     )
     if differ:
         raise ValueError(
             "it was written by another version or configuration (differs in "
             f"{', '.join(differ[:3])})"
         )
-    with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context((path / f"{i}.bin").open("rb"))
-            for i in range(len(records))
-        ]
-        flat = {
-            name: _read_leaf(name, [r["leaves"][name] for r in records], files)
-            for name in expected
-        }
+    for name, x in flat.items():
+        known = [(x, leaves[name])] if leaves[name] is not None else []
+        for record in records:
+            for start, shape, sha256 in record.get("pieces", {}).get(name, []):
+                place = zip(start, shape, strict=True)
+                known.append((x[tuple(slice(i, i + n) for i, n in place)], sha256))
+        if any(_sha256(piece) != sha256 for piece, sha256 in known):
+            raise ValueError(f"{name} does not match its checksum")
     return _unflatten(flat, like), dict(records[0]["counters"])
 
 
@@ -271,9 +280,11 @@ def restore(
 
 def _clear(folder: Path) -> None:
     """Removes what interrupted saves have left."""
-    for path in folder.glob(f"*{_PARTIAL}"):
-        with writing(path):
-            shutil.rmtree(path)
+    for path in folder.glob("*"):
+        # The second: of versions that left the renaming to orbax.
+        if path.name.endswith(_PARTIAL) or ocp.utils.TMP_DIR_SUFFIX in path.name:
+            with writing(path):
+                shutil.rmtree(path)
 
 
 def _move(
@@ -300,75 +311,64 @@ def state_bytes(state: Any) -> int:
     return sum(np.dtype(x.dtype).itemsize * x.size for x in _flatten(state).values())
 
 
-def _own(x: jax.Array) -> list[Any]:
-    """The shards that this process writes: of equal ones, one in all processes does."""
-    return [shard for shard in x.addressable_shards if shard.replica_id == 0]
+@contextlib.contextmanager
+def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
+    """Its handler; whatever it raises becomes an `OSError` or `ValueError` of ours."""
+    _silence_late_answers()
+    try:
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            yield handler
+    except MemoryError:
+        raise
+    except Exception as error:
+        known = system_error(error)
+        if known is not None:
+            raise known from error
+        raise ValueError(f"the arrays could not be {what}") from error
 
 
-def _pieces(x: jax.Array) -> _Leaf:
-    """Copies, because the outer step takes the memory of its arguments."""
-    pieces = [
-        ([part.start or 0 for part in shard.index], np.array(shard.data))
-        for shard in _own(x)
-    ]
-    return _Leaf(str(x.dtype), x.shape, pieces)
+def _silence_late_answers() -> None:
+    """Drops what Python tells of reads and writes that end after a failed one.
+
+    Orbax closes its event loop at the first failure, while others are under way.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "_but_late_answers":
+        return
+
+    def _but_late_answers(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = _but_late_answers
 
 
-def _write_leaf(file: BinaryIO, leaf: _Leaf) -> dict[str, Any]:
-    """Appends its pieces; what `_read_leaf` needs to find them."""
-    pieces = []
-    for start, x in leaf.pieces:
-        data = _bytes(x)
-        pieces.append(
-            {
-                "start": start,
-                "shape": x.shape,
-                "offset": file.tell(),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
+def _read_leaves(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    with _orbax("read: files are damaged or gone") as handler:
+        return handler.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=dict.fromkeys(names, 0),
+                restore_args=dict.fromkeys(names, ocp.RestoreArgs(np.ndarray)),
+                partial_restore=True,
+            ),
         )
-        file.write(data)
-    return {"dtype": leaf.dtype, "shape": leaf.shape, "pieces": pieces}
 
 
-def _read_leaf(
-    name: str, parts: Sequence[dict[str, Any]], files: Sequence[BinaryIO]
-) -> np.ndarray:
-    """The whole leaf, from what each process wrote of it."""
-    whole = np.empty(parts[0]["shape"], jnp.dtype(parts[0]["dtype"]))
-    missing = whole.size
-    for part, file in zip(parts, files, strict=True):
-        for piece in part["pieces"]:
-            x = np.empty(piece["shape"], whole.dtype)
-            file.seek(piece["offset"])
-            data = file.read(x.nbytes)
-            if hashlib.sha256(data).hexdigest() != piece["sha256"]:
-                raise ValueError(f"{name} does not match its checksum")
-            _bytes(x)[:] = data
-            place = zip(piece["start"], x.shape, strict=True)
-            whole[tuple(slice(i, i + n) for i, n in place)] = x
-            missing -= x.size
-    if missing:
-        raise ValueError(f"pieces of {name} are missing")
-    return whole
-
-
-def _bytes(x: np.ndarray) -> memoryview:
-    """Its memory, without a copy where it is in order."""
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
+def _record_path(path: Path, process: int) -> Path:
+    return path / _RECORD / (f"process_{process}" if process else "metadata")
 
 
 def _read_record(path: Path, process: int, step: int) -> dict[str, Any]:
-    file = path / f"{process}.json"
-    if (path / "state").is_dir() and not file.exists():
-        raise ValueError("it was written by a version of l2o that kept other files")
+    file = _record_path(path, process)
+    name = f"{_RECORD}/{file.name}"
     try:
         record = json.loads(file.read_bytes())
         digest, told = _digest(record), record["digest"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{file.name} is damaged") from None
+        raise ValueError(f"{name} is damaged") from None
     if digest != told or record["step"] != step:
-        raise ValueError(f"{file.name} does not match its checksum")
+        raise ValueError(f"{name} does not match its checksum")
     return record
 
 
@@ -377,15 +377,30 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _to_disk(file: BinaryIO | TextIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _whole(x: Any) -> bool:
+    """Whether this process has all of it."""
+    is_array = isinstance(x, jax.Array)
+    return not is_array or x.is_fully_addressable or x.is_fully_replicated
 
 
-def _folder_to_disk(folder: Path) -> None:
-    # Some systems and file systems know no such thing.
+def _pieces(x: jax.Array) -> list[tuple[list[int], tuple[int, ...], str]]:
+    """Start, shape and SHA-256 of those that this process writes."""
+    return [
+        ([s.start or 0 for s in shard.index], shard.data.shape, _sha256(shard.data))
+        for shard in x.addressable_shards
+        if shard.replica_id == 0
+    ]
+
+
+def _sha256(x: Any) -> str:
+    flat = np.ascontiguousarray(x).reshape(-1)
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    # Some systems and file systems know no such thing, least of all for folders.
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -393,7 +408,7 @@ def _folder_to_disk(folder: Path) -> None:
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-    """Leaves by name, but for empty arrays, of which there is nothing to save."""
+    """Leaves by name, but for empty arrays, which orbax does not save."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): _raw(leaf)

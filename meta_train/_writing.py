@@ -33,6 +33,19 @@ def reason(error: OSError) -> str:
     return f"{os.strerror(error.errno)}. {remedy}"
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error behind a library's, which may only quote its words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        for number in (*_REMEDIES, errno.EIO):
+            if os.strerror(number) in str(cause):
+                return OSError(number, os.strerror(number))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around what writes a file or folder: an `OSError` that names it and a remedy."""

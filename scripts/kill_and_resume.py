@@ -14,7 +14,6 @@ Takes about seven minutes on 2 CPU cores that others use too.
 
 import argparse
 import json
-import math
 import os
 import random
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orbax.checkpoint as ocp
 
 EVERY = 100  # outer steps between checkpoints; they take longer than a save
 LIMIT = 300  # seconds until a child is taken for hung
@@ -145,16 +145,15 @@ def finish(out: Path, steps: int) -> str:
 def outcome(out: Path, step: int) -> dict[str, Any]:
     """All that a run leaves behind, by name, but for timings."""
     folder = out / "checkpoints" / str(step)
-    record = json.loads((folder / "0.json").read_text())
-    data = (folder / "0.bin").read_bytes()
+    record = json.loads((folder / "record" / "metadata").read_text())
+    arguments = dict.fromkeys(record["leaves"], ocp.RestoreArgs(np.ndarray))
+    leaves = ocp.PyTreeCheckpointHandler().restore(
+        folder / "state", args=ocp.args.PyTreeRestore(restore_args=arguments)
+    )
     result: dict[str, Any] = {}
-    for name, leaf in record["leaves"].items():
-        size = np.dtype(leaf["dtype"]).itemsize
-        for piece in leaf["pieces"]:
-            begin = piece.pop("offset")
-            end = begin + size * math.prod(piece["shape"])
-            result[f"state {name} {piece['start']}"] = (leaf["dtype"], data[begin:end])
-            result[f"checksum {name} {piece['start']}"] = piece
+    for name, x in leaves.items():
+        result[f"state {name}"] = (x.dtype, x.shape, x.tobytes())
+        result[f"checksum {name}"] = record["leaves"][name]
     counters = {k: v for k, v in record["counters"].items() if k != "seconds"}
     result |= {f"counter {name}": value for name, value in counters.items()}
     result["frozen weights"] = (out / "frozen" / "model.safetensors").read_bytes()

@@ -157,7 +157,7 @@ def test_after_a_kill_it_goes_on(copy):
 
 
 def test_a_checkpoint_that_cannot_be_read_is_left_out(copy, capsys):
-    (copy / "checkpoints" / "8" / "0.bin").unlink()
+    (copy / "checkpoints" / "8" / "state" / "manifest.ocdbt").unlink()
     records = follow(copy, SHORT, poll=0.01)
     assert [r["step"] for r in records] == [4, 12]
     assert "checkpoint 8 cannot be read" in capsys.readouterr().out
