@@ -35,9 +35,8 @@ WRAPPED = {
 FACTORIES = {
     name: SMALL.get(name) or factory() for name, factory in l2o.FACTORIES.items()
 }
-OPTIMIZERS = {
-    **FACTORIES,
-    **WRAPPED,
+# Other arguments of what is in the table already.
+VARIANTS = {
     "learnable_adam-eps_root": l2o.learnable_adam(eps_root=1e-8),
     "mlp-narrow": l2o.mlp(hidden_size=4, hidden_layers=1, momentum_decays=(0.9,)),
     "small_fc-wide": l2o.small_fc(hidden_size=20, hidden_layers=1, **ONE_DECAY),
@@ -46,3 +45,4 @@ OPTIMIZERS = {
     "celo2_base-relative": l2o.celo2_base(relative=True),
     "celo2-pylo": l2o.celo2(variant="pylo", hidden_size=4),
 }
+OPTIMIZERS = {**FACTORIES, **WRAPPED, **VARIANTS}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from every_optimizer import FACTORIES, NUM_STEPS, OPTIMIZERS
+from every_optimizer import FACTORIES, NUM_STEPS, OPTIMIZERS, VARIANTS
 from helpers import momenta, normal
 from jax import lax
 
@@ -49,7 +49,13 @@ class Case(NamedTuple):
     step: Callable  # compiled: theta, params, state, grads, loss -> params, state
 
 
-@pytest.fixture(scope="module", params=OPTIMIZERS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in VARIANTS else [])
+        for name in OPTIMIZERS
+    ],
+)
 def case(request):
     """One optimizer; `step` is compiled once and shared by all its tests.
 
