@@ -120,6 +120,7 @@ class _Selected(NamedTuple):
       seen: these leaves, in order.
       others: None where a leaf is seen, else the update of that leaf.
       structure: of the whole tree.
+      names: of the leaves that are seen, for messages.
     """
 
     seen: list[Any]

@@ -233,6 +233,14 @@ def test_leaves_that_cannot_be_updated_are_named(traced, leaf):
         traced.tx.init({"w": jnp.ones(2), "x": value})
 
 
+def test_the_remedy_for_complex_parameters_works():
+    tx = optax.contrib.split_real_and_imaginary(l2o.load("adaptive_muon", num_steps=9))
+    params = {"w": jnp.full((3, 2), 1.0 + 2.0j)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["w"].dtype == jnp.complex64
+    assert np.all(np.imag(updates["w"]) < 0) and np.all(np.real(updates["w"]) < 0)
+
+
 def test_python_floats_are_parameters(traced):
     params = {"a": 1.0, "n": 3, "flag": True}
     grads = {"a": 0.5, "n": np.zeros((), jax.dtypes.float0), "flag": False}
