@@ -21,6 +21,7 @@ from ._config import Config
 from ._lock import Lock, shows
 from ._mesh import Topology, gathered_texts
 
+_VERSIONS = ("l2o", "jax", "jaxlib")
 # Settings of JAX that change numbers, or programs and with them what is exchanged.
 _SETTINGS = (
     "jax_enable_x64",
@@ -58,8 +59,7 @@ def check_start(config: Config, topology: Topology, override: bool) -> None:
     _check(
         {
             **{name: options[name] for name in options if name not in _OWN},
-            **{f"version of {name}": version(name) for name in ("jax", "jaxlib")},
-            "version of l2o": l2o.__version__,
+            **{f"version of {name}": version(name) for name in _VERSIONS},
             "source files of l2o": _sources(),
             **{name: getattr(jax.config, name) for name in _SETTINGS},
         }
