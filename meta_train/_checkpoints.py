@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from ._mesh import all_agree, by_main
 from ._writing import reason, system_error, writing
@@ -140,7 +141,8 @@ class Checkpoints:
         for path in (partial, partial / _STATE, partial / _RECORD):
             path.mkdir(exist_ok=True)
         with _orbax("written") as handler:
-            handler.save(partial / _STATE, args=ocp.args.PyTreeSave(leaves))
+            path = epath.Path((partial / _STATE).absolute())
+            handler.save(path, args=ocp.args.PyTreeSave(leaves))
         record = {
             "step": step,
             "processes": jax.process_count(),
@@ -163,6 +165,7 @@ class Checkpoints:
             if self._given_up.wait(_POLL):
                 return
         with _orbax("written") as handler:
+            # As a path of Python's: its own would take the folder's name as a pattern.
             handler.finalize(partial / _STATE)
         for path in (*partial.rglob("*"), partial):
             _to_disk(path)
@@ -316,7 +319,10 @@ def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
     """Its handler; whatever it raises becomes an `OSError` or `ValueError` of ours."""
     _silence_late_answers()
     try:
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        # Each process counts as the primary one, or the others would wait for it.
+        options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index())
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+        with contextlib.closing(handler):
             yield handler
     except MemoryError:
         raise
@@ -346,7 +352,7 @@ def _silence_late_answers() -> None:
 def _read_leaves(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     with _orbax("read: files are damaged or gone") as handler:
         return handler.restore(
-            path,
+            epath.Path(path.absolute()),
             args=ocp.args.PyTreeRestore(
                 item=dict.fromkeys(names, 0),
                 restore_args=dict.fromkeys(names, ocp.RestoreArgs(np.ndarray)),

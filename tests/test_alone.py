@@ -203,6 +203,8 @@ def test_a_folder_that_is_moved_away_is_not_made_again(tmp_path):
 
     def move(record):
         if record["step"] == 3:
+            while not (out / "checkpoints" / "2").exists():
+                time.sleep(0.01)  # not in the middle of a save
             out.rename(tmp_path / "moved")
 
     with pytest.raises(OSError, match="put it back and run again") as told:
