@@ -140,7 +140,7 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         for path in (partial, partial / _STATE, partial / _RECORD):
             path.mkdir(exist_ok=True)
-        with _orbax("written") as handler:
+        with _orbax(OSError("the arrays could not be written")) as handler:
             path = epath.Path((partial / _STATE).absolute())
             handler.save(path, args=ocp.args.PyTreeSave(leaves))
         record = {
@@ -164,9 +164,9 @@ class Checkpoints:
         while not all(part.exists() for part in parts):
             if self._given_up.wait(_POLL):
                 return
-        with _orbax("written") as handler:
+        with _orbax(OSError("the arrays could not be written")) as handler:
             # As a path of Python's: its own would take the folder's name as a pattern.
-            handler.finalize(partial / _STATE)
+            handler.finalize((partial / _STATE).absolute())
         for path in (*partial.rglob("*"), partial):
             _to_disk(path)
         partial.replace(self._folder / str(step))
@@ -315,8 +315,8 @@ def state_bytes(state: Any) -> int:
 
 
 @contextlib.contextmanager
-def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
-    """Its handler; whatever it raises becomes an `OSError` or `ValueError` of ours."""
+def _orbax(failure: Exception) -> Iterator[ocp.PyTreeCheckpointHandler]:
+    """Its handler; what it raises becomes an error of the system or `failure`."""
     _silence_late_answers()
     try:
         # Each process counts as the primary one, or the others would wait for it.
@@ -327,10 +327,7 @@ def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
     except MemoryError:
         raise
     except Exception as error:
-        known = system_error(error)
-        if known is not None:
-            raise known from error
-        raise ValueError(f"the arrays could not be {what}") from error
+        raise (system_error(error) or failure) from error
 
 
 def _silence_late_answers() -> None:
@@ -350,7 +347,7 @@ def _silence_late_answers() -> None:
 
 
 def _read_leaves(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    with _orbax("read: files are damaged or gone") as handler:
+    with _orbax(ValueError("files of the arrays are damaged or gone")) as handler:
         return handler.restore(
             epath.Path(path.absolute()),
             args=ocp.args.PyTreeRestore(
