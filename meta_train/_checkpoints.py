@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from ._mesh import all_agree, by_main
 from ._writing import reason, system_error, writing
@@ -139,8 +140,9 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         for path in (partial, partial / _STATE, partial / _RECORD):
             path.mkdir(exist_ok=True)
-        with _orbax("written") as handler:
-            handler.save(partial / _STATE, args=ocp.args.PyTreeSave(leaves))
+        with _orbax(OSError("the arrays could not be written")) as handler:
+            path = epath.Path((partial / _STATE).absolute())
+            handler.save(path, args=ocp.args.PyTreeSave(leaves))
         record = {
             "step": step,
             "processes": jax.process_count(),
@@ -162,8 +164,9 @@ class Checkpoints:
         while not all(part.exists() for part in parts):
             if self._given_up.wait(_POLL):
                 return
-        with _orbax("written") as handler:
-            handler.finalize(partial / _STATE)
+        with _orbax(OSError("the arrays could not be written")) as handler:
+            # As a path of Python's: its own would take the folder's name as a pattern.
+            handler.finalize((partial / _STATE).absolute())
         for path in (*partial.rglob("*"), partial):
             _to_disk(path)
         partial.replace(self._folder / str(step))
@@ -312,19 +315,19 @@ def state_bytes(state: Any) -> int:
 
 
 @contextlib.contextmanager
-def _orbax(what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
-    """Its handler; whatever it raises becomes an `OSError` or `ValueError` of ours."""
+def _orbax(failure: Exception) -> Iterator[ocp.PyTreeCheckpointHandler]:
+    """Its handler; what it raises becomes an error of the system or `failure`."""
     _silence_late_answers()
     try:
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        # Each process counts as the primary one, or the others would wait for it.
+        options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index())
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+        with contextlib.closing(handler):
             yield handler
     except MemoryError:
         raise
     except Exception as error:
-        known = system_error(error)
-        if known is not None:
-            raise known from error
-        raise ValueError(f"the arrays could not be {what}") from error
+        raise (system_error(error) or failure) from error
 
 
 def _silence_late_answers() -> None:
@@ -344,9 +347,9 @@ def _silence_late_answers() -> None:
 
 
 def _read_leaves(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    with _orbax("read: files are damaged or gone") as handler:
+    with _orbax(ValueError("files of the arrays are damaged or gone")) as handler:
         return handler.restore(
-            path,
+            epath.Path(path.absolute()),
             args=ocp.args.PyTreeRestore(
                 item=dict.fromkeys(names, 0),
                 restore_args=dict.fromkeys(names, ocp.RestoreArgs(np.ndarray)),
