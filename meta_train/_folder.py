@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def _write_config(out: Path, content: dict[str, Any]) -> None:
 
 
 def check_name(out: Path) -> None:
-    """Raises `ValueError` where a folder's name could not be told to anybody."""
+    """Raises `ValueError` where a folder's name cannot be told, or not to orbax."""
     try:
         str(out).encode()
     except UnicodeEncodeError:
@@ -52,6 +53,14 @@ def check_name(out: Path) -> None:
             f"{str(out)!r} is not valid UTF-8, as the name of a run's folder has to "
             "be: choose another folder"
         ) from None
+    # Orbax would write to another folder: it reads these as a separator and as a URL.
+    whole = f"{out.absolute()}{os.sep}"
+    for part, word in (("\\", "a backslash"), (f"gs:{os.sep}", "`gs:` at its end")):
+        if part in whole and part != os.sep:
+            raise ValueError(
+                f"{out} cannot hold checkpoints: the name of a folder in {whole} has "
+                f"{word}. Choose another folder"
+            )
 
 
 @contextlib.contextmanager

@@ -248,16 +248,22 @@ def from_torch(x):
 
 
 def scales(params):
-    """Per tensor its mean square, at least a hundredth of that of all; the latter."""
-    total = sum(np.sum(p**2) for p in params.values())
-    every = max(total / sum(p.size for p in params.values()), 1e-6)
-    own = {k: max(np.mean(p**2), 0.01 * every) for k, p in params.items()}
-    return own, every
+    """Per tensor its mean square, at least a hundredth of the typical one; the latter.
+
+    Typical is the median over matrices, or over vectors, each counted by its size.
+    """
+    counted = [p for p in params.values() if np.any(p) and p.ndim > 1]
+    counted = counted or [p for p in params.values() if np.any(p)]
+    squares = sorted((np.mean(p**2), p.size) for p in counted)
+    repeated = [square for square, size in squares for _ in range(size)]
+    middle = repeated[(len(repeated) - 1) // 2] if repeated else 0.0
+    typical = max(middle, 1e-6)
+    return {k: max(np.mean(p**2), 0.01 * typical) for k, p in params.items()}, typical
 
 
 def scale(k, params):
-    own, every = scales(params)
-    return np.sqrt(own[k] if params[k].ndim > 1 else every)
+    own, typical = scales(params)
+    return np.sqrt(own[k] if params[k].ndim > 1 else typical)
 
 
 def scale_limits(params):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,19 @@ def test_a_flipped_bit_gives_exact_data_or_falls_back(tmp_path):
     )
     assert (step, int(state["count"]), counters) == (1, 1, {"seconds": 1 / 7})
     assert len(said) == 1
+
+
+def test_only_late_answers_of_a_failed_save_are_silent(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    _save(tmp_path / "c", [1, 2])
+    late, other = (
+        SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "another")
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert heard == [other]
 
 
 def test_a_part_of_a_state_is_read_alone(tmp_path):

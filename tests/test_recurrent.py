@@ -620,5 +620,7 @@ def test_nadamw_schedule_has_the_published_defaults():
     fixed = l2o.nadamw_schedule(1.0, 200, long_warmup_bug=False)
     for step, expected in ((0, 0), (1, 0.5), (2, 1), (100, 1), (150, 0.5), (200, 0)):
         np.testing.assert_allclose(fixed(step), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="nadamw_schedule needs num_steps >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="nadamw_schedule needs num_steps >= 1.* 0 is less"
+    ):
         l2o.nadamw_schedule(1.0, 0)

@@ -69,7 +69,7 @@ def tree(f, *trees):
     return jax.tree.map(f, *trees)
 
 
-RATES = [0.25, {"w": 0.5, "b": 0.0, "s": -0.125}]
+RATES = [0.25, {"w": 0.5, "b": 0.0, "s": 0.125}]
 
 
 @pytest.mark.parametrize("rate", RATES, ids=["number", "tree"])
@@ -186,7 +186,7 @@ def test_grafted_zero_gives_a_zero_step_and_a_finite_gradient(rates, per_tensor)
     assert np.all(np.isfinite(jax.tree.leaves(gradient)))
     nan = {**GRADS[0], "b": jnp.full(2, jnp.nan)}
     tx = bound(optimizer)
-    assert np.isnan(tx.update(nan, tx.init(PARAMS), PARAMS)[0]["b"]).all()
+    assert not np.any(tx.update(nan, tx.init(PARAMS), PARAMS)[0]["b"])
 
 
 @pytest.mark.parametrize(
