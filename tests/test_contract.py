@@ -460,6 +460,7 @@ def test_inside_chain(case):
     _assert_close(_first(chained), _first(case.tx, clipped))
 
 
+@pytest.mark.exhaustive  # `test_inside_partition` masks
 def test_inside_masked(case):
     params, grads = WITH_BIAS
     updates = _first(optax.masked(case.tx, {"b": False, "w": True}), grads, params)
@@ -551,6 +552,7 @@ def test_flax_nnx_optimizer(case):
     _assert_close(actual, expected)
 
 
+@pytest.mark.exhaustive  # a haiku tree is a dict of dicts, which `test_tree` has
 def test_haiku_loop(case):
     import haiku as hk
 

@@ -57,6 +57,11 @@ OPTIMIZERS = {
 EVERY = {**FACTORIES, **WRAPPED}
 
 
+def layouts(name):
+    """Those that are compiled: of one rule and the controls all, of others the last."""
+    return LAYOUTS if name == "small_fc" or name in CONTROLS else ("2d",)
+
+
 def _control(tx):
     return l2o.LearnedOptimizer(
         lambda key: {},
@@ -214,7 +219,7 @@ def _measure():
     report |= {f"init-{k}": _misplaced_at_first(CONTROLS[k]) for k in ("forgets",)}
     for name, optimizer in (OPTIMIZERS | CONTROLS).items():
         whole = _train(optimizer, lambda tree: jax.tree.map(jnp.asarray, tree))
-        for layout in LAYOUTS:
+        for layout in layouts(name):
             shardings = _shardings(layout, AxisType.Auto)
             run = _train(optimizer, lambda tree, s=shardings: jax.device_put(tree, s))
             report[f"{name}-{layout}"] = {
@@ -267,7 +272,7 @@ def report():
     params=[
         pytest.param(f"{name}-{layout}", marks=pytest.mark.slow)
         for name in OPTIMIZERS
-        for layout in LAYOUTS
+        for layout in layouts(name)
     ]
 )
 def measured(report, request):
