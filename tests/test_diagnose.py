@@ -331,7 +331,7 @@ def test_the_command(tmp_path, capsys):
             "small_fc --family mnist",
             ["Diagnosis.family: unknown task 'mnist'", "l2o tasks"],
         ),
-        ("nowhere", ["'nowhere'", "architecture", "small_fc", "velo"]),
+        ("nowhere", ["'nowhere'", "unknown optimizer", "small_fc", "velo"]),
         ("small_fc --options depth 3", ["depth", "hidden_size"]),
         ("small_fc --lengths 5 2", ["increasing", "(5, 2)"]),
         ("small_fc --lengths 0 2", ["positive"]),
@@ -339,7 +339,7 @@ def test_the_command(tmp_path, capsys):
         ("small_fc --particles 12", ["multiple of 8", "12"]),
         ("small_fc --std 0", ["std must be positive"]),
         ("small_fc --truncation 0", ["truncation must be positive"]),
-        ("small_fc --stdd 1", ["--stdd", "--truncation"]),
+        ("small_fc --stdd 1", ["--stdd", "mean --std"]),
     ],
 )
 def test_complaints_come_before_any_compilation(line, words, capsys):
