@@ -116,6 +116,7 @@ def learnable_muon(
     if bound < 1:
         raise ValueError(f"learnable_muon needs bound to be at least 1, got {bound}")
     refuse_schedule("learnable_muon", learning_rate)
+    weight_decay = arguments["weight_decay"]  # a plain number, or traced
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     starting_decay = weight_decay if decays else 1.0
 

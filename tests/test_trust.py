@@ -441,6 +441,14 @@ def test_hyper_parameters_can_be_injected():
     np.testing.assert_array_equal(updates["w"], 0)
 
 
+def test_a_weight_decay_of_zero_is_none_as_an_array_too():
+    for zero in (0, 0.0, np.float32(0), jnp.float32(0)):
+        optimizer = l2o.learnable_muon(weight_decay=zero)
+        theta = optimizer.init_theta(jax.random.key(0))
+        assert all(np.isfinite(x) for x in jax.tree.leaves(theta))
+        assert optimizer.arguments["weight_decay"] == 0
+
+
 def test_nans_are_the_users_where_jax_looks_for_them():
     tx = l2o.load("adaptive_muon", num_steps=9)
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
