@@ -169,10 +169,12 @@ def _floored_rsqrt(x):
     return _rsqrt(np.maximum(x, 1e-9))
 
 
-def _slow_step(nn, features, t, arguments):
-    """The network on features stacked along a trailing axis, one update of a tensor."""
-    every = tuple(range(features.ndim - 1))
-    x = features * _rsqrt(np.mean(features**2, every, keepdims=True) + 1e-5)
+def _slow_step(nn, features, moved, t, arguments):
+    """The network on features stacked along a trailing axis, one update of a tensor.
+
+    `moved` are the entries that have had a gradient: only they count and make a step.
+    """
+    x = features * _rsqrt(np.mean(features[moved] ** 2, 0) + 1e-5)
     scales = np.array([1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5])
     time = np.broadcast_to(np.tanh(t / scales - 1), (*x.shape[:-1], 11))
     x = np.concatenate([x, time], -1)
@@ -182,20 +184,20 @@ def _slow_step(nn, features, t, arguments):
         if i < layers - 1:
             x = np.maximum(x, 0)
     direction, magnitude = x[..., :1], x[..., 1:]
-    return (
-        direction * np.exp(magnitude * arguments["exp_mult"]) * arguments["step_mult"]
-    )
+    step = direction * np.exp(magnitude * arguments["exp_mult"])
+    return np.where(moved[..., None], step * arguments["step_mult"], 0)
 
 
 def _slow_mlp(theta, arguments, param, grads):
     """`mlp` on one tensor, in float64: its path and its last momenta."""
     decay = np.array(arguments["momentum_decays"])
     p = param.reshape(param.shape or (1,))[..., None]
-    m, path = 0, []
+    m, path, moved = 0, [], False
     for t, grad in enumerate(grads):
         g = grad.reshape(p.shape)
+        moved = moved | (g[..., 0] != 0)
         m = decay * m + (1 - decay) * g
-        p = p - _slow_step(theta["nn"], np.concatenate([g, p, m], -1), t, arguments)
+        p = p - _slow_step(theta["nn"], np.concatenate([g, p, m], -1), moved, t, arguments)
         path.append(p.reshape(param.shape))
     return path, {"momentum": m}
 
@@ -213,9 +215,10 @@ def _slow_small_fc(theta, arguments, param, grads):
     p = param.reshape(param.shape or (1,))[..., None]
     shape = p.shape[:-1]
     m = r = v = v_row = v_col = 0
-    path = []
+    path, moved = [], False
     for t, grad in enumerate(grads):
         g = grad.reshape(p.shape)
+        moved = moved | (g[..., 0] != 0)
         m = d_m * m + (1 - d_m) * g
         r = d_r * r + (1 - d_r) * g**2
         if len(shape) < 2:
@@ -235,7 +238,7 @@ def _slow_small_fc(theta, arguments, param, grads):
         features = [g, p, m, r, m * _rsqrt(r + 1e-6), _rsqrt(r + 1e-6), g * g_scale]
         features += [row, col, _rsqrt(row + 1e-8), _rsqrt(col + 1e-8), m * m_scale]
         features = np.concatenate(features, -1)
-        p = p - _slow_step(theta["nn"], features, t, arguments)
+        p = p - _slow_step(theta["nn"], features, moved, t, arguments)
         path.append(p.reshape(param.shape))
     slots = {"momentum": m, "rms": r, "row": row}
     return path, slots if len(shape) < 2 else {**slots, "col": col}
