@@ -172,9 +172,10 @@ def _floored_rsqrt(x):
 def _slow_step(nn, features, moved, t, arguments):
     """The network on features stacked along a trailing axis, one update of a tensor.
 
-    `moved` are the entries that have had a gradient: only they count and make a step.
+    `moved` are the entries that have had a gradient: only they make a step.
     """
-    x = features * _rsqrt(np.mean(features[moved] ** 2, 0) + 1e-5)
+    every = tuple(range(features.ndim - 1))
+    x = features * _rsqrt(np.mean(features**2, every, keepdims=True) + 1e-5)
     scales = np.array([1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5])
     time = np.broadcast_to(np.tanh(t / scales - 1), (*x.shape[:-1], 11))
     x = np.concatenate([x, time], -1)
