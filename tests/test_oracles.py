@@ -198,7 +198,9 @@ def _slow_mlp(theta, arguments, param, grads):
         g = grad.reshape(p.shape)
         moved = moved | (g[..., 0] != 0)
         m = decay * m + (1 - decay) * g
-        p = p - _slow_step(theta["nn"], np.concatenate([g, p, m], -1), moved, t, arguments)
+        p = p - _slow_step(
+            theta["nn"], np.concatenate([g, p, m], -1), moved, t, arguments
+        )
         path.append(p.reshape(param.shape))
     return path, {"momentum": m}
 
