@@ -5,7 +5,7 @@ PRESET ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find l2o tasks meta_train checkpoints -type f -not -path '*/__pycache__/*' -not -name '*.so')
-KERNELS := $(wildcard l2o/native/*.cc l2o/native/*.h)
+KERNELS := $(wildcard l2o/kernels/cpp/*.cc l2o/kernels/cpp/*.h)
 # Tests and the type checker see the built wheel, not the checkout.
 WHEEL := $(CURDIR)/$(VENV)/wheel
 # A file's tests share what they compile, so a file stays in one process; in the order of
@@ -33,7 +33,7 @@ lint: $(VENV)/wheel-ready
 	cd $(VENV) && MYPYPATH=$(WHEEL) bin/mypy --config-file ../pyproject.toml -p l2o
 
 clean:
-	rm -rf $(VENV) build *.egg-info l2o/native/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info l2o/kernels/cpp/*.so .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml constraints.txt setup.py $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

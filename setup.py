@@ -12,7 +12,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
     FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512dq"]
 COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-HEADERS = sorted(str(path) for path in Path("l2o/native").glob("*.h"))
+HEADERS = sorted(str(path) for path in Path("l2o/kernels/cpp").glob("*.h"))
 
 
 class BuildLibraries(build_ext):
@@ -30,8 +30,8 @@ setup(
     cmdclass={"build_ext": BuildLibraries},
     ext_modules=[
         Extension(
-            f"l2o.native.{name}",
-            [f"l2o/native/{name}.cc"],
+            f"l2o.kernels.cpp.{name}",
+            [f"l2o/kernels/cpp/{name}.cc"],
             depends=HEADERS,
             extra_compile_args=[*COMMON, *flags],
             language="c++",

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ._base import LearnedOptimizer
-from ._frozen import load_theta, shipped
-from ._hub import IMPORTABLE
 from ._registry import FACTORIES, WRAPPERS, make
+from .files._frozen import load_theta, shipped
+from .files._hub import IMPORTABLE
 
 
 class Available(NamedTuple):

@@ -6,36 +6,34 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._base import LearnedOptimizer
-from ._celo import celo
-from ._celo2 import celo2
-from ._celo2_base import celo2_base
-from ._celo2_velo import celo2_velo
-from ._celo_adam import celo_adam
-from ._compact import compact
-from ._elo import elo
-from ._elo_celo2 import elo_celo2
-from ._hyper import learnable_adam, learnable_sgd, learnable_sgdm
-from ._hypergradient import hypergradient
-from ._l2o_pa import l2o_pa
-from ._l2o_scale import l2o_scale
-from ._learnable_muon import learnable_muon
-from ._lstm import lstm
-from ._mlp import mlp
-from ._mulo import mulo
-from ._names import unknown_name
-from ._nn_adam import nn_adam
-from ._rnn_mlp import rnn_mlp
-from ._rnnprop import rnnprop
-from ._small_fc import small_fc
-from ._velo import velo
-from ._wrappers import (
-    clip,
-    extend_horizon,
-    float32_updates,
-    grafted,
-    nominal,
-    weight_decay,
-)
+from .names import unknown_name
+from .optimizers._celo import celo
+from .optimizers._celo2 import celo2
+from .optimizers._celo2_base import celo2_base
+from .optimizers._celo2_velo import celo2_velo
+from .optimizers._celo_adam import celo_adam
+from .optimizers._elo import elo
+from .optimizers._elo_celo2 import elo_celo2
+from .optimizers._l2o_pa import l2o_pa
+from .optimizers._l2o_scale import l2o_scale
+from .optimizers._learnable import learnable_adam, learnable_sgd, learnable_sgdm
+from .optimizers._learnable_muon import learnable_muon
+from .optimizers._lstm import lstm
+from .optimizers._mlp import mlp
+from .optimizers._mulo import mulo
+from .optimizers._nn_adam import nn_adam
+from .optimizers._rnn_mlp import rnn_mlp
+from .optimizers._rnnprop import rnnprop
+from .optimizers._small_fc import small_fc
+from .optimizers._velo import velo
+from .wrappers._clip import clip
+from .wrappers._compact import compact
+from .wrappers._extend_horizon import extend_horizon
+from .wrappers._float32_updates import float32_updates
+from .wrappers._grafted import grafted
+from .wrappers._hypergradient import hypergradient
+from .wrappers._nominal import nominal
+from .wrappers._weight_decay import weight_decay
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "celo": celo,

@@ -176,3 +176,73 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> Any:
 def _as_vector(x: jax.Array) -> jax.Array:
     x = jnp.asarray(x, jnp.float32)
     return x.reshape(1) if x.ndim == 0 else x
+
+
+_LARGEST = 1e15  # so that a sum of 1e8 squares is finite in float32
+
+
+def gradient_bound(bound: float | None) -> float:
+    """The size that entries of gradients are cut to where the rule cuts to `bound`."""
+    return _LARGEST if bound is None else min(bound, _LARGEST)
+
+
+def finite_gradient(grad: jax.Array, bound: float | None = None) -> jax.Array:
+    """The gradient with NaN as zero, cut to the bound and to 1e15 at most.
+
+    So a rule's squares stay finite, and one bad entry cannot end a run.
+
+    Args:
+      grad: a gradient; of float16, which is too narrow, the result is float32.
+      bound: of the size of its entries; None for 1e15.
+    """
+    grad = grad.astype(state_dtype(grad))
+    size = gradient_bound(bound)
+    return jnp.clip(jnp.where(jnp.isnan(grad), 0.0, grad), -size, size)
+
+
+def state_dtype(x: Any) -> Any:
+    """The type of the state of a parameter: its own, but float32 for float16.
+
+    A square of 300 is infinite in float16.
+    """
+    return jnp.float32 if x.dtype == jnp.float16 else x.dtype
+
+
+def state_zeros(params: Any) -> Any:
+    """Zeros like the parameters, of their `state_dtype`, sharded as they are."""
+    return jax.tree.map(lambda p: zeros_like(p, state_dtype(p)), params)
+
+
+def state_rows(params: Any) -> int:
+    """How many rows the state of these parameters has.
+
+    One for each tensor with elements; one without any, because checkpoints hold no
+    empty arrays.
+    """
+    return max(sum(leaf.size > 0 for leaf in jax.tree.leaves(params)), 1)
+
+
+def rows_of(grads: Any, tree: Any) -> list[jax.Array]:
+    """The tensors of `tree`, float32, in the order in which a recurrent state has rows.
+
+    Tensors without elements have no row: their means would be nan.
+
+    Args:
+      grads: decides the structure, and by the sizes of its leaves what has a row.
+      tree: of the same structure; its leaves keep their shapes.
+    """
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
+    return [
+        jnp.asarray(x, jnp.float32)
+        for x, grad in zip(structure.flatten_up_to(tree), leaves, strict=True)
+        if grad.size
+    ]
+
+
+def tree_of(grads: Any, rows: Sequence[jax.Array]) -> Any:
+    """The inverse of `rows_of`; tensors without elements are those of `grads`."""
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
+    rest = iter(rows)
+    return structure.unflatten([next(rest) if x.size else x for x in leaves])

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import dtypes
 
-from ._accumulators import finite_gradient
+from ._tensors import finite_gradient
 
 _config: Any = jax.config  # whose attributes its type does not name
 

@@ -9,8 +9,8 @@ import typeguard
 from l2o import make
 from l2o.tasks import Split, TaskSpec, held_out, resolve, suites
 
-from ._objective import Over
-from ._recipe import check_recipe
+from .estimators._objective import Over
+from .training._recipe import check_recipe
 
 Option = int | float | bool | str | None
 T = TypeVar("T")

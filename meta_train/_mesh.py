@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._base import PARTICLES
+from .estimators._base import PARTICLES
 
 T = TypeVar("T")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from l2o.meta_train import Evaluation
-from l2o.meta_train._machine import keep
+from l2o.meta_train.cli._process import keep
 from l2o.meta_train.evaluation import Result, Store, evaluate
 from l2o.meta_train.evaluation._baselines import everyone
 from l2o.meta_train.evaluation._scores import WINDOW

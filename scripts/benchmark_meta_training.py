@@ -38,7 +38,8 @@ def child(options: argparse.Namespace) -> None:
     import jax
 
     import l2o
-    from l2o.meta_train import Config, Topology, _machine, run
+    from l2o.meta_train import Config, Topology, run
+    from l2o.meta_train.cli import _process as _machine
     from l2o.tasks import make
 
     if options.devices:

@@ -32,10 +32,10 @@ import numpy as np
 import optax
 
 import l2o
-from l2o._accumulators import factored_axes, torch_axes
-from l2o._published import from_config, published_class
-from l2o._pylo import from_pylo
-from l2o._trees import from_tree, nest
+from l2o.files._published import from_config, published_class
+from l2o.files._pylo import from_pylo
+from l2o.files._trees import from_tree, nest
+from l2o.rule._accumulators import factored_axes, torch_axes
 
 
 class Replay(NamedTuple):

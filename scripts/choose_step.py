@@ -26,7 +26,7 @@ from search_rule import (
 )
 
 import l2o
-from l2o.meta_train._machine import keep
+from l2o.meta_train.cli._process import keep
 from l2o.tasks import TaskFamily, resolve
 
 

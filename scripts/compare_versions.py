@@ -20,7 +20,7 @@ import optax
 from search_rule import SUITE, final_losses
 
 import l2o
-from l2o.meta_train._machine import keep
+from l2o.meta_train.cli._process import keep
 from l2o.tasks import resolve
 
 # Factors of the rate and of the weight decay; the first is what ships.

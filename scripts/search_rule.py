@@ -26,10 +26,10 @@ from rich.table import Table
 from scipy import stats
 
 import l2o
-from l2o._features import FEATURES, feature_sizes
-from l2o._schedule import warmup_cosine
-from l2o.meta_train._machine import keep
+from l2o.meta_train.cli._process import keep
 from l2o.meta_train.evaluation._curves import learning_curve
+from l2o.rule._features import FEATURES, feature_sizes
+from l2o.rule._schedule import warmup_cosine
 from l2o.tasks import TaskFamily, TaskSpec, held_out, resolve
 
 SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from ._base import TaskFamily
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import l2o
-import l2o.meta_train._lock as lock_module
+import l2o.meta_train.files._lock as lock_module
 from l2o.meta_train import Config, Following, follow, run
-from l2o.meta_train._alike import _told
-from l2o.meta_train._checkpoints import Checkpoints
-from l2o.meta_train._lock import _BEAT, locked, shows
-from l2o.meta_train._writing import _REMEDIES, reading, writing
+from l2o.meta_train.files._lock import _BEAT, locked, shows
+from l2o.meta_train.files._writing import _REMEDIES, reading, writing
+from l2o.meta_train.training._alike import _told
+from l2o.meta_train.training._checkpoints import Checkpoints
 
 QUICK = Config(
     optimizer="learnable_sgdm",

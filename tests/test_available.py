@@ -6,7 +6,7 @@ import pytest
 from weight_files import PUBLISHED_SIZES
 
 import l2o
-from l2o._hub import IMPORTABLE
+from l2o.files._hub import IMPORTABLE
 
 # What there is.
 

@@ -18,8 +18,14 @@ from rich.console import Console
 
 import l2o
 from l2o.meta_train import Config, Outer, run
-from l2o.meta_train._checkpoints import Checkpoints, attempt, read, restore, steps
 from l2o.meta_train._config import RESUMING
+from l2o.meta_train.training._checkpoints import (
+    Checkpoints,
+    attempt,
+    read,
+    restore,
+    steps,
+)
 
 QUICK = Config(
     optimizer="learnable_sgdm",
@@ -340,7 +346,7 @@ def test_what_changes_the_state_is_refused_whatever_is_asked(change, copy):
 
 def _failing_after(monkeypatch, good):
     """Meta-gradients are NaN from an outer step on."""
-    import l2o.meta_train._recipe as module
+    import l2o.meta_train.training._recipe as module
 
     make = module.make_outer_step
 

@@ -9,8 +9,8 @@ import pytest
 from helpers import normal
 
 import l2o
-from l2o import _rule
-from l2o._chunks import CHUNK, cut
+from l2o.rule import _rule
+from l2o.rule._chunks import CHUNK, cut
 
 SHAPES = {"w": (13, 5), "turned": (4, 30), "conv": (3, 2, 17, 6), "b": (70,)}
 OPTIMIZERS = {

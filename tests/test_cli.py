@@ -10,9 +10,9 @@ import pytest
 
 import l2o
 from l2o.meta_train import Result
-from l2o.meta_train import _cli as cli
-from l2o.meta_train._arguments import option_names
-from l2o.meta_train._cli import main
+from l2o.meta_train.cli import _main as cli
+from l2o.meta_train.cli._arguments import option_names
+from l2o.meta_train.cli._main import main
 from l2o.tasks import suites
 
 
@@ -255,7 +255,7 @@ def test_what_changed_is_refused_until_it_is_overridden(tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["meta-train --out x", "demo"])
 def test_a_run_that_stopped_early_is_a_failure(command, monkeypatch):
-    import l2o.meta_train._demo as module
+    import l2o.meta_train.cli._demo as module
 
     ended = Result({}, l2o.learnable_sgd(), Path("x/frozen"), False, 3)
     for where in (cli, module):

@@ -8,8 +8,8 @@ import pytest
 from helpers import normal
 
 import l2o
-from l2o._accumulators import Accumulators
-from l2o._compact import stochastic_bfloat16
+from l2o.rule._accumulators import Accumulators
+from l2o.wrappers._compact import stochastic_bfloat16
 
 SMALL_FC = l2o.small_fc(exp_mult=0.1, step_mult=0.1)
 SHAPES = {"kernel": (3, 2, 4, 5), "matrix": (6, 4), "scalar": (), "vector": (7,)}

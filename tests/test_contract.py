@@ -18,7 +18,7 @@ from helpers import momenta, normal
 from jax import lax
 
 import l2o
-from l2o._network import init_mlp
+from l2o.rule._network import init_mlp
 
 # One matrix where a test compiles: XLA's time is what these tests cost. `test_tree` has
 # the other shapes, and the replayed traces of `test_parity` compile them together.

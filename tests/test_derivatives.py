@@ -10,11 +10,12 @@ import pytest
 from helpers import normal
 
 import l2o
-from l2o._accumulators import Decays, init_accumulators
-from l2o._features import FEATURES, over_root
-from l2o._per_parameter import update_tree
-from l2o._rule import NewtonSchulz, Rule, Shared, newton_schulz
 from l2o._tensors import clip_by_global_norm, square_root
+from l2o.kernels._dispatch import update_tree
+from l2o.rule._accumulators import Decays, init_accumulators
+from l2o.rule._features import FEATURES, over_root
+from l2o.rule._newton_schulz import NewtonSchulz, newton_schulz
+from l2o.rule._rule import Rule, Shared
 
 NAMES = [
     name

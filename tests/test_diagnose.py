@@ -11,9 +11,10 @@ import pytest
 
 import l2o
 from l2o import meta_train as mt
-from l2o.meta_train import _diagnose, learn_optimizer
-from l2o.meta_train._cli import main
-from l2o.meta_train._diagnose import (
+from l2o.meta_train import learn_optimizer
+from l2o.meta_train.cli._main import main
+from l2o.meta_train.diagnosis import _diagnose
+from l2o.meta_train.diagnosis._diagnose import (
     ESTIMATORS,
     Diagnosis,
     Samples,

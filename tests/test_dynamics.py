@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from l2o.meta_train._dynamics import (
+from l2o.meta_train.diagnosis._dynamics import (
     largest_singular_value,
     lyapunov_exponent,
     spectral_radius,

@@ -17,6 +17,7 @@ from rich.console import Console
 
 import l2o
 from l2o.meta_train import Evaluation, evaluate, inner_init, inner_step
+from l2o.meta_train.cli._evaluate import evaluate_command, report_command
 from l2o.meta_train.evaluation import (
     Job,
     Protocol,
@@ -32,7 +33,6 @@ from l2o.meta_train.evaluation import (
 )
 from l2o.meta_train.evaluation._baselines import half_decades, scheduled_rate
 from l2o.meta_train.evaluation._board import best_trial
-from l2o.meta_train.evaluation._command import evaluate_command, report_command
 from l2o.meta_train.evaluation._entrants import of_optimizer
 from l2o.meta_train.evaluation._scores import final
 from l2o.tasks import TaskFamily, make_family, stateless
@@ -443,7 +443,7 @@ def test_every_baseline_learns_in_its_search_space(name):
 
 
 def test_the_command_from_weights_to_page(tmp_path, monkeypatch):
-    from l2o.meta_train.evaluation import _command
+    from l2o.meta_train.cli import _evaluate as _command
 
     monkeypatch.setattr(_command, "behaviour_figures", lambda *_: [])
     folder = l2o.save(tmp_path / "mine", *_learned(0.5))

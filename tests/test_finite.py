@@ -10,12 +10,7 @@ import pytest
 from helpers import normal
 
 import l2o
-from l2o._accumulators import (
-    finite_gradient,
-    gradient_bound,
-    state_dtype,
-    state_zeros,
-)
+from l2o._tensors import finite_gradient, gradient_bound, state_dtype, state_zeros
 
 NAMES = [
     name

@@ -12,9 +12,9 @@ import pytest
 from weight_files import GROUPS, NAMED, SMALL, assert_same, some_theta, write_flax
 
 import l2o
-from l2o._features import FEATURES
-from l2o._published import from_config
-from l2o._trees import to_tree
+from l2o.files._published import from_config
+from l2o.files._trees import to_tree
+from l2o.rule._features import FEATURES
 
 # flax's msgpack.
 

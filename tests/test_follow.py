@@ -16,10 +16,10 @@ import pytest
 
 import l2o
 from l2o.meta_train import Config, run
-from l2o.meta_train._checkpoints import steps
-from l2o.meta_train._cli import main
 from l2o.meta_train._config import Following
-from l2o.meta_train._follow import follow
+from l2o.meta_train.cli._main import main
+from l2o.meta_train.evaluation._follow import follow
+from l2o.meta_train.training._checkpoints import steps
 from l2o.tasks import TaskFamily, stateless
 
 QUICK = Config(

@@ -17,8 +17,8 @@ from weight_files import (
 )
 
 import l2o
-from l2o._hub import IMPORTABLE
-from l2o._trees import to_tree
+from l2o.files._hub import IMPORTABLE
+from l2o.files._trees import to_tree
 
 # A model hub, which is not there.
 

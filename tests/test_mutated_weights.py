@@ -19,9 +19,9 @@ import safetensors.numpy
 from weight_files import CONFIG, PYLO, PYLO_VELO, SMALL, WEIGHTS, some_theta
 
 import l2o
-from l2o._reading import Malformed, reading
-from l2o._recorded import check_recorded, extent
-from l2o._trees import to_tree
+from l2o.files._reading import Malformed, reading
+from l2o.files._recorded import check_recorded, extent
+from l2o.files._trees import to_tree
 
 MUTANTS = 120  # of each kind
 HUGE = 10**9
@@ -368,7 +368,7 @@ def test_sizes_are_held_against_the_weights_before_anything_is_built(
 ):
     folder = l2o.save(tmp_path / "w", *_with_theta(OWN[name]))
     _claims(folder, **claim)
-    monkeypatch.setattr("l2o._frozen.make", None)
+    monkeypatch.setattr("l2o.files._frozen.make", None)
     with pytest.raises(
         ValueError, match=rf"^{folder / CONFIG}: .* (but the weights a|is)"
     ):

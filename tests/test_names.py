@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console
 
 import l2o
-from l2o._names import is_hub_id, is_path
 from l2o.meta_train import Config, Diagnosis, diagnose_source, follow, presets
-from l2o.meta_train._cli import main
-from l2o.meta_train._diagnosis_report import _resolve
-from l2o.meta_train._outer import outer_optimizer
-from l2o.meta_train._recipe import make_estimator
+from l2o.meta_train.cli._main import main
+from l2o.meta_train.diagnosis._report import _resolve
 from l2o.meta_train.evaluation import baselines, entrant, load_board
 from l2o.meta_train.evaluation._evaluate import suite_of
 from l2o.meta_train.tradeoffs import load_study
+from l2o.meta_train.training._outer import outer_optimizer
+from l2o.meta_train.training._recipe import make_estimator
+from l2o.names import is_hub_id, is_path
 from l2o.tasks import load_suite, make_family, resolve, sample_spec, suites
 from l2o.tasks._registry import named_tasks
 from l2o.tasks.data import load as load_dataset

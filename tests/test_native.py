@@ -18,12 +18,12 @@ from jax.sharding import PartitionSpec as P
 from slow_forms import SlowTensor, network, normalise
 
 import l2o
-from l2o import _native
-from l2o._accumulators import Accumulators, Decays, factored_axes
-from l2o._features import FEATURES
-from l2o._per_parameter import update_tensors
-from l2o._rule import Rule, Shared, Tensor
-from l2o._statistics import mean_and_variance
+from l2o.kernels import _native
+from l2o.kernels._dispatch import update_tensors
+from l2o.kernels._statistics import mean_and_variance
+from l2o.rule._accumulators import Accumulators, Decays, factored_axes
+from l2o.rule._features import FEATURES
+from l2o.rule._rule import Rule, Shared, Tensor
 
 MISSING = _native.unavailable()
 if MISSING is None and jax.default_backend() != "cpu":

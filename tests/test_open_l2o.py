@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 
 import l2o
-from l2o._lstm import log_and_sign
 from l2o._tensors import square_root
+from l2o.optimizers._lstm import log_and_sign
 
 SHAPES = {"matrix": (5, 3), "scalar": (), "vector": (4,)}  # in the order of the tree
 

@@ -10,14 +10,14 @@ import pytest
 from helpers import momenta, normal
 
 import l2o
-from l2o._accumulators import (
+from l2o.rule._accumulators import (
     Decays,
     factored_axes,
     init_accumulators,
     inverse_roots,
     update_accumulators,
 )
-from l2o._features import time_embedding
+from l2o.rule._features import time_embedding
 
 ONE_DECAY = {
     "momentum_decays": (0.9,),

@@ -9,7 +9,7 @@ import pytest
 from helpers import KEY, normal
 
 import l2o
-from l2o import _pallas
+from l2o.kernels import _pallas
 
 MATRIX = {"matrix": (21, 150)}  # several blocks, the last ones ragged
 CONV = {"conv": (2, 2, 10, 9)}  # four matrices

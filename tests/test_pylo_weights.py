@@ -21,7 +21,7 @@ from weight_files import (
 )
 
 import l2o
-from l2o._trees import to_tree
+from l2o.files._trees import to_tree
 
 # PyLO's folders.
 

@@ -15,7 +15,7 @@ import pytest
 
 import l2o
 from l2o.meta_train import Config, Following, follow, outer_optimizer, run
-from l2o.meta_train._recipe import ESTIMATORS, make_recipe
+from l2o.meta_train.training._recipe import ESTIMATORS, make_recipe
 from l2o.tasks import quadratic
 
 QUICK = Config(

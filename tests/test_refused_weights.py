@@ -25,7 +25,7 @@ from weight_files import (
 )
 
 import l2o
-from l2o._trees import to_tree
+from l2o.files._trees import to_tree
 
 # What is refused, and what the message says about it.
 

@@ -17,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 import l2o
 from l2o.meta_train import Config, Following, follow, presets, run
-from l2o.meta_train._folder import claim, record_overrides
+from l2o.meta_train.training._folder import claim, record_overrides
 from l2o.tasks import TaskFamily, TaskSpec, quadratic, stateless
 
 QUICK = Config(
@@ -226,7 +226,7 @@ def test_a_corrupted_config_is_refused(tmp_path):
 def test_an_unwritable_folder_is_reported_before_anything_else(tmp_path, monkeypatch):
     # A file where the folder should be stops even root, whom permissions do not.
     (tmp_path / "file").touch()
-    monkeypatch.setattr(l2o.meta_train._loop, "_compile", None)
+    monkeypatch.setattr(l2o.meta_train.training._loop, "_compile", None)
     with pytest.raises(OSError, match="file"):
         run(QUICK, tmp_path / "file" / "run")
 
@@ -234,7 +234,7 @@ def test_an_unwritable_folder_is_reported_before_anything_else(tmp_path, monkeyp
 def test_a_full_disk_is_reported_before_anything_else(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr(l2o.meta_train._loop, "_compile", None)
+    monkeypatch.setattr(l2o.meta_train.training._loop, "_compile", None)
     with pytest.raises(OSError, match=r"MiB free; 3 more checkpoints need"):
         run(QUICK, tmp_path)
 

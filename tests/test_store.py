@@ -7,7 +7,6 @@ import lzma
 import numpy as np
 import pytest
 
-from l2o.meta_train._sealed import digest_of
 from l2o.meta_train.evaluation import Result, Store
 from l2o.meta_train.evaluation._store import (
     decode,
@@ -16,6 +15,7 @@ from l2o.meta_train.evaluation._store import (
     read_database,
     write_database,
 )
+from l2o.meta_train.files._sealed import digest_of
 
 SETTING = {
     "version": 1,

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2o.meta_train import _follow
-from l2o.meta_train._metrics import read_metrics, read_records
-from l2o.meta_train._sealed import digest_of
 from l2o.meta_train.evaluation import (
     Board,
     Protocol,
     Result,
     Store,
+    _follow,
     _store,
     load_board,
     save_board,
@@ -28,9 +26,11 @@ from l2o.meta_train.evaluation._store import (
     read_database,
     write_database,
 )
+from l2o.meta_train.files._sealed import digest_of
 from l2o.meta_train.tradeoffs import load_study
 from l2o.meta_train.tradeoffs._rows import write_study
 from l2o.meta_train.tradeoffs._store import Measurements
+from l2o.meta_train.training._metrics import read_metrics, read_records
 
 MUTANTS = 150  # of every store
 PROTOCOL = Protocol("mine", 1, 20, 2, 10, 2)

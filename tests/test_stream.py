@@ -18,9 +18,9 @@ from helpers import cpu_devices
 import l2o
 from l2o import tasks
 from l2o.meta_train import Config, run
-from l2o.meta_train._checkpoints import read, steps
-from l2o.meta_train._feed import Feed, side_by_side
-from l2o.meta_train._recipe import make_recipe
+from l2o.meta_train.training._checkpoints import read, steps
+from l2o.meta_train.training._feed import Feed, side_by_side
+from l2o.meta_train.training._recipe import make_recipe
 from l2o.tasks import Dataset, Stream, TaskFamily, data, stateless
 
 ARRAYS = {
@@ -336,9 +336,9 @@ def test_every_outer_step_sees_its_own_chunk(tmp_path):
 
 def test_a_stream_is_placed_on_a_mesh():
     # As the loop places it, on as many devices as there are.
-    from l2o.meta_train._loop import Devices, _feeds
     from l2o.meta_train._mesh import Topology
-    from l2o.meta_train._recipe import Part
+    from l2o.meta_train.training._loop import Devices, _feeds
+    from l2o.meta_train.training._recipe import Part
 
     mesh = jax.make_mesh((1, 1), ("particles", "batch"))
     a = tasks.stream(PIXELS, 20)

@@ -482,7 +482,7 @@ def test_batches_of_texts_fit_their_splits(monkeypatch):
 
 
 def test_tasks_are_listed_without_what_some_of_them_need(monkeypatch, capsys):
-    from l2o.meta_train._cli import main
+    from l2o.meta_train.cli._main import main
 
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     tasks.data.python_docs.cache_clear()

@@ -10,10 +10,10 @@ import pytest
 from helpers import assert_close, normal
 
 import l2o
-from l2o import _per_parameter
-from l2o._accumulators import Accumulators
-from l2o._features import FEATURES
-from l2o._rule import Rule, held
+from l2o.kernels import _dispatch as _per_parameter
+from l2o.rule._accumulators import Accumulators
+from l2o.rule._features import FEATURES
+from l2o.rule._rule import Rule, held
 
 NAMES = [
     name

@@ -16,8 +16,8 @@ from slow_forms import (
 )
 
 import l2o
-from l2o._accumulators import factored_axes
-from l2o._loss_features import init_loss_buffer, update_loss_buffer
+from l2o.recurrent._loss_features import init_loss_buffer, update_loss_buffer
+from l2o.rule._accumulators import factored_axes
 
 SHAPES = {
     "conv": (3, 3, 2, 4),

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from .._unroll import value_only
+from ..estimators._unroll import value_only
 
 
 class Baseline(NamedTuple):

@@ -10,11 +10,11 @@ import optax
 from matplotlib.figure import Figure
 
 import l2o
-from l2o._features import feature_sizes
-from l2o._small_fc import SMALL_FC_FEATURES
+from l2o.optimizers._small_fc import SMALL_FC_FEATURES
+from l2o.rule._features import feature_sizes
 from l2o.tasks import TaskFamily
 
-from .._unroll import inner_init, inner_step
+from ..estimators._unroll import inner_init, inner_step
 
 _SHAPE = (32, 32)
 _WARM = 100  # updates with random gradients before a slice is taken

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from l2o._names import expanded
+from l2o.names import expanded
 from l2o.tasks import Split
 
 from .._config import Tuning
-from .._sealed import naming, read_sealed, require, write_sealed
+from ..files._sealed import naming, read_sealed, require, write_sealed
 from ._runs import Protocol
 from ._scores import (
     Envelope,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from l2o.tasks import Split, TaskFamily
 
-from .._unroll import inner_init, inner_step, value_only
+from ..estimators._unroll import inner_init, inner_step, value_only
 
 Curves = dict[Split, dict[str, jax.Array]]
 

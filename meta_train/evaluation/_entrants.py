@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 import l2o
-from l2o._names import expanded, has_separator, is_hub_id, is_path, unknown_name
 from l2o._registry import changed, recorder
+from l2o.names import expanded, has_separator, is_hub_id, is_path, unknown_name
 
-from .._unroll import value_only
+from ..estimators._unroll import value_only
 from ._baselines import SCHEDULES, baselines, half_decades, scheduled_rate
 
 OWN = "own"  # in an identity: results are written, but never found again

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from l2o._names import expanded
+from l2o.names import expanded
 
-from .._sealed import (
+from ..files._sealed import (
     DIGEST,
     naming,
     read_json,

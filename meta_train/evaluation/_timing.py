@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._sealed import read_sealed, require, write_sealed
+from ..files._sealed import read_sealed, require, write_sealed
 from ._entrants import OWN, Entrant
 from ._store import DATABASES, key_of
 

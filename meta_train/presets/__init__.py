@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import NamedTuple
 
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from .._config import Config, Evaluation
 

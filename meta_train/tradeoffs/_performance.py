@@ -12,12 +12,12 @@ import l2o
 from l2o.tasks import resolve
 
 from .._config import Config, Evaluation
-from .._run import run
 from ..evaluation._board import REFERENCE as ADAM
 from ..evaluation._entrants import Entrant, of_optimizer
 from ..evaluation._evaluate import evaluate, suite_of
 from ..evaluation._scores import diverged
 from ..evaluation._store import VERSION, Store, key_of
+from ..training._run import run
 from ._grid import REFERENCE, Variant, identity_of
 
 

@@ -6,9 +6,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from l2o._names import expanded
+from l2o.names import expanded
 
-from .._sealed import read_sealed, require, write_sealed
+from ..files._sealed import read_sealed, require, write_sealed
 
 FILE = "tradeoffs.json"
 _FORMAT, _VERSION = "l2o tradeoffs", 2

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from .._config import Config, Evaluation
 from ._grid import Variant, grid

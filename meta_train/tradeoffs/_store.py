@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from .._sealed import naming, read_sealed, require, write_sealed
 from ..evaluation._runs import origin
 from ..evaluation._store import _plain, key_of
+from ..files._sealed import naming, read_sealed, require, write_sealed
 
 VERSION = 1  # of what is measured and how; two are not to be mixed
 _FORMAT, _SCHEMA = "l2o measurement", 1

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import l2o
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from ..evaluation._runs import origin
 from . import _costs, _performance, _times

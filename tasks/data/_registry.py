@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from ._base import Dataset
 from ._images import digits, elevation, glyphs, patches, shapes, textures

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from l2o._names import unknown_name
+from l2o.names import unknown_name
 
 from .._adapters import Functions, haiku_functions, linen_functions
 from ._images import MLP as MLP

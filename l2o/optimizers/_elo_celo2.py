@@ -1,0 +1,177 @@
+"""`elo_celo2`: Celo2's rule, and AdamW on the accumulators that it has anyway."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._arguments import checked
+from .._base import LearnedOptimizer, require_params
+from .._tensors import clip_by_global_norm, finite_gradient, map_together, square_root
+from .._transformation import transformation
+from ..kernels._dispatch import one_network, update_tensors
+from ..rule._accumulators import (
+    Accumulators,
+    Factoring,
+    factored_axes,
+    init_accumulators,
+    update_accumulators,
+)
+from ..rule._features import FEATURES
+from ..rule._newton_schulz import NS_COEFFS
+from ..rule._rule import Shared, Tensor, Untouched
+from ..rule._schedule import decay_of, rate_at
+from ._celo2 import REGEX_1D, matches, routed
+from ._celo2_base import Celo2BaseState, init_celo2, make_rule
+
+
+def elo_celo2(
+    *,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    weight_decay: float = 0.1,
+    regex_1d: str | None = REGEX_1D,
+    mult_1d: float = 1.0,
+    weight_decay_1d: float | None = None,
+    max_norm: float | None = 1.0,
+    gradient_bound: float = 1000.0,
+    hidden_size: int = 8,
+    hidden_layers: int = 2,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.95,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    features: Sequence[str] = FEATURES,
+    exp_mult: float = 0.0,
+    rmsmult: float = 1.0,
+    param_scale_mult: bool = False,
+    precondition_output: bool = False,
+    normalize_input: bool = True,
+    normalize_output: bool = True,
+    aggregate_mag: bool = False,
+    bias_correction: bool = False,
+    activation: Literal["relu", "tanh"] = "relu",
+    orthogonalize: bool = True,
+    ns_coeffs: Sequence[float] = NS_COEFFS,
+    ns_iters: int = 5,
+    ns_eps: float = 1e-8,
+    torch_layout: bool = True,
+    factoring: Factoring = "torch",
+    untouched: Untouched = "held",
+) -> LearnedOptimizer:
+    r"""Learned rule with orthogonal steps, AdamW for vectors, embeddings (ELO-Celo2).
+
+    .. math:: p \leftarrow p - \alpha\,(\mathrm{normalise}(\mathrm{NS}(d)) + w p)
+              \quad\text{or}\quad
+              p \leftarrow p - \mu \alpha\,(\hat m / (\sqrt{\hat v} + 10^{-8}) + w p)
+
+    As the "pylo" variant of `celo2`, but Adam takes its moments from the first momentum
+    and the last second moment of the learned rule, bias-corrected.
+
+    Args:
+      learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
+        updates made, and w.
+      regex_1d: parameters whose path, keys joined by `/`, it is found in go to Adam
+        besides vectors and scalars; None sends nothing there.
+      mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
+      max_norm: bound of the global norm of the gradients; None for none.
+      gradient_bound: gradients are then cut to it.
+      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
+      momentum_decays, rms_decays, adafactor_decays, features, exp_mult, rmsmult,
+      param_scale_mult, precondition_output, normalize_input, normalize_output,
+      aggregate_mag, bias_correction, activation, orthogonalize, ns_coeffs, ns_iters,
+      ns_eps: as for `celo2_base`.
+      torch_layout: whether the axes to normalise and orthogonalise are the last two of
+        (out, in, ...), as published, or of (..., in, out).
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; the default is PyLO's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published. Adam pushes none.
+
+    Raises:
+      ValueError: decays that cannot be paired; unknown features, activation or
+        untouched; `update` called without `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.elo_celo2(learning_rate=3e-4, mult_1d=20.0)
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al.,
+    2025).
+    """
+    arguments = checked(elo_celo2, locals())
+    pattern = re.compile(regex_1d) if regex_1d else None
+    decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
+    rule, decays = make_rule(
+        arguments,
+        factoring=factoring,
+        torch_layout=torch_layout,
+        gradient_bound=gradient_bound,
+    )
+
+    def to_adam(path, grad):
+        return pattern is not None and (grad.ndim < 2 or matches(pattern, path))
+
+    def init_theta(key):
+        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+
+        def init_fn(params):
+            accumulators = init_accumulators(params, decays, rule.factoring)
+            return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del extra_args
+            require_params(params, "elo_celo2")
+            count = optax.safe_increment(state.count)
+            routes = [
+                to_adam(path, grad)
+                for path, grad in jax.tree_util.tree_leaves_with_path(updates)
+                if grad.size
+            ]
+            if max_norm is not None:
+                updates = clip_by_global_norm(updates, max_norm)
+
+            rate = rate_at(learning_rate, state.count)
+            shared = Shared(decays, decay_of(rate, weight_decay), None, count)
+            network = one_network(theta["nn"])
+
+            def learned(tensors):
+                old = [Tensor(g, p, Accumulators(*x)) for g, p, *x in tensors]
+                new = update_tensors(
+                    rule,
+                    old,
+                    network,
+                    jnp.full(1, rate * rmsmult, jnp.float32),
+                    shared,
+                )
+                return [(u, *x) for u, x in new]
+
+            def adam(grad, param, *slots):
+                grad = finite_gradient(grad, gradient_bound)
+                axes = factored_axes(grad.shape, factoring)
+                accumulators = update_accumulators(
+                    Accumulators(*slots), grad, decays, axes
+                )
+                m, v = accumulators.momentum[0], accumulators.rms[-1]
+                m_hat = m / (1 - decays.momentum[0] ** count)
+                v_hat = v / (1 - decays.rms[-1] ** count)
+                step = m_hat / (square_root(v_hat) + 1e-8)
+                update = -mult_1d * rate * (step + decay_1d * param)
+                return update, *accumulators
+
+            updates, *accumulators = map_together(
+                routed(routes, adam, learned), updates, params, *state.accumulators
+            )
+            return updates, Celo2BaseState(count, Accumulators(*accumulators))
+
+        return transformation(init_fn, update_fn, name="elo_celo2")
+
+    needs = ("params", "learning_rate")
+    return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments, needs)

@@ -1,0 +1,325 @@
+"""`l2o_scale`: recurrent networks per coordinate, per tensor and for the problem."""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from .._arguments import checked
+from .._base import LearnedOptimizer
+from .._tensors import is_held, map_tensors, sharded_like, square_root, zeros_like
+from .._transformation import transformation
+from ..recurrent._cell import Weights, linear
+from ..rule._rule import Untouched, check_untouched
+
+_SCALES = 4  # averages of the gradient, each over twice the time of the one before
+_INPUTS = 3 * _SCALES  # scaled averages, products of neighbours, log squares, log rate
+_WEIGHT_SCALE = 0.5
+_GATE_BIAS = 2.2
+_INPUT_DECAY_LOGIT = 2.2  # sigmoid(2.2) is about 0.9
+_SCALE_DECAY_LOGIT = 3.2
+_LR_MOMENTUM_LOGIT = 3.2
+_MAX_LOG_LR = 33.0
+
+
+class L2OScaleState(NamedTuple):
+    """State of `l2o_scale`: 84 bytes per parameter by default, 80 per tensor."""
+
+    coordinate: Any  # tree, leaves param.shape + (sizes[0],): hidden states
+    tensor: Any  # tree, leaves (sizes[1],)
+    problem: jax.Array  # (sizes[2],)
+    scale_decay: Any  # tree like params, as are the following; all float32
+    input_decay: Any
+    log_lr: Any
+    momentum: tuple[Any, ...]  # the averages of the gradient
+    square: tuple[Any, ...]  # their mean squares
+
+
+def l2o_scale(
+    *,
+    level_sizes: Sequence[int] = (10, 20, 20),
+    min_lr: float = 1e-6,
+    max_lr: float = 1e-2,
+    global_input: str = "mean",
+    seed: int = 0,
+    untouched: Untouched = "held",
+) -> LearnedOptimizer:
+    r"""Hierarchical GRUs that choose a direction and a rate per coordinate (L2O-Scale).
+
+    .. math:: h' = \mathrm{GRU}_\theta(x(g), h; H, G), \quad
+              H' = \mathrm{GRU}_\theta(\overline{[h', x]}, H; G), \quad
+              G' = \mathrm{GRU}_\theta(\overline{H'}, G)
+
+    .. math:: \delta = \frac{w^\top h' + u^\top x}{\mathrm{rms}}, \quad
+              \ell = \log \alpha + v^\top h' + b, \quad p \leftarrow p - e^{\ell + c}
+              \delta
+
+    with states h per coordinate, H per tensor and G of the problem; a level is biased
+    by those above it. The inputs x are four averages of the gradient at doubling time
+    scales, each divided by its own running root mean square, their products, their
+    relative squares, and log alpha relative to its mean over the problem. alpha follows
+    e^l slowly; the decays of averages and squares are read from h' too.
+
+    Args:
+      level_sizes: of h, H and G; 8 349 meta-parameters by default.
+      min_lr, max_lr: alpha starts between them, log-uniform per coordinate times
+        log-uniform per tensor.
+      global_input: what G sees. "mean" is the mean of H' over tensors, as described in
+        the paper; "last_tensor" is H' of the last tensor alone, as in the published
+        code, where a loop variable is used after the loop.
+      seed: of the initial alpha. The published ones are drawn anew for every run; here
+        `init` is a function of the shapes and this number (and of theta, which has
+        the initial h, H and G).
+      untouched: what becomes of coordinates that have had no gradient: "held", or
+        "pushed" by the networks, as published.
+
+    Raises:
+      ValueError: unknown `global_input`, not three levels, or min_lr above max_lr.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.l2o_scale()
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(params, tx.init(params))
+
+    Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017),
+    with the defaults of Open-L2O.
+    """
+    arguments = checked(l2o_scale, locals())
+    if global_input not in ("mean", "last_tensor"):
+        raise ValueError(
+            f"unknown global_input {global_input!r}; known: 'mean', 'last_tensor'"
+        )
+    if len(level_sizes) != 3:
+        raise ValueError(
+            f"level_sizes has the sizes of three levels, got {tuple(level_sizes)}"
+        )
+    if not 0 < min_lr <= max_lr:
+        raise ValueError(f"min_lr must be in (0, max_lr = {max_lr}], got {min_lr}")
+    holds = check_untouched(untouched)
+    size, tensor_size, problem_size = level_sizes
+
+    def init_theta(key):
+        keys = iter(jax.random.split(key, 16))
+
+        def initial(n):
+            return jax.random.uniform(next(keys), (n,), jnp.float32, -1, 1)
+
+        return {
+            "coordinate": _init_gru(next(keys), _INPUTS, size),
+            "tensor": _init_gru(next(keys), size + _INPUTS, tensor_size),
+            "problem": _init_gru(next(keys), tensor_size, problem_size),
+            "initial": {
+                "coordinate": initial(size),
+                "tensor": initial(tensor_size),
+                "problem": initial(problem_size),
+            },
+            "bias": {
+                "tensor_to_coordinate": _init(next(keys), tensor_size, 3 * size),
+                "problem_to_coordinate": _init(next(keys), problem_size, 3 * size),
+                "problem_to_tensor": _init(next(keys), problem_size, 3 * tensor_size),
+            },
+            "direction": _init(next(keys), size, 1)["w"],
+            "shortcut": 0.25 + 0.1 * _init(next(keys), _SCALES, 1)["w"] / _WEIGHT_SCALE,
+            "scale_decay": _init(next(keys), size, 1, _SCALE_DECAY_LOGIT),
+            "input_decay": _init(next(keys), size, 1, _INPUT_DECAY_LOGIT),
+            "log_lr": optax.tree.zeros_like(_init(next(keys), size, 1)),
+            "log_lr_momentum": jnp.float32(_LR_MOMENTUM_LOGIT),
+            "log_lr_offset": jnp.float32(-1),
+        }
+
+    def bind(theta, *, num_steps=None):
+        del num_steps
+
+        def update_tensor(
+            grad, _, hidden, tensor, decays, log_lr, momentum, square, problem, mean_lr
+        ):
+            # A scalar comes as one coordinate; its hidden state is not reshaped.
+            hidden = hidden[0].reshape(*grad.shape, size)
+            tensor, log_lr, (scale_decay, input_decay) = tensor[0], log_lr[0], decays
+            momentum = _update_momentum(momentum, grad, input_decay)
+            square = tuple(
+                _update_square(s, m, scale_decay)
+                for s, m in zip(square, momentum, strict=True)
+            )
+            scaled = [
+                jnp.arcsinh(m * lax.rsqrt(s + 1e-16))
+                for m, s in zip(momentum, square, strict=True)
+            ]
+            inputs = _features(scaled, square, log_lr - mean_lr)
+
+            above = linear(theta["bias"]["tensor_to_coordinate"], tensor)
+            above += linear(theta["bias"]["problem_to_coordinate"], problem)
+            hidden = _gru(theta["coordinate"], inputs, hidden, above)
+            means = jnp.concatenate([hidden, inputs], -1)
+            means = jnp.mean(means, range(means.ndim - 1))
+            above = linear(theta["bias"]["problem_to_tensor"], problem)
+            tensor = _gru(theta["tensor"], means, tensor, above)
+
+            direction = _project(theta["direction"], hidden)
+            direction += _project(theta["shortcut"], jnp.stack(scaled, -1))
+            direction *= lax.rsqrt(jnp.mean(direction**2) + 1e-16)
+            decays = (
+                jax.nn.sigmoid(linear(theta["scale_decay"], hidden)[..., 0]),
+                jax.nn.sigmoid(linear(theta["input_decay"], hidden)[..., 0]),
+            )
+            step_lr = log_lr + linear(theta["log_lr"], hidden)[..., 0]
+            # Clipped in value but not in gradient, so that theta can leave the bounds.
+            step_lr += lax.stop_gradient(
+                jnp.clip(step_lr, -_MAX_LOG_LR, _MAX_LOG_LR) - step_lr
+            )
+            keep = jax.nn.sigmoid(theta["log_lr_momentum"])
+            log_lr = keep * log_lr + (1 - keep) * step_lr
+            step = jnp.exp(step_lr + theta["log_lr_offset"]) * direction
+            if holds:
+                step = jnp.where(is_held(momentum[0]), 0.0, step)
+            return -step, (hidden,), (tensor,), decays, (log_lr,), momentum, square
+
+        def init_fn(params):
+            leaves = jax.tree.leaves(params)
+            structure: Any = jax.tree.structure(params)
+
+            def tree(new):
+                return structure.unflatten(
+                    [
+                        sharded_like(new(i, jnp.shape(leaf)), leaf)
+                        for i, leaf in enumerate(leaves)
+                    ]
+                )
+
+            def start(level, shape=()):
+                # A buffer of its own for every leaf, so that states can be donated.
+                initial = theta["initial"][level]
+                return jnp.zeros((*shape, initial.size), jnp.float32) + initial
+
+            return L2OScaleState(
+                coordinate=tree(lambda _, shape: start("coordinate", shape)),
+                tensor=structure.unflatten([start("tensor") for _ in leaves]),
+                problem=start("problem"),
+                # Decays of zero: the first averages and squares are the gradient's.
+                scale_decay=zeros_like(params, jnp.float32),
+                input_decay=zeros_like(params, jnp.float32),
+                log_lr=tree(functools.partial(_initial_log_lr, seed, min_lr, max_lr)),
+                momentum=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
+                square=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
+            )
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del params, extra_args
+            log_lrs = jax.tree.leaves(state.log_lr)
+            used = [i for i, x in enumerate(log_lrs) if x.size]
+            if not used:
+                return updates, state
+            mean_lr = sum(jnp.sum(x) for x in log_lrs) / sum(x.size for x in log_lrs)
+            updates, hidden, tensor, decays, log_lr, momentum, square = map_tensors(
+                functools.partial(
+                    update_tensor, problem=state.problem, mean_lr=mean_lr
+                ),
+                updates,
+                updates,
+                (state.coordinate,),
+                (state.tensor,),
+                (state.scale_decay, state.input_decay),
+                (state.log_lr,),
+                state.momentum,
+                state.square,
+            )
+            tensors = [jax.tree.leaves(tensor[0])[i] for i in used]
+            if global_input == "last_tensor":
+                tensors = tensors[-1:]
+            below = jnp.mean(jnp.stack(tensors), 0)
+            problem = _gru(theta["problem"], below, state.problem)
+            return updates, L2OScaleState(
+                coordinate=hidden[0],
+                tensor=tensor[0],
+                problem=problem,
+                scale_decay=decays[0],
+                input_decay=decays[1],
+                log_lr=log_lr[0],
+                momentum=momentum,
+                square=square,
+            )
+
+        return transformation(init_fn, update_fn, name="l2o_scale")
+
+    return LearnedOptimizer(init_theta, bind, "l2o_scale", arguments, ())
+
+
+def _initial_log_lr(seed, min_lr, max_lr, index, shape):
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    # Half of the range each, in logarithms.
+    low, high = math.log(min_lr) / 2, math.log(max_lr) / 2
+    log_lr = sum(
+        jax.random.uniform(k, s, jnp.float32, low, high)
+        for k, s in zip(jax.random.split(key), (shape, ()), strict=True)
+    )
+    return jnp.clip(log_lr, -_MAX_LOG_LR, _MAX_LOG_LR)
+
+
+def _update_momentum(momentum, grad, decay):
+    new = []
+    for m in momentum:
+        new.append((1 - decay) * grad + decay * m)
+        # The first decay is zero, where the root has no derivative.
+        decay = square_root(decay)
+    return tuple(new)
+
+
+def _update_square(square, x, decay):
+    return (1 - decay) * (x * x + 1e-12) + decay * square
+
+
+def _features(scaled, square, relative_lr):
+    products = [a * b for a, b in itertools.pairwise(scaled)]
+    logs = [jnp.log(s + 1e-16) for s in square]
+    mean = sum(logs) / _SCALES
+    return jnp.stack(
+        [*scaled, *products, *(log - mean for log in logs), relative_lr], -1
+    )
+
+
+def _gru(
+    theta: dict[str, Weights],
+    x: jax.Array,
+    hidden: jax.Array,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """One step of a GRU; `bias`, shape (3 size,), is added to both gates and candidate.
+
+    `r, u = sigmoid(...)`, `c = tanh(W [x, r h] + ...)`, `h' = u h + (1 - u) c`.
+    """
+    bias = jnp.float32(0) if bias is None else bias
+    r, u, c = jnp.split(jnp.broadcast_to(bias, (3 * hidden.shape[-1],)), 3)
+    gates = linear(theta["gates"], jnp.concatenate([x, hidden], -1))
+    gates = jax.nn.sigmoid(gates + jnp.concatenate([r, u]))
+    r, u = jnp.split(gates, 2, -1)
+    x = jnp.concatenate([x, r * hidden], -1)
+    candidate = jnp.tanh(linear(theta["candidate"], x) + c)
+    return u * hidden + (1 - u) * candidate
+
+
+def _init_gru(key, inputs, size):
+    keys = jax.random.split(key)
+    return {
+        "gates": _init(keys[0], inputs + size, 2 * size, _GATE_BIAS),
+        "candidate": _init(keys[1], inputs + size, size),
+    }
+
+
+def _init(key, inputs, outputs, bias=0.0):
+    w = jax.random.normal(key, (inputs, outputs), jnp.float32)
+    return {
+        "w": _WEIGHT_SCALE / math.sqrt(inputs) * w,
+        "b": jnp.full(outputs, bias, jnp.float32),
+    }
+
+
+def _project(w, x):
+    return jnp.matmul(x, w, precision=lax.Precision.HIGHEST)[..., 0]

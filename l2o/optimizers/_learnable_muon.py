@@ -1,0 +1,245 @@
+"""`learnable_muon`: a rule between Adam and Muon, the numbers of which are theta."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._arguments import checked, log_of
+from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._tensors import is_held, map_tensors, masked_normalise, state_zeros
+from .._transformation import transformation
+from ..rule._newton_schulz import NS_COEFFS, newton_schulz
+from ..rule._rule import GRADIENT_BOUND
+from ..rule._scales import scale_limits, step_scales
+from ..rule._schedule import refuse_schedule, warmup_cosine
+from ..wrappers._hypergradient import (
+    FACTOR_STARTS,
+    Factors,
+    factor_theta,
+    follow,
+    init_factors,
+    remember,
+)
+
+_NS_ITERS, _NS_EPS = 5, 1e-8
+_NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
+_AGREEMENT_DECAY = 0.9
+_USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
+
+
+class LearnableMuonState(NamedTuple):
+    """State of the rule: 10 bytes per float32 parameter."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
+    num_steps: jax.Array  # shape (), float32: of the run, after which steps are zero
+    momentum: Any  # a tree like params
+    second: Any  # a tree like params
+    limits: jax.Array  # shape (tensors,): largest scales of steps
+    factors: Factors
+
+
+def learnable_muon(
+    *,
+    learning_rate: optax.ScalarOrSchedule = 0.03,
+    weight_decay: float = 0.06,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    exponent: float = 0.5,
+    gain: float = 20.0,
+    drift: float = 1.0,
+    fade: float = 0.0,
+    bound: float = 10.0,
+) -> LearnedOptimizer:
+    r"""Orthogonalised, preconditioned momentum with every number meta-learned.
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+              v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+              z = \mathrm{n}\left(\frac{m}{(v + \epsilon)^q}\right)
+                + e^{\gamma}\, \mathrm{n}\left(\frac{g}{(v + \epsilon)^q}\right), \quad
+              d = \mathrm{n}(\mathrm{n}(\mathrm{NS}(z)) + \kappa\, \mathrm{n}(z)), \quad
+              p \leftarrow p - \alpha_t (e^{r} s d + w p)
+
+    with n the division by the root mean square over the last two axes, NS the
+    Newton-Schulz iterations of Muon, s the scale of `celo2_base(relative=True)`, which
+    makes steps relative to the parameters, and r the factors of `hypergradient`, which
+    adapt the step of every tensor on the way. Of a vector `d = e^nu n(z)`. At q = 1/2
+    this orthogonalises Adam's direction, at q = 0 Muon's. With `T` the length of the
+    run, `alpha_t` is `alpha e^rho (T / 1000)^h` under a warm-up over a share f of
+    the run and a cosine to zero, to the power a. Gradients are cut to +-1000.
+
+    Entries that have had no gradient make no step, they only decay; means are over the
+    others. So what is frozen, or a row of an embedding that is not used, follows plain
+    decoupled decay.
+
+    Args:
+      learning_rate: alpha, the root mean square of a step over that of the parameters.
+        Its schedule is the rule's own.
+      weight_decay: initial w; theta holds its logarithm, `log_decay`. Zero turns decay
+        off, whatever theta holds.
+      b1, b2: initial decays; theta holds the logarithms of one minus them.
+      exponent: initial q.
+      gain, drift, fade: initial values of those of `hypergradient`.
+      bound: largest of its factors, the least is one over it.
+
+    The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
+    (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
+    (`log_warmup`) and a = 1 (`log_power`): with those of `hypergradient` 14
+    meta-parameters.
+
+    Raises:
+      ValueError: a number out of range; no `num_steps`; `update` called without
+        `params`.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.learnable_muon()
+      >>> theta = optimizer.init_theta(jax.random.key(0))
+      >>> tx = optimizer.bind(theta, num_steps=1000)
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: this project's, of parts of "Muon: An optimizer for hidden layers in neural
+    networks" (Jordan et al., 2024), "Celo2: Towards learned optimization free lunch"
+    (Moudgil et al., 2026) and "Online learning rate adaptation with hypergradient
+    descent" (Baydin et al., 2018).
+    """
+    arguments = checked(learnable_muon, locals())
+    if bound < 1:
+        raise ValueError(f"learnable_muon needs bound to be at least 1, got {bound}")
+    refuse_schedule("learnable_muon", learning_rate)
+    weight_decay = arguments["weight_decay"]  # a plain number, or traced
+    decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
+    starting_decay = weight_decay if decays else 1.0
+
+    def init_theta(key):
+        del key  # the start is not random
+        start = {
+            "exponent": exponent,
+            "horizon": 0.0,
+            "log_decay": log_of("learnable_muon", "weight_decay", starting_decay),
+            "log_gradient": 0.0,
+            "log_one_minus_b1": math.log1p(-b1),
+            "log_one_minus_b2": math.log1p(-b2),
+            "log_power": 0.0,
+            "log_rate": 0.0,
+            "log_vectors": 0.0,
+            "log_warmup": math.log(0.05),
+            "plain": 0.0,
+        }
+        return {
+            "learned": jax.tree.map(jnp.float32, start),
+            **factor_theta(log_of("learnable_muon", "gain", gain), drift, fade),
+        }
+
+    def bind(theta, *, num_steps=None):
+        num_steps = require_num_steps(num_steps, "learnable_muon")
+        numbers = theta["learned"]
+        horizon = numbers["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
+        alpha = learning_rate * jnp.exp(numbers["log_rate"] + horizon)
+
+        def init_fn(params):
+            return LearnableMuonState(
+                jnp.zeros([], jnp.int32),
+                jnp.array(num_steps),
+                state_zeros(params),
+                state_zeros(params),
+                scale_limits(params),
+                init_factors(params),
+            )
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del extra_args
+            require_params(params, "learnable_muon")
+            grads = optax.tree.cast(updates, jnp.float32)
+            factors = follow(
+                theta,
+                state.factors,
+                grads,
+                state.count / num_steps,
+                num_steps,
+                decay=_AGREEMENT_DECAY,
+                bounds=(1 / bound, bound),
+            )
+            rate = alpha * warmup_cosine(
+                state.count,
+                num_steps,
+                warmup=jnp.exp(numbers["log_warmup"]),
+                power=jnp.exp(numbers["log_power"]),
+            )
+            scales = step_scales(updates, params, state.limits, state.second)
+            # A factor for every leaf, a scale for each that has elements.
+            leaves = jax.tree.leaves(updates)
+            used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
+            scales = rate * scales * jnp.exp(factors.log_factors)[used]
+
+            def rule(grad, param, momentum, second, scale):
+                del param
+                step, m, v = _step(numbers, grad, momentum[0], second[0])
+                return -scale * step, (m,), (v,)
+
+            updates, (momentum,), (second,) = map_tensors(
+                rule,
+                grads,
+                params,
+                (state.momentum,),
+                (state.second,),
+                given=[list(scales)],
+            )
+            factors = remember(factors, updates)
+            if decays:
+                shrinkage = rate * jnp.exp(numbers["log_decay"])
+                updates = jax.tree.map(
+                    lambda u, p: u - shrinkage * p.astype(jnp.float32), updates, params
+                )
+            return updates, LearnableMuonState(
+                optax.safe_increment(state.count),
+                state.num_steps,
+                momentum,
+                second,
+                state.limits,
+                factors,
+            )
+
+        return transformation(
+            init_fn, update_fn, name="learnable_muon", reads_params=True
+        )
+
+    starts = {
+        "b1": ("learned/log_one_minus_b1",),
+        "b2": ("learned/log_one_minus_b2",),
+        "exponent": ("learned/exponent",),
+        "weight_decay": ("learned/log_decay",) if decays else (),
+        **FACTOR_STARTS,
+    }
+    needs = ("params", "learning_rate", "num_steps")
+    return LearnedOptimizer(
+        init_theta, bind, "learnable_muon", arguments, needs, starts=starts
+    )
+
+
+def _step(
+    theta: Any, grad: jax.Array, momentum: jax.Array, second: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The direction d of one tensor, and its new moments."""
+    b1, b2 = (-jnp.expm1(theta[f"log_one_minus_{name}"]) for name in ("b1", "b2"))
+    grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
+    momentum = b1 * momentum + (1 - b1) * grad
+    second = b2 * second + (1 - b2) * jnp.square(grad)
+    moved = ~is_held(momentum, second)
+    over = None if grad.ndim <= 2 else (-2, -1)
+
+    def normalised(x):
+        return masked_normalise(x, moved, _NORM_EPS, over)
+
+    factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
+    step = normalised(momentum * factor)
+    step += jnp.exp(theta["log_gradient"]) * normalised(grad * factor)
+    if grad.ndim < 2:
+        return jnp.exp(theta["log_vectors"]) * normalised(step), momentum, second
+    orthogonal = newton_schulz(step, NS_COEFFS, _NS_ITERS, _NS_EPS)
+    step = normalised(normalised(orthogonal) + theta["plain"] * normalised(step))
+    return step, momentum, second

@@ -1,0 +1,228 @@
+"""`small_fc`: the small per-parameter MLP on Adafactor features (small_fc_lopt)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._arguments import checked
+from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._transformation import transformation
+from ..kernels._dispatch import one_network, update_tree
+from ..rule._accumulators import (
+    Accumulators,
+    Decays,
+    Factoring,
+    check_factoring,
+    init_accumulators,
+    second_moment,
+)
+from ..rule._features import FEATURES, TIME_SCALES, feature_sizes, time_embedding
+from ..rule._network import init_mlp
+from ..rule._prior import Init, check_init, started
+from ..rule._rule import Rule, Shared, Untouched, check_untouched
+from ..rule._scales import scale_limits, step_scales
+from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
+
+_DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
+SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
+
+
+class SmallFCState(NamedTuple):
+    """State of `small_fc`: 16 bytes per float32 parameter of a matrix by default."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
+    accumulators: Accumulators
+    limits: jax.Array | None = None  # shape (tensors,) if steps are relative
+    num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+
+
+def small_fc(
+    *,
+    hidden_size: int = 4,
+    hidden_layers: int = 2,
+    exp_mult: float = 1e-3,
+    step_mult: float = 1e-3,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.999,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    init: Init = "random",
+    schedule: Schedule = "constant",
+    relative: bool = False,
+    factoring: Factoring = "stable",
+    untouched: Untouched = "held",
+) -> LearnedOptimizer:
+    r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
+
+    .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi(g, p, m, v)),
+              \tau(t)), \quad p \leftarrow p - \lambda_1 w s\, d\, e^{\lambda_2 a}
+
+    The features phi are listed in `adafactor_features`; each is divided by its root
+    mean square over the tensor. As published w and s are 1. The accumulators' decays
+    are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta. There is no learning
+    rate to choose.
+
+    Args:
+      hidden_size, hidden_layers: the network, relu between layers; 197 meta-parameters
+        by default.
+      exp_mult, step_mult: lambda_2 and lambda_1.
+      momentum_decays, rms_decays, adafactor_decays: initial decays d; one accumulator
+        each. Groups that are multiplied with each other (momenta with rms, momenta
+        with factored moments) are paired in order, or one goes with all.
+      init: what meta-training starts from: random weights, or "adam", weights with
+        which d is Adam's direction (the first momentum over the root of the second
+        moment), normalised.
+      schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
+        zero; `bind` then needs the length of the run.
+      relative: makes s, of a matrix, its root mean square, of a vector that of all
+        parameters, but no more than at the start, as `celo2_base` does.
+      factoring: which of several axes of one size counts as the larger; "native" is
+        what was published and depends on the machine, see `factored_axes`.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
+
+    Raises:
+      ValueError: decays that cannot be paired; unknown init, schedule or untouched;
+        `update` called without `params`; no `num_steps` for a schedule.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.small_fc()
+      >>> tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    Source: "Practical tradeoffs between memory, compute, and performance in learned
+    optimizers" (Metz et al., 2022).
+    """
+    arguments = checked(small_fc, locals())
+    check_factoring(factoring)
+    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
+    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
+    rule = small_fc_rule(exp_mult, factoring, untouched)
+    check_init(init, rule, hidden_size)
+    check_schedule(schedule, "small_fc")
+
+    def init_theta(key):
+        nn = started(init, init_mlp(key, sizes), rule, decays)
+        return {**init_decay_offsets(decays), "nn": nn}
+
+    def bind(theta, *, num_steps=None):
+        if schedule == "cosine":
+            num_steps = require_num_steps(num_steps, "small_fc")
+        return small_fc_transformation(
+            rule,
+            theta["nn"],
+            learned_decays(decays, theta),
+            step_mult=step_mult,
+            schedule=schedule,
+            num_steps=num_steps,
+            relative=relative,
+            name="small_fc",
+        )
+
+    needs = ("params",) if schedule == "constant" else ("params", "num_steps")
+    return LearnedOptimizer(
+        init_theta, bind, "small_fc", arguments, needs, starts={"init": ("nn",)}
+    )
+
+
+def small_fc_sizes(decays: Decays, hidden_size: int, hidden_layers: int) -> list[int]:
+    """Layer sizes of the network over the features and time."""
+    planes = sum(feature_sizes(SMALL_FC_FEATURES, *map(len, decays)))
+    return [planes + len(TIME_SCALES), *[hidden_size] * hidden_layers, 2]
+
+
+def init_decay_offsets(decays: Decays) -> dict[str, jax.Array]:
+    """Zeros: the offsets x in theta with which decays are learned."""
+    names = ("momentum_decays", "rms_decays", "adafactor_decays")
+    return {
+        name: jnp.zeros(len(group), jnp.float32)
+        for name, group in zip(names, decays, strict=True)
+    }
+
+
+def learned_decays(initial: Decays, theta: Any) -> Decays:
+    """`1 - (1 - d) exp(10 x)`; but for those of momenta clipped to [0, 1]."""
+
+    def shifted(group, offset):
+        one_minus = 1 - jnp.asarray(group, jnp.float32)
+        return 1 - one_minus * jnp.exp(_DECAY_SCALE * offset)
+
+    return Decays(
+        # As published: momentum decays may turn negative, the others may not.
+        shifted(initial.momentum, theta["momentum_decays"]),
+        jnp.clip(shifted(initial.rms, theta["rms_decays"]), 0, 1),
+        jnp.clip(shifted(initial.second, theta["adafactor_decays"]), 0, 1),
+    )
+
+
+def small_fc_rule(
+    exp_mult: float,
+    factoring: Factoring,
+    untouched: Untouched,
+    *,
+    fused_row_mean: bool = False,
+) -> Rule:
+    """What its network sees, and how what it says becomes a step."""
+    return Rule(
+        SMALL_FC_FEATURES,
+        SMALL_FC_FEATURES,
+        exp_mult,
+        vector_eps=1e-6,
+        fused_row_mean=fused_row_mean,
+        factoring=factoring,
+        holds=check_untouched(untouched),
+    )
+
+
+def small_fc_transformation(
+    rule: Rule,
+    nn: Any,
+    decays: Decays,
+    *,
+    step_mult: optax.ScalarOrSchedule,
+    name: str,
+    schedule: Schedule = "constant",
+    num_steps: Any = None,
+    relative: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The rule of `small_fc` for given weights and decays.
+
+    Args:
+      step_mult: the rate of steps; `weight_decay` is multiplied by it.
+    """
+
+    def init_fn(params):
+        accumulators = init_accumulators(params, decays, rule.factoring)
+        limits = scale_limits(params) if relative else None
+        length = run_length(schedule, num_steps)
+        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits, length)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        require_params(params, name)
+        rate = scheduled(step_mult, schedule, state.count, num_steps)
+        time = time_embedding(state.count)
+        shared = Shared(decays, decay_of(rate, weight_decay), time)
+        updates, accumulators = update_tree(
+            rule,
+            updates,
+            params,
+            state.accumulators,
+            one_network(nn),
+            rate
+            * step_scales(
+                updates, params, state.limits, second_moment(state.accumulators)
+            ),
+            shared,
+        )
+        count = optax.safe_increment(state.count)
+        return updates, SmallFCState(count, accumulators, state.limits, state.num_steps)
+
+    return transformation(
+        init_fn, update_fn, name=name, finite=False, reads_params=relative
+    )

@@ -1,0 +1,302 @@
+"""`velo`: a per-tensor LSTM that mixes a bank of per-parameter MLPs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from .._arguments import checked
+from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
+from .._tensors import rows_of, state_rows, with_elements
+from .._transformation import transformation
+from ..kernels._dispatch import update_tree
+from ..kernels._statistics import mean_and_variance
+from ..recurrent._cell import LSTMState, init_linear, init_rows, linear, log_magnitude
+from ..recurrent._loss_features import LossBuffer, init_loss_buffer, update_loss_buffer
+from ..recurrent._mixing_lstm import (
+    RUN_FEATURES,
+    fraction_embedding,
+    init_mixing_lstm,
+    mixing_lstm,
+)
+from ..rule._accumulators import (
+    Accumulators,
+    Decays,
+    Factoring,
+    check_factoring,
+    init_accumulators,
+)
+from ..rule._features import FEATURES, check_features, feature_sizes, pairs
+from ..rule._network import init_mlp
+from ..rule._rule import GRADIENT_BOUND, Rule, Shared, Untouched, check_untouched
+
+_MAX_RANK = 5
+
+
+class VeLOState(NamedTuple):
+    """State of `velo`: 16 bytes per parameter of a matrix, 8 h bytes per tensor."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
+    accumulators: Accumulators
+    lstm: LSTMState  # shapes (tensors, h)
+    loss: LossBuffer
+    num_steps: jax.Array  # shape (), float32: of the run
+
+
+def velo(
+    *,
+    lstm_hidden_size: int = 512,
+    param_inits: int = 256,
+    hidden_size: int = 4,
+    hidden_layers: int = 2,
+    exp_mult: float = 1e-3,
+    step_mult: float = 1e-3,
+    ff_mult: float = 100.0,
+    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    rms_decays: Sequence[float] = (0.999,),
+    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
+    features: Sequence[str] = FEATURES,
+    mix_layers: bool = True,
+    dead_mix_layer: bool = True,
+    param_scale_mult: bool = True,
+    clip_param_scale_amount: float | None = None,
+    precondition_output: bool = False,
+    rnn_state_decay: float = 0.0,
+    validation_mode: bool | None = None,
+    constant_loss: bool = False,
+    use_bugged_next_lstm_state: bool = False,
+    use_bugged_loss_features: bool = False,
+    factoring: Factoring = "stable",
+    untouched: Untouched = "held",
+) -> LearnedOptimizer:
+    r"""Hypernetwork: an LSTM per tensor weighs a bank of per-parameter MLPs (VeLO).
+
+    .. math:: c, \eta = \mathrm{LSTM}_\theta(\text{tensor, loss, time}),
+              \quad W = \kappa\,\mathrm{mean}_k(c_k W_k), \quad
+              (d, a) = \mathrm{MLP}_W(\phi),
+    .. math:: p \leftarrow p - \eta\, \|p\|_{rms}\, \lambda_1 d\, e^{\lambda_2 a}
+
+    The features phi are those of `adafactor_features`, each divided by its root mean
+    square over the tensor. Gradients are cut to +-1000. There is no learning rate to
+    choose; `update` needs the loss and `bind` the length of the training run, beyond
+    which steps stay those of its end. For more than the 150 000 steps it was trained
+    for see `extend_horizon`.
+
+    Args:
+      lstm_hidden_size, param_inits: size of the LSTM and of the bank. The released
+        weights have 512 and 256: 2 320 385 meta-parameters.
+      hidden_size, hidden_layers: the per-parameter networks, relu between layers.
+      exp_mult, step_mult: lambda_2 and lambda_1.
+      ff_mult: kappa; Celo's retrained velo and velo_s have 1.
+      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
+      features: groups of the table in `adafactor_features`.
+      mix_layers: whether tensors exchange information; `dead_mix_layer` keeps a layer
+        that published files hold though nothing depends on it.
+      param_scale_mult, clip_param_scale_amount, precondition_output: whether a step is
+        multiplied by the parameters' root mean square, the bound of that over the root
+        of the tensor's size, and whether by the inverse root of the second moment.
+      rnn_state_decay: share of the LSTM's state that is lost per step.
+      validation_mode: value of an additional feature that tells the LSTM whether to
+        care for validation loss; None for none.
+      constant_loss: replaces the loss by 1, which then need not be given.
+      use_bugged_next_lstm_state: the LSTM's new state is dropped, so that it starts
+        every step from the learned initial state. For old files without a config.
+      use_bugged_loss_features: loss features for a run of ten steps whatever its
+        length; they are 0 or -1. For old files without a config.
+      factoring: which of several axes of one size counts as the larger, see
+        `factored_axes`; "torch_velo" is PyLO's.
+      untouched: what becomes of entries that have had no gradient: "held", they only
+        decay, or "pushed" by the network, as published.
+
+    Raises:
+      ValueError: decays that cannot be paired; unknown features or untouched;
+        `num_steps`, `params` or `value` is missing.
+
+    Example:
+      >>> import l2o, jax, jax.numpy as jnp
+      >>> optimizer = l2o.velo(lstm_hidden_size=8, param_inits=2)
+      >>> theta = optimizer.init_theta(jax.random.key(0))
+      >>> tx = optimizer.bind(theta, num_steps=1000)
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(params, tx.init(params), params, value=0.5)
+
+    Source: "VeLO: Training versatile learned optimizers by scaling up" (Metz et al.,
+    2022).
+    """
+    arguments = checked(velo, locals())
+    check_factoring(factoring)
+    features = check_features(features)
+    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
+    planes = sum(feature_sizes(features, *map(len, decays)))
+    sizes = [planes, *[hidden_size] * hidden_layers, 3]
+    inputs = tensor_feature_count(decays) + (validation_mode is not None)
+    rule = velo_rule(
+        features,
+        exp_mult,
+        param_scale_mult,
+        clip_param_scale_amount,
+        precondition_output,
+        factoring,
+        untouched,
+    )
+
+    def init_theta(key):
+        keys = jax.random.split(key, 4)
+        return {
+            **init_mixing_lstm(
+                keys[0],
+                inputs,
+                lstm_hidden_size,
+                mix_layers=mix_layers,
+                dead_mix_layer=dead_mix_layer,
+            ),
+            "controls": init_linear(keys[1], lstm_hidden_size, param_inits),
+            "step_size": init_linear(keys[2], lstm_hidden_size, 1),
+            "bank": init_bank(keys[3], param_inits, sizes),
+        }
+
+    def bind(theta, *, num_steps=None):
+        num_steps = require_num_steps(num_steps, "velo")
+        horizon = jnp.float32(10) if use_bugged_loss_features else num_steps
+
+        def init_fn(params):
+            return VeLOState(
+                jnp.zeros([], jnp.int32),
+                init_accumulators(params, decays, factoring),
+                init_rows(theta["lstm_init"], state_rows(params)),
+                init_loss_buffer(horizon),
+                jnp.array(num_steps),
+            )
+
+        def update_fn(updates, state, params=None, *, value=None, **extra_args):
+            del extra_args
+            require_params(params, "velo")
+            value = require_value(1.0 if constant_loss else value, "velo")
+            loss, run = run_features(state.loss, value, state.count, num_steps)
+            if with_elements(updates):
+                rows = tensor_features(updates, params, state.accumulators, run)
+                if validation_mode is not None:
+                    last = jnp.full((len(rows), 1), validation_mode, jnp.float32)
+                    rows = jnp.concatenate([rows, last], 1)
+                after = mixing_lstm(theta, rows, state.lstm)
+                controls = linear(theta["controls"], after.hidden)
+                step_sizes = linear(theta["step_size"], after.hidden)[:, 0] * step_mult
+                networks = mix_bank(theta["bank"], ff_mult * controls)
+                updates, accumulators = update_tree(
+                    rule,
+                    updates,
+                    params,
+                    state.accumulators,
+                    networks,
+                    step_sizes,
+                    Shared(decays),
+                )
+            else:
+                after, accumulators = state.lstm, state.accumulators
+            if use_bugged_next_lstm_state:
+                after = state.lstm
+            after = optax.tree.scale(1 - rnn_state_decay, after)
+            count = optax.safe_increment(state.count)
+            return updates, VeLOState(count, accumulators, after, loss, state.num_steps)
+
+        return transformation(init_fn, update_fn, name="velo", finite=False)
+
+    needs = (
+        ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
+    )
+    return LearnedOptimizer(init_theta, bind, "velo", arguments, needs)
+
+
+def init_bank(key: jax.Array, size: int, sizes: Sequence[int]) -> dict[str, jax.Array]:
+    """So many independent networks, stacked along a first axis."""
+    return jax.vmap(lambda k: init_mlp(k, sizes))(jax.random.split(key, size))
+
+
+def mix_bank(bank: dict[str, jax.Array], controls: jax.Array) -> dict[str, jax.Array]:
+    """Per row of `controls` (rows, size) the network `mean_k(controls_k bank_k)`."""
+    return {
+        name: jnp.tensordot(controls, x, 1, precision=lax.Precision.HIGHEST) / len(x)
+        for name, x in bank.items()
+    }
+
+
+def velo_rule(
+    features: tuple[str, ...],
+    exp_mult: float,
+    param_scale_mult: bool,
+    clip_param_scale_amount: float | None,
+    precondition_output: bool,
+    factoring: Factoring,
+    untouched: Untouched,
+) -> Rule:
+    """The rule of VeLO and Celo."""
+    return Rule(
+        features,
+        features,
+        exp_mult,
+        grad_bound=GRADIENT_BOUND,
+        param_scale=param_scale_mult,
+        param_scale_bound=clip_param_scale_amount,
+        precondition=precondition_output,
+        factoring=factoring,
+        holds=check_untouched(untouched),
+    )
+
+
+def run_features(
+    buffer: LossBuffer,
+    value: jax.Array,
+    count: jax.Array,
+    num_steps: jax.Array,
+) -> tuple[LossBuffer, jax.Array]:
+    """The new loss buffer, and what all tensors know: time and loss, shape (18,)."""
+    buffer, loss = update_loss_buffer(buffer, value, count)
+    return buffer, jnp.concatenate([fraction_embedding(count / num_steps), loss])
+
+
+def tensor_feature_count(decays: Decays) -> int:
+    """The size of a row of `tensor_features`."""
+    spreads = len(pairs(decays.momentum, decays.rms))
+    return RUN_FEATURES + len(decays.rms) + _MAX_RANK + len(decays.momentum) + spreads
+
+
+def tensor_features(grads, params, accumulators, run):
+    """One row per tensor with elements, from the accumulators before this step.
+
+    `tensor_feature_count` features each, of which the first are `run`.
+    """
+    groups = [
+        [rows_of(grads, tree) for tree in group]
+        for group in (accumulators.momentum, accumulators.rms)
+    ]
+    momentum, rms = map(len, groups)
+    tensors = rows_of(grads, params)
+    arrays = [tensors, *groups[0], *groups[1]]
+    mean, variance = (
+        x.reshape(len(arrays), len(tensors))
+        for x in mean_and_variance([x for kind in arrays for x in kind])
+    )
+    # All are of the parameters' own size.
+    scale = lax.rsqrt(jnp.maximum(1e-9, variance[0] + mean[0] ** 2))
+    mean, variance = scale * mean[1:], scale**2 * variance[1:]
+    # As published, the spread of rms is taken about the mean of the momentum.
+    spread = [
+        variance[momentum + r] + (mean[momentum + r] - mean[m]) ** 2
+        for m, r in pairs(range(momentum), range(rms))
+    ]
+    rank = jnp.array([sum(n > 1 for n in p.shape) for p in tensors])
+    statistics = [
+        _log_size(mean[momentum:].T),
+        jax.nn.one_hot(rank, _MAX_RANK, dtype=jnp.float32),
+        _log_size(variance[:momentum].T),
+        _log_size(jnp.stack(spread, 1)),
+    ]
+    run = jnp.broadcast_to(run, (len(tensors), len(run)))
+    return jnp.concatenate([run, *statistics], 1)
+
+
+def _log_size(x):
+    return 0.5 * log_magnitude(10 * x)

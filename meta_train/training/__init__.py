@@ -1,0 +1,1 @@
+"""A meta-training run: the outer loop, its checkpoints, its folder."""
