@@ -1,6 +1,5 @@
 """The architectures by name, so that a folder on disk can name one."""
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,23 +107,6 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     if name in WRAPPERS:
         arguments = {key: _unwrapped(value) for key, value in arguments.items()}
     return factories[name](**arguments)
-
-
-def changed(recorded: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded arguments with others: each where it is recorded, see `recorder`."""
-    result = copy.deepcopy(dict(recorded))
-    for name, value in changes.items():
-        (recorder(result, name) or result)[name] = value
-    return result
-
-
-def recorder(recorded: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The arguments, of an optimizer or of one it wraps, that have one of that name."""
-    if name in recorded:
-        return recorded
-    wrapped = (x["arguments"] for x in recorded.values() if _is_wrapped(x))
-    found = (recorder(arguments, name) for arguments in wrapped)
-    return next((x for x in found if x is not None), None)
 
 
 def _names_of_wrapped(arguments: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,13 @@ except ModuleNotFoundError as error:
 from ._config import Config as Config
 from ._config import Evaluation as Evaluation
 from ._config import Following as Following
-from ._mesh import ProcessLost as ProcessLost
+from ._mesh import PARTICLES as PARTICLES
 from ._mesh import Topology as Topology
-from ._mesh import initialize as initialize
 from ._mesh import make_mesh as make_mesh
 from ._mesh import place as place
 from ._mesh import run_shardings as run_shardings
+from ._processes import ProcessLost as ProcessLost
+from ._processes import initialize as initialize
 from .diagnosis._diagnose import Diagnosis as Diagnosis
 from .diagnosis._diagnose import Findings as Findings
 from .diagnosis._diagnose import diagnose as diagnose
@@ -25,7 +26,6 @@ from .diagnosis._dynamics import spectral_radius as spectral_radius
 from .diagnosis._report import diagnose_source as diagnose_source
 from .estimators._backprop import backprop as backprop
 from .estimators._backprop import truncated_backprop as truncated_backprop
-from .estimators._base import PARTICLES as PARTICLES
 from .estimators._base import Info as Info
 from .estimators._base import MetaGradient as MetaGradient
 from .estimators._combine import accumulate as accumulate

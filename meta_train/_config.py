@@ -10,7 +10,6 @@ from l2o import make
 from l2o.tasks import Split, TaskSpec, held_out, resolve, suites
 
 from .estimators._objective import Over
-from .training._recipe import check_recipe
 
 Option = int | float | bool | str | None
 T = TypeVar("T")
@@ -217,7 +216,6 @@ class Config:
                 bounds is None or 0 < bounds[0] <= bounds[1],
                 f"Config.{name} must be 0 < low <= high, not {bounds}",
             )
-        check_recipe(self)
 
 
 # What may differ when a run is resumed. "free": it changes no number of the run.

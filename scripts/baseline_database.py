@@ -22,18 +22,21 @@ from pathlib import Path
 import numpy as np
 
 from l2o.meta_train import Evaluation
-from l2o.meta_train.cli._process import keep
-from l2o.meta_train.evaluation import Result, Store, evaluate
-from l2o.meta_train.evaluation._baselines import everyone
-from l2o.meta_train.evaluation._scores import WINDOW
-from l2o.meta_train.evaluation._store import (
+from l2o.meta_train.cli import configure_process
+from l2o.meta_train.evaluation import (
     DATABASES,
+    WINDOW,
+    Result,
+    Store,
+    evaluate,
+    every_baseline,
     key_of,
     read_database,
     read_result,
+    read_timings,
     write_database,
+    write_timings,
 )
-from l2o.meta_train.evaluation._timing import read_timings, write_timings
 from l2o.tasks import load_suite
 
 SUITE = "heldout/small"
@@ -49,7 +52,7 @@ LAST = ("lbfgs",)  # its line searches take as long as ten others
 
 def names() -> list[str]:
     """All entrants, in order."""
-    rest = [x for x in sorted(everyone()) if x not in (*FIRST, *LAST)]
+    rest = [x for x in sorted(every_baseline()) if x not in (*FIRST, *LAST)]
     return [*FIRST, *rest, *LAST]
 
 
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pack-only", action="store_true")
     options = parser.parse_args()
-    keep()
+    configure_process()
     if not options.pack_only:
         run(Store(options.folder))
     pack(options.folder)

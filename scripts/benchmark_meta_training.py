@@ -39,13 +39,13 @@ def child(options: argparse.Namespace) -> None:
 
     import l2o
     from l2o.meta_train import Config, Topology, run
-    from l2o.meta_train.cli import _process as _machine
+    from l2o.meta_train.cli import configure_process, share_cores
     from l2o.tasks import make
 
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)
-    _machine.keep()
-    _machine.share_cores(options.particles, Topology())
+    configure_process()
+    share_cores(options.particles, Topology())
     family = make(
         "supervised",
         model="mlp",

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.rule._newton_schulz import NS_COEFFS, newton_schulz
+from l2o.rule import NS_COEFFS, newton_schulz
 
 # 10.4 million parameters: dense, embedding, convolutions, vectors.
 MIXED = {

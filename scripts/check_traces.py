@@ -32,10 +32,8 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.files._published import from_config, published_class
-from l2o.files._pylo import from_pylo
-from l2o.files._trees import from_tree, nest
-from l2o.rule._accumulators import factored_axes, torch_axes
+from l2o.files import from_config, from_pylo, from_tree, nest, published_class
+from l2o.rule import factored_axes, torch_axes
 
 
 class Replay(NamedTuple):

@@ -26,7 +26,7 @@ from search_rule import (
 )
 
 import l2o
-from l2o.meta_train.cli._process import keep
+from l2o.meta_train.cli import configure_process
 from l2o.tasks import TaskFamily, resolve
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    keep()
+    configure_process()
 
     weights = {name: l2o.load_theta(name) for name in options.weights}
     optimizer, _ = weights[options.weights[0]]

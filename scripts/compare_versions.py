@@ -20,7 +20,7 @@ import optax
 from search_rule import SUITE, final_losses
 
 import l2o
-from l2o.meta_train.cli._process import keep
+from l2o.meta_train.cli import configure_process
 from l2o.tasks import resolve
 
 # Factors of the rate and of the weight decay; the first is what ships.
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    keep()
+    configure_process()
     options.out.mkdir(parents=True, exist_ok=True)
     optimizer, theta = l2o.load_theta(options.weights)
     keys = jax.vmap(jax.random.key)(100 + jnp.arange(options.seeds))

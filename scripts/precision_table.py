@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.meta_train.estimators._unroll import inner_init, unroll
+from l2o.meta_train import inner_init, unroll
 from l2o.meta_train.evaluation import learning_curve
 from l2o.tasks import TaskFamily, make_family
 

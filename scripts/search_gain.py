@@ -26,7 +26,7 @@ from search_rule import (
 )
 
 import l2o
-from l2o.meta_train.cli._process import keep
+from l2o.meta_train.cli import configure_process
 from l2o.tasks import TaskFamily, resolve
 
 # (gain, drift, rate)
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file for all losses")
     options = parser.parse_args()
-    keep()
+    configure_process()
     optimizer, start = l2o.load_theta("adaptive_muon", learning_rate=1.0)
 
     def transformation(numbers):

@@ -26,10 +26,9 @@ from rich.table import Table
 from scipy import stats
 
 import l2o
-from l2o.meta_train.cli._process import keep
-from l2o.meta_train.evaluation._curves import learning_curve
-from l2o.rule._features import FEATURES, feature_sizes
-from l2o.rule._schedule import warmup_cosine
+from l2o.meta_train.cli import configure_process
+from l2o.meta_train.evaluation import learning_curve
+from l2o.rule import FEATURES, feature_sizes, warmup_cosine
 from l2o.tasks import TaskFamily, TaskSpec, held_out, resolve
 
 SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3
@@ -228,7 +227,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON file for all losses")
     parser.add_argument("--families", nargs="+", default=[SUITE])
     options = parser.parse_args()
-    keep()
+    configure_process()
     found = on_every_task(resolve(tuple(options.families)), losses)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     content = {name: x.tolist() for name, x in found.items()}

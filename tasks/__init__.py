@@ -3,14 +3,13 @@
 from ._adapters import from_haiku as from_haiku
 from ._adapters import from_linen as from_linen
 from ._adapters import from_nnx as from_nnx
-from ._base import SPLITS as SPLITS
-from ._base import Split as Split
 from ._base import Task as Task
 from ._base import TaskFamily as TaskFamily
 from ._base import clipped as clipped
 from ._base import log_scaled as log_scaled
 from ._base import logarithm as logarithm
 from ._base import stateless as stateless
+from ._base import with_stream as with_stream
 from ._cost import Cost as Cost
 from ._cost import cache_folder as cache_folder
 from ._cost import parameter_count as parameter_count
@@ -47,7 +46,9 @@ from .augment import scaled_loss as scaled_loss
 from .augment import truncated_data as truncated_data
 from .augment import velo_augmentations as velo_augmentations
 from .data import DATASETS as DATASETS
+from .data import SPLITS as SPLITS
 from .data import Dataset as Dataset
+from .data import Split as Split
 from .data import Stream as Stream
 from .data import View as View
 from .data import digits as digits
@@ -58,7 +59,6 @@ from .data import python_docs as python_docs
 from .data import sample_batch as sample_batch
 from .data import stream as stream
 from .data import text_fingerprint as text_fingerprint
-from .data import with_stream as with_stream
 from .families import LANDSCAPES as LANDSCAPES
 from .families import Composite as Composite
 from .families import fista as fista

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2o.files._reading import read_json, reading
+from l2o.files import read_json, reading
 from l2o.names import expanded, has_separator, is_path, unknown_name
 
 from ._base import TaskFamily

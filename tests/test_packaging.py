@@ -40,7 +40,11 @@ def test_the_wheel_has_one_top_level_package():
     names = zipfile.ZipFile(wheels[0]).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"l2o"}
-    for name in ("l2o/py.typed", "l2o/tasks/__init__.py", "l2o/meta_train/estimators/_es.py"):
+    for name in (
+        "l2o/py.typed",
+        "l2o/tasks/__init__.py",
+        "l2o/meta_train/estimators/_es.py",
+    ):
         assert name in names
     if shutil.which("c++") and platform.machine() in ("x86_64", "AMD64"):
         for name in ("generic", "avx2", "avx512"):

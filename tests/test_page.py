@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from l2o.meta_train.evaluation import Board, Protocol, Result, leaderboard
 from l2o.meta_train.evaluation._aggregate import iqm
 from l2o.meta_train.evaluation._board import Contestant
-from l2o.meta_train.evaluation._figures import one_rate_figure, shown
+from l2o.meta_train.evaluation._figures import names_in_picture, one_rate_figure
 from l2o.meta_train.evaluation._page import write_page
 from l2o.meta_train.evaluation._tables import task_rows, task_table, terminal_table
 from l2o.meta_train.evaluation._timing import Timing
@@ -273,8 +273,14 @@ def test_overfitting_is_not_divergence(board, tmp_path):
 
 
 def test_figures_show_the_learned_ones_adam_and_the_best(board):
-    assert shown(leaderboard(board)) == ["fast", HOSTILE, "adam", "lion", "sgd"]
-    assert shown(leaderboard(board), 4) == ["fast", HOSTILE, "adam", "lion"]
+    assert names_in_picture(leaderboard(board)) == [
+        "fast",
+        HOSTILE,
+        "adam",
+        "lion",
+        "sgd",
+    ]
+    assert names_in_picture(leaderboard(board), 4) == ["fast", HOSTILE, "adam", "lion"]
 
 
 def test_scores_with_one_rate_for_all(board):

@@ -15,7 +15,7 @@ import pytest
 
 import l2o
 from l2o.meta_train import Config, Following, follow, outer_optimizer, run
-from l2o.meta_train.training._recipe import ESTIMATORS, make_recipe
+from l2o.meta_train.training._recipe import ESTIMATORS, check_recipe, make_recipe
 from l2o.tasks import quadratic
 
 QUICK = Config(
@@ -46,9 +46,10 @@ def test_a_config_leaves_the_number_of_devices_open():
     code = f"""
 import jax
 from l2o.meta_train import Config
+from l2o.meta_train.training._recipe import check_recipe
 for i, name in enumerate({list(ESTIMATORS)}):
     options = {{"period": 50}} if name == "gpes" else {{}}
-    Config(estimator=name, estimator_options=options)
+    check_recipe(Config(estimator=name, estimator_options=options))
     jax.config.update("jax_num_cpu_devices", i + 1)  # fails where JAX was used
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
@@ -156,9 +157,9 @@ def test_outer_optimizers():
     with pytest.raises(
         ValueError, match="unknown outer optimizer 'adm'; known: .*adam"
     ):
-        Config(outer_optimizer="adm")
+        check_recipe(Config(outer_optimizer="adm"))
     with pytest.raises(ValueError, match="unknown option decay of adamw; known: b1"):
-        Config(outer_optimizer="adamw", outer_options={"decay": 0.1})
+        check_recipe(Config(outer_optimizer="adamw", outer_options={"decay": 0.1}))
 
 
 def test_other_outer_numbers_are_no_other_program():

@@ -49,7 +49,7 @@ def _deterministic(records):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def apply_step_rules(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     seen = []
     result = run(QUICK, out, on_step=seen.append)
@@ -377,8 +377,6 @@ def test_a_run_in_a_thread_needs_no_signals():
             ValueError,
             "graphs is graphs of heldout/small, which optimizers are judged by: take",
         ),
-        ({"std": 0.0}, ValueError, "std must be positive"),
-        ({"particles": -1}, ValueError, "particles >= 1"),
         ({"episode_length": (50, 5)}, ValueError, "0 < low <= high"),
         ({"reparam_level": "layer"}, TypeError, "reparam_level must be"),
         ({"outer_warmup": 10**6}, ValueError, "outer_warmup must be from 0"),
@@ -387,6 +385,18 @@ def test_a_run_in_a_thread_needs_no_signals():
 def test_bad_configuration(bad, error, match):
     with pytest.raises(error, match=match):
         Config(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [({"std": 0.0}, "std must be positive"), ({"particles": -1}, "particles >= 1")],
+)
+def test_what_an_estimator_rejects_ends_a_run_before_anything_is_written(
+    bad, match, tmp_path
+):
+    with pytest.raises(ValueError, match=match):
+        run(Config(**bad), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_held_out_families_may_be_asked_for():

@@ -358,4 +358,4 @@ def test_examples_run(name):
 
 
 def test_streams_are_public():
-    assert tasks.stream is data.stream and tasks.with_stream is data.with_stream
+    assert tasks.stream is data.stream

@@ -16,12 +16,12 @@ import safetensors.numpy
 
 from .._arguments import check_num_steps
 from .._base import LearnedOptimizer, Theta
-from .._registry import changed, make, recorder
+from .._registry import make
 from ..names import expanded, is_hub_id, is_path, unknown_name
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
 from ._reading import read_json, read_safetensors, reading
-from ._recorded import check_recorded, extent
+from ._recorded import check_recorded, extent, holder_of, with_changes
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -249,7 +249,7 @@ def _started(
         leaves = optimizer.starts.get(name, ())
         if all(leaf in fresh and np.ndim(fresh[leaf]) == 0 for leaf in leaves):
             continue
-        known = recorder(dict(recorded), name)
+        known = holder_of(dict(recorded), name)
         if known is None or known[name] != arguments[name]:
             raise ValueError(
                 f"{name} is what meta-training of {optimizer.name} starts from: it "
@@ -279,7 +279,7 @@ def _recorded(
         check_recorded(name, recorded, extent([x.shape for x in arrays.values()]))
         optimizer = make(name, **recorded)
         jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    return make(name, **changed(recorded, arguments)) if arguments else optimizer
+    return make(name, **with_changes(recorded, arguments)) if arguments else optimizer
 
 
 def read_card(source: str | os.PathLike) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Arguments that a file claims: held against its weights before anything is built."""
 
+import copy
 import math
 import types
 import typing
@@ -37,6 +38,25 @@ def extent(shapes: Sequence[tuple[int, ...]]) -> Extent:
     """The extent of arrays of these shapes."""
     sizes = [size for shape in shapes if math.prod(shape) for size in shape]
     return Extent(len(shapes), max(sizes, default=1))
+
+
+def with_changes(
+    recorded: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Recorded arguments with others: each where it is recorded, see `holder_of`."""
+    result = copy.deepcopy(dict(recorded))
+    for name, value in changes.items():
+        (holder_of(result, name) or result)[name] = value
+    return result
+
+
+def holder_of(recorded: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The arguments, of an optimizer or of one it wraps, that have one of that name."""
+    if name in recorded:
+        return recorded
+    wrapped = (x["arguments"] for x in recorded.values() if _is_wrapped(x))
+    found = (holder_of(arguments, name) for arguments in wrapped)
+    return next((x for x in found if x is not None), None)
 
 
 def check_recorded(

@@ -14,7 +14,15 @@ import numpy as np
 
 from .._tensors import map_together, sees_whole_tensors
 from ..rule._accumulators import Accumulators
-from ..rule._rule import Rule, Shared, Tensor, finished, held, update_one, with_decay
+from ..rule._rule import (
+    Rule,
+    Shared,
+    Tensor,
+    apply_step_rules,
+    held,
+    update_one,
+    with_decay,
+)
 from . import _native
 from ._backend import chosen_backend
 
@@ -125,7 +133,7 @@ def _kernel_update(kernels, rule, tensors, nn, scale, shared):
         for i, (step, accumulators) in zip(matrices, new, strict=True):
             grad, param, _ = tensors[i]
             still = held(rule, grad, accumulators)
-            step = finished(rule, step, param, accumulators, still)
+            step = apply_step_rules(rule, step, param, accumulators, still)
             factor = scale[i % len(scale)]
             results[i] = with_decay(-(factor * step), param, shared), accumulators
     return [results[i] for i in range(len(tensors))]

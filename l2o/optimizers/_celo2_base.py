@@ -22,7 +22,7 @@ from ..rule._accumulators import (
 from ..rule._features import FEATURES, check_features, feature_sizes
 from ..rule._network import init_mlp
 from ..rule._newton_schulz import NS_COEFFS, NewtonSchulz
-from ..rule._prior import Init, check_init, started
+from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import (
     ACTIVATIONS,
     GRADIENT_BOUND,
@@ -143,7 +143,7 @@ def celo2_base(
 
     def init_theta(key):
         nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
-        return {"nn": started(init, nn, rule, decays)}
+        return {"nn": apply_init(init, nn, rule, decays)}
 
     def bind(theta, *, num_steps=None):
         if schedule == "cosine":

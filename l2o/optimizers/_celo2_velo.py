@@ -23,7 +23,7 @@ from ..rule._accumulators import (
 )
 from ..rule._features import FEATURES
 from ..rule._newton_schulz import NS_COEFFS
-from ..rule._prior import Init, check_init, started
+from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import Shared, Untouched
 from ..rule._scales import parameter_scales, scale_limits, trained
 from ..rule._schedule import decay_of, warmup_cosine
@@ -134,7 +134,7 @@ def celo2_velo(
             dead_mix_layer=False,
         )
         return {
-            "nn": started(init, nn, rule, decays),
+            "nn": apply_init(init, nn, rule, decays),
             **schedule,
             "step_size": {
                 "w": jnp.zeros((lstm_hidden_size, 1), jnp.float32),

@@ -19,15 +19,19 @@ from ..rule._accumulators import (
     init_accumulators,
     second_moment,
 )
-from ..rule._features import FEATURES, TIME_SCALES, feature_sizes, time_embedding
+from ..rule._features import (
+    SMALL_FC_FEATURES,
+    TIME_SCALES,
+    feature_sizes,
+    time_embedding,
+)
 from ..rule._network import init_mlp
-from ..rule._prior import Init, check_init, started
+from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import Rule, Shared, Untouched, check_untouched
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
-SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 
 
 class SmallFCState(NamedTuple):
@@ -106,7 +110,7 @@ def small_fc(
     check_schedule(schedule, "small_fc")
 
     def init_theta(key):
-        nn = started(init, init_mlp(key, sizes), rule, decays)
+        nn = apply_init(init, init_mlp(key, sizes), rule, decays)
         return {**init_decay_offsets(decays), "nn": nn}
 
     def bind(theta, *, num_steps=None):

@@ -35,6 +35,8 @@ FEATURES = (
     "rsqrt_col",
     "fac_m",
 )
+# Those of small_fc, which came before the others.
+SMALL_FC_FEATURES = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 
 
 def time_embedding(step: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ _DIRECTIONS = {"adam": ("m_norm",), "nadam": ("m_norm", "g_norm")}  # their sum
 
 
 def check_init(init: str, rule: Rule, hidden_size: int) -> None:
-    """Raises `ValueError` if it is unknown, or `started` cannot do it with the rule."""
+    """Raises `ValueError` if it is unknown, or does not fit the rule."""
     known = ("random", *_DIRECTIONS)
     if init not in known:
         raise ValueError(f"unknown init {init!r}; known: {', '.join(known)}")
@@ -33,7 +33,7 @@ def check_init(init: str, rule: Rule, hidden_size: int) -> None:
         )
 
 
-def started(
+def apply_init(
     init: str, nn: dict[str, jax.Array], rule: Rule, decays: Decays
 ) -> dict[str, Any]:
     """The network, for "adam" and "nadam" with two hidden units that hand that through.

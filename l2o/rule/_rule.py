@@ -133,7 +133,7 @@ def update_one(
         )
     view = _View(grad, param, accumulators, seen, roots)
     step = _step(rule, view, axes, nn, shared.constants)
-    step = finished(rule, step, param, seen, held(rule, grad, accumulators))
+    step = apply_step_rules(rule, step, param, seen, held(rule, grad, accumulators))
     return with_decay(-(scale * step), param, shared), accumulators
 
 
@@ -258,7 +258,7 @@ def _planes(rule: Rule, view: _View, axes: Axes) -> list[jax.Array]:
     )
 
 
-def finished(
+def apply_step_rules(
     rule: Rule,
     step: jax.Array,
     param: jax.Array,

@@ -18,7 +18,8 @@ from l2o.tasks import suites
 
 from .. import presets
 from .._config import Config, Evaluation, Following, Option
-from .._mesh import ProcessLost, Topology, is_main
+from .._mesh import Topology
+from .._processes import ProcessLost, is_main
 from ..diagnosis._diagnose import Diagnosis
 from ..diagnosis._report import diagnose_source
 from ..evaluation._follow import follow
@@ -28,7 +29,7 @@ from ..training._run import Result, run
 from ._arguments import parse
 from ._demo import demo
 from ._evaluate import evaluate_command, report_command
-from ._process import keep, share_cores
+from ._process import configure_process, share_cores
 from ._tasks import list_tasks, show_task
 
 _USAGE = """usage: l2o COMMAND [options]
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_demo(arguments: list[str]) -> int:
     options = parse("demo", _Demo, arguments)
     out = options.out or Path("runs") / options.preset
-    keep()
+    configure_process()
     share_cores(presets.load(options.preset).meta_train.particles, Topology())
     return _status(demo(options.preset, out, Console(markup=False)))
 
@@ -229,7 +230,7 @@ def _run_meta_train(arguments: list[str]) -> int:
     )
     config = _with_options(options.config, defaults)
     console = Console(markup=False)
-    keep()
+    configure_process()
     share_cores(config.particles, options.topology)
     try:
         result = run(
@@ -278,7 +279,7 @@ def _status(result: Result) -> int:
 def _run_evaluate(arguments: list[str]) -> int:
     if any(a == "--follow" or a.startswith("--follow=") for a in arguments):
         following = parse("evaluate", _Follow, arguments)
-        keep()
+        configure_process()
         follow(following.follow, following.config, console=Console(markup=False))
         return 0
     preset = _preset(arguments, None)
@@ -289,7 +290,7 @@ def _run_evaluate(arguments: list[str]) -> int:
         arguments,
         default=_Evaluate(config=defaults, preset=preset),
     )
-    keep()
+    configure_process()
     console = _wide_console()
     evaluate_command(options.config, options.out, run=options.run, console=console)
     return 0
@@ -319,7 +320,7 @@ def _run_tradeoffs(arguments: list[str]) -> int:
         "tradeoffs", _Tradeoffs, arguments, default=_Tradeoffs(config=Options())
     )
     console = _wide_console()
-    keep()
+    configure_process()
     share_cores(Config().particles, Topology())
     study(options.scale, options.out, console=console, options=options.config)
     return 0
@@ -327,7 +328,7 @@ def _run_tradeoffs(arguments: list[str]) -> int:
 
 def _run_diagnose(arguments: list[str]) -> int:
     options = parse("diagnose", _Diagnose, arguments)
-    keep()
+    configure_process()
     diagnose_source(
         options.source,
         options.config,

@@ -16,7 +16,7 @@ _config: Any = jax.config  # whose attributes its type does not name
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt
 
 
-def keep() -> None:
+def configure_process() -> None:
     """Keeps compiled programs for the next process, and memory for the next step.
 
     Programs are kept in `$L2O_CACHE/xla`, or where JAX_COMPILATION_CACHE_DIR says.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
-PARTICLES = "particles"  # the mesh axis over which inner runs are sharded
+from .._mesh import PARTICLES
 
 
 class Info(NamedTuple):

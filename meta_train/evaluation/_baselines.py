@@ -170,6 +170,6 @@ def scheduled_rate(schedule: str, rate: Any, steps: int) -> Any:
 SCHEDULES = ("constant", "cosine")
 
 
-def everyone() -> list[str]:
+def every_baseline() -> list[str]:
     """Names of all baselines, and of two of them under a schedule."""
     return [*baselines(), "adamw+cosine", "muon+cosine"]

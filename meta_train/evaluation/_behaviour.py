@@ -10,8 +10,7 @@ import optax
 from matplotlib.figure import Figure
 
 import l2o
-from l2o.optimizers._small_fc import SMALL_FC_FEATURES
-from l2o.rule._features import feature_sizes
+from l2o.rule import SMALL_FC_FEATURES, feature_sizes
 from l2o.tasks import TaskFamily
 
 from ..estimators._unroll import inner_init, inner_step

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o._registry import changed, recorder
+from l2o.files import holder_of, with_changes
 from l2o.names import expanded, has_separator, is_hub_id, is_path, unknown_name
 
 from ..estimators._unroll import value_only
@@ -183,8 +183,8 @@ def _learned(name: str, schedule: str) -> Entrant:
         return made
 
     recorded = dict(optimizer.arguments)
-    rated = recorder(recorded, "learning_rate") or {}
-    unit = l2o.make(optimizer.name, **changed(recorded, {"learning_rate": 1.0}))
+    rated = holder_of(recorded, "learning_rate") or {}
+    unit = l2o.make(optimizer.name, **with_changes(recorded, {"learning_rate": 1.0}))
 
     def make(rate, steps):
         # Its updates are proportional to the rate, weight decay included.
@@ -193,7 +193,7 @@ def _learned(name: str, schedule: str) -> Entrant:
         return optax.chain(unit.bind(theta, num_steps=steps), scale(rate))
 
     identity: dict[str, Any] = {**made.identity, "schedule": schedule}
-    identity["arguments"] = _plain(changed(recorded, {"learning_rate": "tuned"}))
+    identity["arguments"] = _plain(with_changes(recorded, {"learning_rate": "tuned"}))
     return made._replace(
         name=short if schedule == "constant" else f"{short}+{schedule}",
         identity=identity,

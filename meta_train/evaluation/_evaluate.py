@@ -13,7 +13,7 @@ from l2o.tasks import TaskFamily, TaskSpec, resolve
 from l2o.tasks.suites import Suite, suites
 
 from .._config import Evaluation
-from ._baselines import everyone
+from ._baselines import every_baseline
 from ._board import REFERENCE, Board, Contestant
 from ._entrants import Entrant, entrant, of_transformation
 from ._runs import Job, Protocol, params_of, run_jobs
@@ -63,7 +63,7 @@ def evaluate(
     suite = suite_of(config.suite)
     names = config.optimizers
     if "all" in names:
-        names = (*(x for x in names if x != "all"), *everyone())
+        names = (*(x for x in names if x != "all"), *every_baseline())
     entering = [
         *map(entrant, dict.fromkeys(names)),
         *(of_transformation(name, tx) for name, tx in (own or {}).items()),

@@ -19,7 +19,7 @@ _SHOWN = 6
 _POINTS = 200  # of a curve at most, so that a page stays small
 
 
-def shown(rows: Sequence[Row], count: int = _SHOWN) -> list[str]:
+def names_in_picture(rows: Sequence[Row], count: int = _SHOWN) -> list[str]:
     """Whom figures show: the learned ones, Adam, and the best of the others.
 
     Args:

@@ -18,9 +18,9 @@ from ._figures import (
     Picture,
     curves_figure,
     meta_training_figure,
+    names_in_picture,
     one_rate_figure,
     profile_figure,
-    shown,
     sweep_figure,
 )
 from ._leaderboard import Row, claim, leaderboard
@@ -96,7 +96,7 @@ def write_page(
 
 def _evaluation(page: "_Page", board: Board) -> None:
     rows = leaderboard(board)
-    names = shown(rows)
+    names = names_in_picture(rows)
     content: dict[str, Any] = {
         "protocol": board.protocol._asdict(),
         "tuning": board.tuning,

@@ -18,7 +18,8 @@ from l2o import tasks
 from l2o.tasks import TaskFamily
 
 from .._config import Config
-from .._mesh import Topology, gathered_texts
+from .._mesh import Topology
+from .._processes import gathered_texts
 from ..files._lock import Lock, shows
 
 _VERSIONS = ("l2o", "jax", "jaxlib")

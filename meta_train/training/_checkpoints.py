@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from .._mesh import all_agree, by_main
+from .._processes import all_agree, by_main
 from ..files._writing import reason, system_error, writing
 
 _STATE, _RECORD = "state", "record"

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from .._config import Config
-from .._mesh import ProcessLost, Topology, place, processes_may_be_lost, run_shardings
+from .._mesh import Topology, place, run_shardings
+from .._processes import ProcessLost, processes_may_be_lost
 from ._checkpoints import Checkpoints
 from ._feed import Feed
 from ._metrics import Metrics, ProgressBar

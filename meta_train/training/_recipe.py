@@ -22,6 +22,7 @@ from l2o.tasks import (
     resolve,
 )
 
+from .._config import Config
 from ..estimators._backprop import backprop, truncated_backprop
 from ..estimators._base import MetaGradient
 from ..estimators._combine import accumulate, average
@@ -125,7 +126,7 @@ def make_estimator(
 
 
 def make_recipe(
-    config: Any,
+    config: Config,
     optimizer: l2o.LearnedOptimizer,
     families: Sequence[TaskFamily],
     start: Any = None,
@@ -133,7 +134,7 @@ def make_recipe(
     """Everything but devices and files.
 
     Args:
-      config: a `Config`.
+      config: of the run.
       optimizer: what is meta-trained.
       families: what on.
       start: theta to go on from; None draws one.
@@ -236,14 +237,14 @@ def theta_of(outer: Outer | Population) -> Any:
     return outer.average if jax.tree.leaves(outer.average) else outer.theta
 
 
-def check_recipe(config: Any) -> None:
+def check_recipe(config: Config) -> None:
     """Raises `ValueError` for what the estimator or the outer optimizer rejects."""
     optimizer = l2o.learnable_sgd()
     _estimator(config, learn_optimizer(optimizer, make_family("quadratic10")))
     _outer_tx(config, _numbers(config))
 
 
-def _estimator(config: Any, problem: Bilevel) -> MetaGradient:
+def _estimator(config: Config, problem: Bilevel) -> MetaGradient:
     maximum = config.objective_maximum
     normalize = None if maximum is None else clipped(maximum)
     if config.objective_log:
@@ -273,7 +274,7 @@ def _estimator(config: Any, problem: Bilevel) -> MetaGradient:
     )
 
 
-def _numbers(config: Any) -> dict[str, Any]:
+def _numbers(config: Config) -> dict[str, Any]:
     return {
         "learning_rate": config.outer_lr,
         "warmup": config.outer_warmup,
@@ -282,7 +283,9 @@ def _numbers(config: Any) -> dict[str, Any]:
     }
 
 
-def _outer_tx(config: Any, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+def _outer_tx(
+    config: Config, numbers: Mapping[str, Any]
+) -> optax.GradientTransformation:
     return outer_optimizer(
         **numbers, name=config.outer_optimizer, options=config.outer_options
     )

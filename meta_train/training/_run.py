@@ -17,23 +17,15 @@ from l2o.names import expanded
 from l2o.tasks import TaskFamily, TaskSpec, resolve
 
 from .._config import Config
-from .._mesh import (
-    Topology,
-    by_main,
-    gathered,
-    initialize,
-    is_main,
-    make_mesh,
-    place,
-    together,
-)
+from .._mesh import Topology, make_mesh, place
+from .._processes import by_main, gathered, initialize, is_main, together
 from ..files._writing import writing
 from ._alike import check_data, check_folder, check_start
 from ._checkpoints import Checkpoints, restore, steps
 from ._folder import LOCK, alone, check_name, check_space, claim, record_overrides
 from ._loop import Devices, loop
 from ._metrics import Metrics
-from ._recipe import Part, Recipe, make_families, make_recipe, theta_of
+from ._recipe import Part, Recipe, check_recipe, make_families, make_recipe, theta_of
 
 
 class Result(NamedTuple):
@@ -121,6 +113,7 @@ def _run(
 ) -> Result:
     # As `run`; on `held` comes what must be given back after it.
     check_name(out)
+    check_recipe(config)
     initialize(topology)
     check_start(config, topology, override)
     if not is_main():

@@ -1,6 +1,8 @@
 """Datasets: what is found offline, and what was prepared on this machine."""
 
+from ._base import SPLITS as SPLITS
 from ._base import Dataset as Dataset
+from ._base import Split as Split
 from ._base import View as View
 from ._base import from_arrays as from_arrays
 from ._base import sample_batch as sample_batch
@@ -18,7 +20,6 @@ from ._registry import load as load
 from ._registry import load_all as load_all
 from ._stream import Stream as Stream
 from ._stream import stream as stream
-from ._stream import with_stream as with_stream
 from ._text import python_code as python_code
 from ._text import python_docs as python_docs
 from ._text import text_fingerprint as text_fingerprint

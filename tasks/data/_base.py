@@ -1,13 +1,13 @@
 """What a dataset is: four disjoint splits of examples, in memory."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._base import SPLITS, Split
-
+Split = Literal["train", "inner_valid", "outer_valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
 _SHUFFLE_SEED = 0  # splits are a fact of the dataset, not of a run
 
 

@@ -4,10 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from .._base import TaskFamily
 from ._base import _SHUFFLE_SEED, Dataset, on_device
 
 MISSING_GRAIN = "streams need grain: pip install 'l2o[data]'"
@@ -109,47 +107,6 @@ def stream(
                 yield window._replace(train=train)
 
     return Stream(window, chunks)
-
-
-def with_stream(family: TaskFamily, *streams: Stream) -> TaskFamily:
-    """The family, whose data a run renews at every outer step of that family.
-
-    Args:
-      family: made with the streams' windows as datasets.
-      streams: of which the windows are renewed; other data of the family stay.
-
-    Raises:
-      ValueError: a stream whose window is not in the family's data, or a family that
-        has streams already.
-
-    Example:
-      >>> import numpy as np
-      >>> from l2o.tasks import digits, image_mlp, stream, with_stream
-      >>> x = np.zeros((1000, 8, 8, 1), np.float32)
-      >>> noise = stream({"x": x, "y": np.arange(1000) % 10}, 100)
-      >>> family = with_stream(image_mlp([noise.window, digits()]), noise)
-    """
-    if family.stream is not None:
-        raise ValueError(
-            f"the family {family.name!r} has a stream: give it all of them at once"
-        )
-    datasets, structure = jax.tree.flatten(
-        family.data, is_leaf=lambda x: isinstance(x, Dataset)
-    )
-    for each in streams:
-        if not any(x is each.window for x in datasets):
-            raise ValueError(
-                f"the family {family.name!r} has not been made with this stream: give "
-                "its `window` to the family in place of a dataset"
-            )
-
-    def chunks(cursor: int) -> Iterator[Any]:
-        for renewed in zip(*(each.chunks(cursor) for each in streams), strict=True):
-            chunk_of = {id(s.window): c for s, c in zip(streams, renewed, strict=True)}
-            data = [chunk_of.get(id(x), x) for x in datasets]
-            yield jax.tree.unflatten(structure, data)
-
-    return family._replace(stream=Stream(family.data, chunks))
 
 
 def _reader(source: Any) -> tuple[int, Callable[[np.ndarray], Any]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._base import SPLITS
-from ._base import _SHUFFLE_SEED, Dataset, from_arrays, on_device
+from ._base import _SHUFFLE_SEED, SPLITS, Dataset, from_arrays, on_device
 from ._tokens import windows, word_pieces
 
 # Modules that every CPython has; together 1.3 megabytes.

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._base import SPLITS
-from ._base import Dataset, on_device
+from ._base import SPLITS, Dataset, on_device
 from ._stream import stacked
 
 MISSING_TFDS = "datasets of TFDS need tensorflow-datasets: pip install 'l2o[data]'"

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .._base import SPLITS
-from ._base import Dataset, on_device
+from ._base import SPLITS, Dataset, on_device
 from ._tfds import Source, check_size, find, opened, read_all, require
 from ._tokens import encoder, padded
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._adapters import linen_functions
-from .._base import SPLITS, Task, TaskFamily, log_scaled
-from ..data import photograph
+from .._base import Task, TaskFamily, log_scaled
+from ..data import SPLITS, photograph
 
 
 class Siren(nn.Module):

@@ -9,8 +9,9 @@ import optax
 
 import l2o
 
-from .._base import Split, Task, TaskFamily
+from .._base import Task, TaskFamily
 from .._spec import TaskSpec
+from ..data import Split
 
 
 def train_learned_optimizer(

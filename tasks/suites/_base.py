@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from .._base import Split
 from .._spec import TaskSpec
+from ..data import Split
 
 
 @dataclasses.dataclass(frozen=True)
