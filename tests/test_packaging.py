@@ -54,24 +54,6 @@ def test_the_wheel_has_one_top_level_package():
         assert f"l2o/checkpoints/{shipped}/model.safetensors" in names
 
 
-def test_imports_go_one_way():
-    forbidden = {
-        "l2o": ("l2o.tasks", "l2o.meta_train"),
-        "tasks": ("l2o.meta_train",),
-        "meta_train": (),
-    }
-    for folder, names in forbidden.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            text = path.read_text()
-            code = [
-                line
-                for line in text.splitlines()
-                if line.lstrip().startswith(("import ", "from "))
-            ]
-            for name in names:
-                assert not any(name in line for line in code), (path, name)
-
-
 def test_constraints_pin_every_dependency():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
