@@ -98,7 +98,7 @@ def checked(
     """
     result = {}
     for name, hint in _hints(factory).items():
-        value = _plain(arguments[name])
+        value = _unboxed(arguments[name])
         expected = _mismatch(hint, name, value)
         if expected is not None:
             got = "None" if value is None else f"{value!r}"
@@ -117,14 +117,14 @@ def check_number(what: str, name: str, value: Any) -> None:
       name: of an argument; decides the range.
       value: to be checked; a traced number is not.
     """
-    expected = _mismatch(float, name, _plain(value))
+    expected = _mismatch(float, name, _unboxed(value))
     if expected is not None:
         raise ValueError(f"{what} needs {name} to be {expected}, got {value!r}")
 
 
 def check_num_steps(what: str, num_steps: Any) -> None:
     """Raises `ValueError` unless the length of a run is a whole number of steps."""
-    value = _plain(num_steps)
+    value = _unboxed(num_steps)
     if _is_traced_number(value):
         return
     if not _is_number(value) or not math.isfinite(value):
@@ -163,9 +163,9 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     return {name: hints[name] for name in inspect.signature(factory).parameters}
 
 
-def _plain(value: Any) -> Any:
+def _unboxed(value: Any) -> Any:
     if type(value) in (tuple, list):  # an optimizer is a tuple too
-        return [_plain(x) for x in value]
+        return [_unboxed(x) for x in value]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | jax.Array) and not _is_traced(value):

@@ -15,7 +15,7 @@ Option = int | float | bool | str | None
 T = TypeVar("T")
 
 
-def _strict(cls: type[T]) -> type[T]:
+def strict(cls: type[T]) -> type[T]:
     """Unknown field names fail with the known ones listed, ill-typed values by name."""
     original = cls.__init__
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def _strict(cls: type[T]) -> type[T]:
     return cls
 
 
-def _check_types(config: Any) -> None:
+def check_types(config: Any) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         try:
@@ -47,7 +47,7 @@ def _check_types(config: Any) -> None:
             ) from None
 
 
-def _resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
+def resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
     try:
         return resolve(names)
     except ValueError as error:
@@ -57,18 +57,18 @@ def _resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
 def _may_be_seen(field: str, specs: dict[str, TaskSpec], remedy: str) -> None:
     for name, spec in specs.items():
         why = held_out(spec)
-        _require(
+        require(
             why is None,
             f"{field}: {name} is {why}, which optimizers are judged by: {remedy}",
         )
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
 
-@_strict
+@strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A meta-training run. The defaults are a sensible start for a laptop."""
@@ -163,14 +163,14 @@ class Config:
     """Outer steps in a row without a finite meta-gradient after which the run stops."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         make(self.optimizer, **self.optimizer_options)
-        _require(len(self.families) > 0, "Config.families names no task family")
-        specs = _resolved("Config.families", self.families)
+        require(len(self.families) > 0, "Config.families names no task family")
+        specs = resolved("Config.families", self.families)
         if not self.allow_heldout:
             _may_be_seen("Config.families", specs, "take others, or allow_heldout")
         for name in self.families:
-            _require(
+            require(
                 self.reparam_level == "none"
                 or name not in suites()
                 or not suites()[name].augmented,
@@ -191,16 +191,16 @@ class Config:
             "outer_clip",
         ):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or value > 0,
                 f"Config.{name} must be positive, not {value}",
             )
-        _require(
+        require(
             0 <= self.outer_warmup < self.outer_steps,
             "Config.outer_warmup must be from 0 to less than outer_steps "
             f"({self.outer_steps}), not {self.outer_warmup}",
         )
-        _require(
+        require(
             self.theta_average is None or 0 < self.theta_average < 1,
             f"Config.theta_average must be between 0 and 1, not {self.theta_average}",
         )
@@ -212,7 +212,7 @@ class Config:
             "population_range",
         ):
             bounds = getattr(self, name)
-            _require(
+            require(
                 bounds is None or 0 < bounds[0] <= bounds[1],
                 f"Config.{name} must be 0 < low <= high, not {bounds}",
             )
@@ -268,7 +268,7 @@ RESUMING: dict[str, Literal["free", "override", "fixed"]] = {
 Tuning = Literal["task", "set", "none"]
 
 
-@_strict
+@strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Optimizers beside tuned Adam on the tasks of a suite."""
@@ -301,25 +301,25 @@ class Evaluation:
     can be measured."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("seeds", "eval_every", "eval_batches", "trials", "adam_horizon"):
             _require_positive(self, name)
-        specs = _resolved("Evaluation.suite", (self.suite,))
+        specs = resolved("Evaluation.suite", (self.suite,))
         for task in self.tasks:
-            _require(
+            require(
                 task in specs,
                 f"Evaluation.tasks: {task!r} is not in {self.suite}, which has "
                 f"{', '.join(specs)}",
             )
         if self.tuning == "set":
-            others = _resolved("Evaluation.tuning_set", (self.tuning_set,))
+            others = resolved("Evaluation.tuning_set", (self.tuning_set,))
             _may_be_seen("Evaluation.tuning_set", others, "choose on others")
         if self.steps is not None:
             _require_positive(self, "steps")
             _check_points(self, self.steps)
 
 
-@_strict
+@strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Following:
     """How the checkpoints of a run in progress are scored."""
@@ -337,12 +337,12 @@ class Following:
     """Fixed batches of the split `outer_valid` behind every point."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         _check_curves(self)
 
 
 def _check_curves(config: Following) -> None:
-    specs = _resolved("Following.tasks", config.tasks)
+    specs = resolved("Following.tasks", config.tasks)
     _may_be_seen("Following.tasks", specs, "choose checkpoints on others")
     for name in ("steps", "seeds", "eval_every", "eval_batches"):
         _require_positive(config, name)
@@ -352,11 +352,11 @@ def _check_curves(config: Following) -> None:
 def _require_positive(config: Any, name: str) -> None:
     value = getattr(config, name)
     kind = type(config).__name__
-    _require(value > 0, f"{kind}.{name} must be positive, not {value}")
+    require(value > 0, f"{kind}.{name} must be positive, not {value}")
 
 
 def _check_points(config: Evaluation | Following, steps: int) -> None:
-    _require(
+    require(
         steps % config.eval_every == 0,
         f"{type(config).__name__}.steps ({steps}) must be a multiple of eval_every "
         f"({config.eval_every})",

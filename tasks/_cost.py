@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from l2o.files import plain, write_json
 
 from ._base import TaskFamily
 from ._spec import TaskSpec
@@ -110,9 +111,7 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
     # Where the cache cannot be written, it is measured again next time.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        part.write_text(json.dumps(cost._asdict()))
-        part.replace(path)
+        write_json(path, plain(cost))
     return cost
 
 

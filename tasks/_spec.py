@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from l2o.files import plain
 from l2o.names import unknown_name
 
 from ._base import TaskFamily
@@ -157,7 +158,7 @@ class TaskSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists, strings and numbers."""
-        return _plain(
+        return plain(
             {
                 "kind": self.kind,
                 "options": self.options,
@@ -287,14 +288,6 @@ def _is_part(x: Any) -> bool:
     if not isinstance(x, Mapping) or not isinstance(x.get("options", {}), Mapping):
         return False
     return "kind" in x or {"name"} <= x.keys() <= {"name", "options"}
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {key: _plain(value) for key, value in x.items()}
-    if isinstance(x, Sequence) and not isinstance(x, str):
-        return [_plain(value) for value in x]
-    return x
 
 
 def _tuples(x: Any) -> Any:

@@ -13,3 +13,6 @@ from ._recorded import holder_of as holder_of
 from ._recorded import with_changes as with_changes
 from ._trees import from_tree as from_tree
 from ._trees import nest as nest
+from ._writing import plain as plain
+from ._writing import write_json as write_json
+from ._writing import write_whole as write_whole

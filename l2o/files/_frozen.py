@@ -22,6 +22,7 @@ from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
 from ._reading import read_json, read_safetensors, reading
 from ._recorded import check_recorded, extent, holder_of, with_changes
+from ._writing import write_json, write_whole
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -101,10 +102,9 @@ def save(
         "l2o_version": metadata.version("l2o"),
         "card": dict(card or {}),
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _WEIGHTS, weights)
-    _replace(folder / _CARD, text.encode())
+    write_whole(folder / _WEIGHTS, weights)
+    write_json(folder / _CARD, content)
     return folder
 
 
@@ -390,12 +390,6 @@ def _exists(path: Path) -> None:
             f"{path} is missing: a frozen optimizer is a folder with {_WEIGHTS} and "
             f"{_CARD}"
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

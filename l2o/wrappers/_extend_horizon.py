@@ -12,7 +12,7 @@ from .._arguments import check_num_steps, checked
 from .._base import LearnedOptimizer, require_value
 from .._tensors import zeros_like
 from .._transformation import transformation
-from ._wrapped import _with, wrapped
+from ._wrapped import with_need, wrapped
 
 
 class HorizonState(NamedTuple):
@@ -102,4 +102,4 @@ def extend_horizon(
         return transformation(init_fn, update_fn, name="extend_horizon")
 
     joined = wrapped("extend_horizon", parts, arguments, bind)
-    return joined._replace(needs=_with("num_steps", optimizer.needs))
+    return joined._replace(needs=with_need("num_steps", optimizer.needs))

@@ -11,7 +11,7 @@ from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_params
 from .._tensors import state_zeros
 from .._transformation import transformation
-from ._wrapped import _wide, _with, wrapped
+from ._wrapped import wide, with_need, wrapped
 
 _NOMINAL = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
 
@@ -94,7 +94,7 @@ def nominal(
             if kind.startswith("adam"):
                 term = jax.tree.map(lambda m, r: m * lax.rsqrt(r + 1e-6), term, rms)
             updates = jax.tree.map(
-                lambda u, d, p: _wide(u) - scale * d - shrinkage * _wide(p),
+                lambda u, d, p: wide(u) - scale * d - shrinkage * wide(p),
                 steps,
                 term,
                 params,
@@ -105,6 +105,6 @@ def nominal(
 
     joined = wrapped("nominal", {"learned": learned}, arguments, bind, init_step_size)
     return joined._replace(
-        needs=_with("params", learned.needs),
+        needs=with_need("params", learned.needs),
         starts={**joined.starts, "step_size": ("log_step_size",)},
     )

@@ -9,7 +9,7 @@ import optax
 from .._arguments import check_number, checked
 from .._base import LearnedOptimizer, require_params
 from .._transformation import transformation
-from ._wrapped import _wide, _with, wrapped
+from ._wrapped import wide, with_need, wrapped
 
 
 def weight_decay(
@@ -65,15 +65,15 @@ def weight_decay(
             if kind == "l2":
                 if value is not None and add_to_loss:
                     penalties = jax.tree.map(
-                        lambda p, x: x * jnp.sum(_wide(p) ** 2), params, w
+                        lambda p, x: x * jnp.sum(wide(p) ** 2), params, w
                     )
                     value = value + sum(jax.tree.leaves(penalties))
-                grads = jax.tree.map(lambda g, p, x: g + x * _wide(p), grads, params, w)
+                grads = jax.tree.map(lambda g, p, x: g + x * wide(p), grads, params, w)
                 return tx.update(grads, state, params, value=value, **extra_args)
             updates, state = tx.update(grads, state, params, value=value, **extra_args)
             after = kind == "after"
             updates = jax.tree.map(
-                lambda u, p, x: u - x * (_wide(p) + after * _wide(u)),
+                lambda u, p, x: u - x * (wide(p) + after * wide(u)),
                 updates,
                 params,
                 w,
@@ -83,4 +83,4 @@ def weight_decay(
         return transformation(tx.init, update_fn, name="weight_decay")
 
     joined = wrapped("weight_decay", {"optimizer": optimizer}, arguments, bind)
-    return joined._replace(needs=_with("params", optimizer.needs))
+    return joined._replace(needs=with_need("params", optimizer.needs))

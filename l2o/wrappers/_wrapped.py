@@ -59,9 +59,9 @@ def wrapped(
     )
 
 
-def _with(need: str, needs: tuple[str, ...]) -> tuple[str, ...]:
+def with_need(need: str, needs: tuple[str, ...]) -> tuple[str, ...]:
     return needs if need in needs else (*needs, need)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, jnp.float32)

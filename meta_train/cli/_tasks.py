@@ -23,11 +23,12 @@ from l2o.tasks import (
 )
 from l2o.tasks.data import is_available
 
+from .._palette import BLUE, GREEN, ORANGE
 from ..evaluation._curves import learning_curve
 
 _RATES = (1e-3, 1e-2, 1e-1)
 _SEEDS, _POINTS, _BATCHES = 3, 50, 4
-_COLOURS = ("#0072B2", "#E69F00", "#009E73")
+_COLOURS = (BLUE, ORANGE, GREEN)
 
 
 def list_tasks(

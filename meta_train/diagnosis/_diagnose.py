@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from l2o.tasks import resolve
 
-from .._config import _check_types, _require, _resolved, _strict
+from .._config import check_types, require, resolved, strict
 from ..estimators._backprop import backprop, truncated_backprop
 from ..estimators._base import MetaGradient
 from ..estimators._episode_lengths import Schedule
@@ -64,7 +64,7 @@ ESTIMATORS = {
 }
 
 
-@_strict
+@strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """What is measured of every estimator. The defaults are a matter of minutes."""
@@ -87,13 +87,13 @@ class Diagnosis:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _resolved("Diagnosis.family", (self.family,))
-        _require(
+        check_types(self)
+        resolved("Diagnosis.family", (self.family,))
+        require(
             len(resolve(self.family)) == 1,
             f"Diagnosis.family must be one task, not all of {self.family!r}",
         )
-        _require(
+        require(
             len(self.lengths) > 0
             and self.lengths[0] > 0
             and all(
@@ -103,14 +103,14 @@ class Diagnosis:
         )
         for name in ("truncation", "std"):
             value = getattr(self, name)
-            _require(value > 0, f"Diagnosis.{name} must be positive, not {value}")
-        _require(
+            require(value > 0, f"Diagnosis.{name} must be positive, not {value}")
+        require(
             self.particles >= 2 * _GROUP and self.particles % _GROUP == 0,
             f"Diagnosis.particles must be a multiple of {_GROUP} and at least "
             f"{2 * _GROUP}, not {self.particles}",
         )
-        _require(self.runs >= 2, f"Diagnosis.runs must be >= 2, not {self.runs}")
-        _require(self.points >= 3, f"Diagnosis.points must be >= 3, not {self.points}")
+        require(self.runs >= 2, f"Diagnosis.runs must be >= 2, not {self.runs}")
+        require(self.points >= 3, f"Diagnosis.points must be >= 3, not {self.points}")
 
 
 class Cell(NamedTuple):

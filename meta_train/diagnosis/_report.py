@@ -1,7 +1,6 @@
 """What a person sees of a diagnosis: tables, a picture, a sentence; and its JSON."""
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -18,27 +17,29 @@ from rich.progress import Progress
 from rich.table import Table
 
 import l2o
+from l2o.files import plain, write_json
 from l2o.names import is_hub_id, is_path, unknown_name
 from l2o.tasks import resolve
 
+from .._palette import BLACK, BLUE, GREEN, OLIVE, ORANGE, PURPLE, SKY, VERMILION
 from ..estimators._problem import learn_optimizer
 from ._diagnose import ESTIMATORS, Cell, Diagnosis, Findings, diagnose
 
-# Okabe & Ito's palette, and a marker and a dash each: estimators may coincide.
+# A marker and a dash each: estimators may coincide.
 _LOOK = {
-    "backprop": ("#000000", "o", "-"),
-    "truncated_backprop": ("#E69F00", "s", "--"),
-    "full_es": ("#0072B2", "^", "-"),
-    "truncated_es": ("#56B4E9", "v", "--"),
-    "pes": ("#009E73", "D", "-"),
-    "nres": ("#CC79A7", "P", ":"),
-    "forward_gradient": ("#D55E00", "X", "-"),
-    "inverse_variance": ("#999933", "*", "--"),
+    "backprop": (BLACK, "o", "-"),
+    "truncated_backprop": (ORANGE, "s", "--"),
+    "full_es": (BLUE, "^", "-"),
+    "truncated_es": (SKY, "v", "--"),
+    "pes": (GREEN, "D", "-"),
+    "nres": (PURPLE, "P", ":"),
+    "forward_gradient": (VERMILION, "X", "-"),
+    "inverse_variance": (OLIVE, "*", "--"),
 }
 _DIRECTIONS = {
-    "random 1": ("#0072B2", "-"),
-    "random 2": ("#009E73", "--"),
-    "gradient": ("#D55E00", "-"),
+    "random 1": (BLUE, "-"),
+    "random 2": (GREEN, "--"),
+    "gradient": (VERMILION, "-"),
 }
 
 
@@ -95,8 +96,7 @@ def diagnose_source(
         "seconds": seconds,
         "cores": os.cpu_count(),
     }
-    text = json.dumps(_plain(content), indent=1, allow_nan=False)
-    (out / "diagnosis.json").write_text(text + "\n", encoding="utf-8")
+    write_json(out / "diagnosis.json", plain(content))
     with matplotlib.rc_context({"svg.hashsalt": "l2o"}):
         figure(findings).savefig(
             out / "diagnosis.svg", format="svg", metadata={"Date": None}
@@ -149,19 +149,6 @@ def contents(findings: Findings) -> dict[str, Any]:
         },
         "slices": [s._asdict() for s in findings.slices],
     }
-
-
-def _plain(x: Any) -> Any:
-    """Python's own types; what is not finite becomes null."""
-    if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    if isinstance(x, np.ndarray | np.generic):
-        return _plain(x.tolist())
-    if isinstance(x, float):
-        return x if math.isfinite(x) else None
-    return x
 
 
 def tables(findings: Findings) -> list[Table]:
@@ -291,14 +278,14 @@ def _draw_growth(axes: Any, findings: Findings) -> None:
     d = findings.dynamics
     total = np.cumsum(d.growth, -1)
     steps = np.arange(1, total.shape[1] + 1)
-    axes.plot(steps, total.T, color="#0072B2", alpha=0.4, lw=1)
+    axes.plot(steps, total.T, color=BLUE, alpha=0.4, lw=1)
     exponent, error = d.exponent
     middle = total[:, d.burn_in :].mean()
     line = steps[d.burn_in :]
     axes.plot(
         line,
         middle + exponent * (line - line.mean()),
-        color="#D55E00",
+        color=VERMILION,
         label=f"exponent {exponent:+.3f} ± {error:.3f} per step",
     )
     axes.set(xlabel="inner step", ylabel="log growth of a small difference")

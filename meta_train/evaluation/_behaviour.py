@@ -13,13 +13,13 @@ import l2o
 from l2o.rule import SMALL_FC_FEATURES, feature_sizes
 from l2o.tasks import TaskFamily
 
+from .._palette import COLOURS
 from ..estimators._unroll import inner_init, inner_step
 
 _SHAPE = (32, 32)
 _WARM = 100  # updates with random gradients before a slice is taken
 _BIASED = 30  # of them the last so many have a mean
 _POINTS = np.linspace(-3, 3, 61)
-_COLOURS = ("#D55E00", "#0072B2", "#009E73")
 _NOMINAL_STEPS = 1000  # told to optimizers that ask for the length of the run
 
 
@@ -237,7 +237,7 @@ _STYLES = ("-", "--", ":")
 def _slices_figure(found: dict[str, Slices]) -> tuple[str, Figure, str]:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for (name, x), colour, style in zip(found.items(), _COLOURS, _STYLES, strict=False):
+    for (name, x), colour, style in zip(found.items(), COLOURS, _STYLES, strict=False):
         left.plot(x.x, x.gradient, style, color=colour, label=name)
         right.plot(x.x, x.momentum, style, color=colour)
     left.set(xlabel="gradient / its standard deviation", ylabel="update / its RMS")
@@ -260,7 +260,7 @@ def _steps_figure(found: dict[str, Steps], task: str) -> tuple[str, Figure, str]
     figure = Figure(figsize=(8, 3.0), layout="constrained")
     panels = figure.subplots(1, 3)
     names = ("RMS of the update", "update / parameters, norms", "cosine with descent")
-    for (name, x), colour, style in zip(found.items(), _COLOURS, _STYLES, strict=False):
+    for (name, x), colour, style in zip(found.items(), COLOURS, _STYLES, strict=False):
         for axes, y in zip(panels, x, strict=True):
             axes.plot(y, style, color=colour, label=name, lw=1)
     for axes, name in zip(panels, names, strict=True):
@@ -284,7 +284,7 @@ def _saliency_figure(found: dict[str, float], task: str) -> tuple[str, Figure, s
     names: Sequence[str] = sorted(found, key=lambda name: found[name])
     figure = Figure(figsize=(6, 0.28 * len(names) + 0.9), layout="constrained")
     axes = figure.subplots()
-    axes.barh(names, [found[name] for name in names], color=_COLOURS[0])
+    axes.barh(names, [found[name] for name in names], color=COLOURS[0])
     axes.set(xlabel="relative change of the update without it")
     axes.grid(alpha=0.2, axis="x")
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.files import holder_of, with_changes
+from l2o.files import holder_of, plain, with_changes
 from l2o.names import expanded, has_separator, is_hub_id, is_path, unknown_name
 
 from ..estimators._unroll import value_only
@@ -124,7 +124,7 @@ def of_optimizer(name: str, optimizer: l2o.LearnedOptimizer, theta: Any) -> Entr
     """A learned optimizer with its weights, nothing tuned."""
     identity = {
         "optimizer": optimizer.name,
-        "arguments": _plain(optimizer.arguments),
+        "arguments": plain(optimizer.arguments),
         "theta": digest(theta),
     }
 
@@ -193,7 +193,7 @@ def _learned(name: str, schedule: str) -> Entrant:
         return optax.chain(unit.bind(theta, num_steps=steps), scale(rate))
 
     identity: dict[str, Any] = {**made.identity, "schedule": schedule}
-    identity["arguments"] = _plain(with_changes(recorded, {"learning_rate": "tuned"}))
+    identity["arguments"] = plain(with_changes(recorded, {"learning_rate": "tuned"}))
     return made._replace(
         name=short if schedule == "constant" else f"{short}+{schedule}",
         identity=identity,
@@ -215,13 +215,3 @@ def _card(source: str, optimizer: l2o.LearnedOptimizer) -> dict[str, Any]:
             },
             "meta_parameters": sum(x.size for x in jax.tree.leaves(theta)),
         }
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    if isinstance(x, np.ndarray | np.generic | jax.Array):
-        return np.asarray(x).tolist()
-    return x

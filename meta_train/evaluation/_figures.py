@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .._palette import COLOURS
 from ._aggregate import interval, profile
 from ._board import REFERENCE, Board
 from ._leaderboard import Row
 from ._scores import final, score_range, smooth
 
 Picture = tuple[str, Figure, str]
-# Okabe & Ito's palette, the yellow left out: distinguishable with any colour vision.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 _SHOWN = 6
 _POINTS = 200  # of a curve at most, so that a page stays small

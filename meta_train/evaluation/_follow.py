@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
+from l2o.files import plain
 from l2o.names import expanded
 from l2o.tasks import TaskFamily, resolve
 
@@ -143,8 +144,8 @@ def _follow(
             mean = sum(scores.values()) / len(scores)
             record: dict[str, Any] = {
                 "step": step,
-                "score": _plain(mean),
-                "tasks": {name: _plain(value) for name, value in scores.items()},
+                "score": plain(mean),
+                "tasks": {name: plain(value) for name, value in scores.items()},
                 "seconds": round(time.perf_counter() - start, 3),
                 "setting": setting,
             }
@@ -335,7 +336,3 @@ def _families(
             "families=my_families)`, or name others with --tasks"
         )
     return families
-
-
-def _plain(x: float) -> float | None:
-    return x if math.isfinite(x) else None

@@ -13,6 +13,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from l2o.files import plain, write_json
+
 from ._board import REFERENCE, Board
 from ._figures import (
     Picture,
@@ -100,14 +102,13 @@ def _evaluation(page: "_Page", board: Board) -> None:
     content: dict[str, Any] = {
         "protocol": board.protocol._asdict(),
         "tuning": board.tuning,
-        "rows": [_plain(row._asdict()) for row in rows],
+        "rows": [plain(row) for row in rows],
         "claims": [
             {"name": name, "against": rival, **claim(board, name, rival)}
             for name, rival in _rivals(rows)
         ],
     }
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    page.path.with_name("leaderboard.json").write_text(text)
+    write_json(page.path.with_name("leaderboard.json"), content)
 
     page.heading("Leaderboard")
     p = board.protocol
@@ -313,16 +314,6 @@ def _protocol(page: "_Page", board: Board) -> None:
     counted = "\n".join(f"{n} with {text}" for text, n in sorted(origins.items()))
     page.details("Code and machines", counted)
     page.details("Protocol", json.dumps(board.protocol._asdict(), indent=2))
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {k: _plain(v) for k, v in x.items()}
-    if hasattr(x, "_asdict"):
-        return _plain(x._asdict())
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    return x
 
 
 class _Page:

@@ -177,7 +177,7 @@ def decode(text: str) -> Result:
 
 
 def _content(result: Result) -> dict[str, Any]:
-    return _plain(dataclasses.asdict(result))
+    return rounded(dataclasses.asdict(result))
 
 
 # By hand, because databases hold thousands: the types of what has none of its own.
@@ -250,13 +250,13 @@ def _curve(rows: Any, name: str) -> np.ndarray:
     return np.array(rows, float)
 
 
-def _plain(x: Any) -> Any:
+def rounded(x: Any) -> Any:
     if isinstance(x, Mapping):
-        return {str(key): _plain(value) for key, value in x.items()}
+        return {str(key): rounded(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
-        return [_plain(value) for value in x]
+        return [rounded(value) for value in x]
     if isinstance(x, np.ndarray):
-        return _plain(x.tolist())
+        return rounded(x.tolist())
     if isinstance(x, float):
         return float(f"{x:.{_DIGITS}g}") if math.isfinite(x) else None
     return x

@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typeguard
+
+from l2o.files import write_json
 
 DIGEST = "digest"
 _SEAL = ("format", "version", DIGEST)
@@ -118,7 +118,7 @@ def write_sealed(
     path: Path, kind: str, version: int, content: Mapping[str, Any]
 ) -> None:
     """Replaces a file at once or not at all."""
-    write_whole(path, json.dumps(seal(kind, version, content), indent=1) + "\n")
+    write_json(path, seal(kind, version, content))
 
 
 def require_type(content: Any, schema: Any) -> None:
@@ -137,14 +137,3 @@ def require(condition: bool, problem: str) -> None:
     """Raises `ValueError` with the problem unless the condition holds."""
     if not condition:
         raise ValueError(problem)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file at once or not at all."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

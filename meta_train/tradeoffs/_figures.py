@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .._palette import COLOURS
 from ._grid import REFERENCE
 from ._labels import label
 from ._pareto import pareto
@@ -14,12 +15,8 @@ from ._tables import ablations, number
 
 Row = Mapping[str, Any]
 
-# Okabe & Ito's palette; with a number of markers that has no divisor in common with
-# its own, all pairs differ.
-_COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
-    "#999933",
-)
+# With a number of markers that has no divisor in common with that of the colours, all
+# pairs differ.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _LINES = 9  # a chart of more is not readable
 
@@ -68,7 +65,7 @@ def _look(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     learned = [name for name in names if name != REFERENCE]
     looks = {
         name: {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "color": COLOURS[i % len(COLOURS)],
             "marker": _MARKERS[i % len(_MARKERS)],
         }
         for i, name in enumerate(learned)
@@ -179,7 +176,7 @@ def _ablation(rows: Sequence[Row]) -> tuple[Figure, str]:
     page = Figure(figsize=(9, 1.6 + 0.28 * len(found)), layout="constrained")
     panels = np.ravel(page.subplots(1, 2 if scored else 1, sharey=True, squeeze=False))
     at = np.arange(len(found))
-    panels[0].barh(at, [x["flops"] for x in found], color=_COLOURS[0], height=0.6)
+    panels[0].barh(at, [x["flops"] for x in found], color=COLOURS[0], height=0.6)
     panels[0].set_yticks(at, names)
     panels[0].invert_yaxis()
     panels[0].set_xlabel("FLOPs per parameter that the group takes")
@@ -192,7 +189,7 @@ def _ablation(rows: Sequence[Row]) -> tuple[Figure, str]:
             np.array([x[key] for x in scored]) for key in ("score", "low", "high")
         )
         bars = np.stack([change - low, high - change])
-        panels[1].barh(where, change, color=_COLOURS[1], height=0.6)
+        panels[1].barh(where, change, color=COLOURS[1], height=0.6)
         panels[1].errorbar(
             change, where, xerr=bars, fmt="none", ecolor="0.2", elinewidth=1, capsize=2
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..evaluation._runs import origin
-from ..evaluation._store import _plain, key_of
+from ..evaluation._store import key_of, rounded
 from ..files._sealed import naming, read_sealed, require, write_sealed
 
 VERSION = 1  # of what is measured and how; two are not to be mixed
@@ -47,7 +47,7 @@ class Measurements:
     def put(self, setting: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Writes them; a file is there as a whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        content = {"setting": setting, "values": _plain(values), "origin": origin()}
+        content = {"setting": setting, "values": rounded(values), "origin": origin()}
         write_sealed(self._path(setting), _FORMAT, _SCHEMA, content)
 
     def _path(self, setting: Mapping[str, Any]) -> Path:

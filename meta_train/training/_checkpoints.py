@@ -29,6 +29,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from l2o.files import write_whole
+
 from .._processes import all_agree, by_main
 from ..files._writing import reason, system_error, writing
 
@@ -150,10 +152,8 @@ class Checkpoints:
             "leaves": {n: _sha256(x) if _whole(x) else None for n, x in leaves.items()},
             "pieces": {n: _pieces(x) for n, x in leaves.items() if not _whole(x)},
         }
-        path = _record_path(partial, number)
-        unfinished = path.with_suffix(_PARTIAL)
-        unfinished.write_text(json.dumps({**record, "digest": _digest(record)}))
-        unfinished.replace(path)
+        sealed = json.dumps({**record, "digest": _digest(record)})
+        write_whole(_record_path(partial, number), sealed)
 
     def _commit(self, step: int) -> None:
         """In process 0, when all parts are there: the rename; then the old ones go."""

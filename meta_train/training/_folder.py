@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import l2o
+from l2o.files import write_json
 
 from .._config import RESUMING, Config
 from ..files._lock import Lock, locked
@@ -38,10 +39,8 @@ def read_config(out: Path) -> dict[str, Any] | None:
 
 
 def _write_config(out: Path, content: dict[str, Any]) -> None:
-    partial = out / "config.partial"
     with writing(out / "config.json"):
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(out / "config.json")
+        write_json(out / "config.json", content)
 
 
 def check_name(out: Path) -> None:

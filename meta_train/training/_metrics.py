@@ -21,6 +21,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
 
+from l2o.files import write_whole
+
 from ..files._sealed import naming, require
 from ..files._writing import reading, writing
 
@@ -144,10 +146,8 @@ def _at(number: int) -> Iterator[None]:
 
 def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:
     """Replaces the file atomically; returns it, open for appending."""
-    partial = path.with_suffix(".partial")
     with writing(path):
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
         # By lines: whoever watches the run sees every step, and a kill loses none.
         return path.open("a", buffering=1)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
-_SHUFFLE_SEED = 0  # splits are a fact of the dataset, not of a run
+SHUFFLE_SEED = 0  # splits are a fact of the dataset, not of a run
 
 
 class Dataset(NamedTuple):
@@ -121,7 +121,7 @@ def from_arrays(
             f"cannot cut train/inner_valid/outer_valid of {sizes} and a test split "
             f"from {total} examples"
         )
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(total)
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(total)
     parts = np.split(order, np.cumsum(sizes))
     return on_device(
         Dataset(*({name: x[part] for name, x in arrays.items()} for part in parts))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._base import _SHUFFLE_SEED, Dataset, on_device
+from ._base import SHUFFLE_SEED, Dataset, on_device
 
 MISSING_GRAIN = "streams need grain: pip install 'l2o[data]'"
 
@@ -90,7 +90,7 @@ def stream(
             return transform(batch)
         return batch if isinstance(batch, dict) else stacked(batch)
 
-    order = grain.MapDataset.range(size).shuffle(seed=_SHUFFLE_SEED)
+    order = grain.MapDataset.range(size).shuffle(seed=SHUFFLE_SEED)
     if held_out is None:
         parts = order[:aside].batch(examples)
         held_out = Dataset({}, *(load(parts[i]) for i in range(3)))

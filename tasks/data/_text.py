@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._base import _SHUFFLE_SEED, SPLITS, Dataset, from_arrays, on_device
+from ._base import SHUFFLE_SEED, SPLITS, Dataset, from_arrays, on_device
 from ._tokens import windows, word_pieces
 
 # Modules that every CPython has; together 1.3 megabytes.
@@ -93,7 +93,7 @@ def _in_parts(
         strings = {s: text.decode(errors="replace") for s, text in texts.items()}
         encode = word_pieces([strings["train"]], vocabulary)
         tokens = {split: encode([text])[0] for split, text in strings.items()}
-    rng = np.random.default_rng(_SHUFFLE_SEED)
+    rng = np.random.default_rng(SHUFFLE_SEED)
     arrays = {}
     for split in SPLITS:
         cut = windows(tokens[split], length)
