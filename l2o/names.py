@@ -71,3 +71,16 @@ def unknown_name(
         here = f"{name} in this folder" if is_there else paths
         message += f". For {here} write a path: ./{name if is_there else 'NAME'}"
     return message
+
+
+def check_known(what: str, name: object, known: Iterable[str | None]) -> None:
+    """Raises `ValueError`, with `unknown_name`'s message, for none of the known ones.
+
+    Args:
+      what: the kind of thing, such as "preset".
+      name: what the user wrote.
+      known: the names that there are; None may be among them.
+    """
+    names = list(known)
+    if not isinstance(name, str | None) or name not in names:
+        raise ValueError(unknown_name(what, name, map(str, names)))

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from ._orthonormal import orthonormal
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -86,8 +88,7 @@ def check_choices(choices: Choices) -> None:
         ("initializer", choices.initializer, INITIALIZERS),
     ):
         for name in _names(names):
-            if name not in known:
-                raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+            check_known(what, name, known)
     low, high = choices.init_scale
     if not 0 < low <= high < math.inf:
         raise ValueError(f"init_scale must be 0 < low <= high, not {(low, high)}")

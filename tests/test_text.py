@@ -27,7 +27,7 @@ def _text_of(split, at=slice(None)):
 
 def test_docs_in_bytes_are_a_shuffle_of_all_windows():
     # As they were before there were vocabularies.
-    raw = np.frombuffer(_text._python_docs_bytes(), np.uint8).astype(np.int32)
+    raw = np.frombuffer(_text.python_docs_bytes(), np.uint8).astype(np.int32)
     raw = np.where(raw < 128, raw, ord("?"))
     rows = raw[: len(raw) // 33 * 33].reshape(-1, 33)
     rows = rows[np.random.default_rng(0).permutation(len(rows))]
@@ -40,7 +40,7 @@ def test_docs_in_bytes_are_a_shuffle_of_all_windows():
 
 def test_code_is_cut_in_contiguous_parts_of_every_module():
     dataset = data.python_code(64)
-    modules = [x.decode(errors="replace") for x in _text._python_code_bytes()]
+    modules = [x.decode(errors="replace") for x in _text.python_code_bytes()]
     assert len(modules) == 20 and 10**6 < sum(map(len, modules)) < 2 * 10**6
     sizes = np.array([len(split["x"]) for split in dataset])
     np.testing.assert_allclose(sizes / sizes.sum(), [0.7, 0.1, 0.1, 0.1], atol=0.01)
@@ -63,7 +63,7 @@ def test_code_is_cut_in_contiguous_parts_of_every_module():
 def test_code_is_found_and_not_imported():
     code = (
         "import sys; from l2o.tasks.data import _text;"
-        "before = set(sys.modules); _text._python_code_bytes();"
+        "before = set(sys.modules); _text.python_code_bytes();"
         "new = set(sys.modules) - before; assert not new & set(_text.MODULES), new;"
         "assert 'mailbox' not in sys.modules"
     )
@@ -94,13 +94,13 @@ def test_word_pieces_are_learned_from_the_training_part_alone(monkeypatch):
 
     monkeypatch.setattr(_text, "word_pieces", spy)
     data.python_docs(11, 300)
-    raw = _text._python_docs_bytes()
+    raw = _text.python_docs_bytes()
     assert seen == [raw[: len(raw) * 70 // 100].decode(errors="replace")]
 
 
 def test_word_pieces_split_the_text_without_overlap(monkeypatch):
     words = [f"word{i}" for i in range(2000)]
-    monkeypatch.setattr(_text, "_python_docs_bytes", lambda: " ".join(words).encode())
+    monkeypatch.setattr(_text, "python_docs_bytes", lambda: " ".join(words).encode())
     monkeypatch.setattr(_text, "word_pieces", lambda texts, size: _numbers)
     dataset = data.python_docs.__wrapped__(4, 257)
     numbers = [set(np.asarray(split["x"]).ravel().tolist()) for split in dataset]
@@ -185,7 +185,7 @@ def test_fingerprints_are_of_the_text(monkeypatch):
     assert tasks.text_fingerprint() == tasks.text_fingerprint("python_docs")
     code = tasks.text_fingerprint("python_code")
     assert len(code) == 12 and code != tasks.text_fingerprint()
-    monkeypatch.setattr(_text, "_python_code_bytes", lambda: [b"abc"])
+    monkeypatch.setattr(_text, "python_code_bytes", lambda: [b"abc"])
     assert tasks.text_fingerprint("python_code") == "ba7816bf8f01"  # FIPS 180-4's
     with pytest.raises(ValueError, match="'lm1b'; known: python_docs, python_code"):
         tasks.text_fingerprint("lm1b")

@@ -17,7 +17,7 @@ import safetensors.numpy
 from .._arguments import check_num_steps
 from .._base import LearnedOptimizer, Theta
 from .._registry import make
-from ..names import expanded, is_hub_id, is_path, unknown_name
+from ..names import check_known, expanded, is_hub_id, is_path, unknown_name
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
 from ._reading import read_json, read_safetensors, reading
@@ -82,8 +82,7 @@ def save(
         )
     if format == "pylo":
         return save_pylo(folder, optimizer, theta)
-    if format != "l2o":
-        raise ValueError(f"unknown format {format!r}; known: l2o, pylo")
+    check_known("format", format, ("l2o", "pylo"))
     if not _is_json(optimizer.arguments):
         raise ValueError(
             f"the arguments of {optimizer.name} cannot be written as JSON: "

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from .._tensors import sees_whole_tensors
+from ..names import check_known
 from . import _native
 
 Backend = Literal["native", "pallas", "xla"]
@@ -77,7 +78,4 @@ def _native_runs() -> bool:
 
 
 def _check(name: str, where: str) -> None:
-    if name not in get_args(Backend):
-        raise ValueError(
-            f"unknown {where} {name!r}; known: {', '.join(get_args(Backend))}"
-        )
+    check_known(where, name, get_args(Backend))

@@ -20,6 +20,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from .._tensors import gradient_bound
+from ..names import check_known
 from ..rule._accumulators import Accumulators, Decays, factored_axes
 from ..rule._features import FEATURES
 from ..rule._rule import Rule, Shared, Tensor, update_one
@@ -63,9 +64,7 @@ def _load() -> str:
         )
     number = ctypes.CDLL(str(generic)).l2o_instructions()
     highest = os.environ.get(_VARIABLE, _INSTRUCTIONS[number])
-    if highest not in _INSTRUCTIONS:
-        known = ", ".join(_INSTRUCTIONS)
-        raise ValueError(f"unknown {_VARIABLE} {highest!r}; known: {known}")
+    check_known(_VARIABLE, highest, _INSTRUCTIONS)
     number = min(number, _INSTRUCTIONS.index(highest))
     # A compiler may know fewer instruction sets than the processor.
     built = [name for name in _INSTRUCTIONS[: number + 1] if _path(name).exists()]

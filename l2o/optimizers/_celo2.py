@@ -20,6 +20,7 @@ from .._tensors import (
 )
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tensors
+from ..names import check_known
 from ..rule._accumulators import (
     Accumulators,
     Factoring,
@@ -159,8 +160,7 @@ def celo2(
     "PyLO: Towards accessible learned optimizers in PyTorch" (Janson et al., 2025).
     """
     arguments = checked(celo2, locals())
-    if variant not in _VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}")
+    check_known("variant", variant, _VARIANTS)
     form = _VARIANTS[variant]
     pattern = re.compile(regex_1d) if regex_1d else None
     mult = form.mult_1d if mult_1d is None else mult_1d

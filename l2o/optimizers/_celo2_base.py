@@ -11,6 +11,7 @@ from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
+from ..names import check_known
 from ..rule._accumulators import (
     Accumulators,
     Decays,
@@ -205,11 +206,7 @@ def make_rule(
 ) -> tuple[Rule, Decays]:
     """The rule of a factory's arguments, checked, and its decays."""
     check_factoring(factoring)
-    if arguments["activation"] not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(
-            f"unknown activation {arguments['activation']!r}; known: {known}"
-        )
+    check_known("activation", arguments["activation"], ACTIVATIONS)
     if len(arguments["ns_coeffs"]) != 3:
         raise ValueError(f"ns_coeffs are three numbers, got {arguments['ns_coeffs']!r}")
     kinds = ("momentum", "rms", "adafactor")

@@ -13,6 +13,7 @@ from .._arguments import check_number, checked
 from .._base import LearnedOptimizer, require_params
 from .._tensors import map_tensors
 from .._transformation import transformation
+from ..names import check_known
 from ..recurrent._cell import linear
 from ..recurrent._coordinatewise import (
     StackState,
@@ -127,12 +128,8 @@ def l2o_pa(
     norms = {k: c[0] for k, c in controls.items() if c is not None}
     factors = {k: c[1] for k, c in controls.items() if c is not None}
     for name, norm in norms.items():
-        if norm not in _NORMS:
-            raise ValueError(
-                f"unknown normaliser {norm!r} of {name}; known: {', '.join(_NORMS)}"
-            )
-    if prox not in _PROX:
-        raise ValueError(f"unknown prox {prox!r}; known: {', '.join(_PROX)}")
+        check_known(f"normaliser of {name}", norm, _NORMS)
+    check_known("prox", prox, _PROX)
     if b_norm_for_all and b is None:
         raise ValueError(
             "b_norm_for_all needs b; where b is off, name the normaliser in b1 and b2"

@@ -15,6 +15,7 @@ from .._arguments import checked
 from .._base import LearnedOptimizer
 from .._tensors import is_held, map_tensors, sharded_like, square_root, zeros_like
 from .._transformation import transformation
+from ..names import check_known
 from ..recurrent._cell import Weights, linear
 from ..rule._rule import Untouched, check_untouched
 
@@ -93,10 +94,7 @@ def l2o_scale(
     with the defaults of Open-L2O.
     """
     arguments = checked(l2o_scale, locals())
-    if global_input not in ("mean", "last_tensor"):
-        raise ValueError(
-            f"unknown global_input {global_input!r}; known: 'mean', 'last_tensor'"
-        )
+    check_known("global_input", global_input, ("mean", "last_tensor"))
     if len(level_sizes) != 3:
         raise ValueError(
             f"level_sizes has the sizes of three levels, got {tuple(level_sizes)}"

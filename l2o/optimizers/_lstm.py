@@ -11,6 +11,7 @@ from .._arguments import checked
 from .._base import LearnedOptimizer
 from .._tensors import map_tensors
 from .._transformation import transformation
+from ..names import check_known
 from ..recurrent._cell import init_linear, linear
 from ..recurrent._coordinatewise import (
     StackState,
@@ -71,10 +72,7 @@ def lstm(
     et al., 2016), with the numbers of Open-L2O.
     """
     arguments = checked(lstm, locals())
-    if preprocess not in ("log_sign", "identity"):
-        raise ValueError(
-            f"unknown preprocess {preprocess!r}; known: 'log_sign', 'identity'"
-        )
+    check_known("preprocess", preprocess, ("log_sign", "identity"))
     holds = check_untouched(untouched)
     inputs = 2 if preprocess == "log_sign" else 1
 

@@ -11,6 +11,7 @@ from .._arguments import checked
 from .._base import LearnedOptimizer
 from .._tensors import is_held, map_tensors, square_root, zeros_like
 from .._transformation import transformation
+from ..names import check_known
 from ..recurrent._cell import init_linear, linear
 from ..recurrent._coordinatewise import (
     StackState,
@@ -88,8 +89,7 @@ def rnnprop(
     for learning to optimize" (Liu et al., 2023).
     """
     arguments = checked(rnnprop, locals())
-    if variant not in _PUBLISHED:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(_PUBLISHED)}")
+    check_known("variant", variant, _PUBLISHED)
     holds = check_untouched(untouched)
     torch = variant == "ms4l2o"
     step, scale = _PUBLISHED[variant]

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from .._tensors import state_zeros, zeros_like
+from ..names import check_known
 
 _TINY = 1e-30  # keeps the factored moments positive at a zero gradient
 _FLOOR = 1e-9
@@ -87,10 +88,7 @@ def torch_axes(ndim: int) -> tuple[int, ...]:
 
 def check_factoring(factoring: str) -> None:
     """Raises `ValueError` for a rule that does not exist."""
-    if factoring not in get_args(Factoring):
-        raise ValueError(
-            f"unknown factoring {factoring!r}; known: {', '.join(get_args(Factoring))}"
-        )
+    check_known("factoring", factoring, get_args(Factoring))
 
 
 def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:

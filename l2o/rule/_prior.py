@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ..names import check_known
 from ._accumulators import Decays
 from ._features import feature_sizes
 from ._rule import Rule
@@ -16,8 +17,7 @@ _DIRECTIONS = {"adam": ("m_norm",), "nadam": ("m_norm", "g_norm")}  # their sum
 def check_init(init: str, rule: Rule, hidden_size: int) -> None:
     """Raises `ValueError` if it is unknown, or does not fit the rule."""
     known = ("random", *_DIRECTIONS)
-    if init not in known:
-        raise ValueError(f"unknown init {init!r}; known: {', '.join(known)}")
+    check_known("init", init, known)
     if init == "random":
         return
     needed = _DIRECTIONS[init]

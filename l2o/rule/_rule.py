@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._tensors import finite_gradient, is_held, sees_whole_tensors
+from ..names import check_known
 from ._accumulators import (
     Accumulators,
     Axes,
@@ -151,10 +152,7 @@ def check_untouched(untouched: str) -> bool:
     Raises:
       ValueError: neither "held" nor "pushed".
     """
-    if untouched not in get_args(Untouched):
-        raise ValueError(
-            f"unknown untouched {untouched!r}; known: {', '.join(get_args(Untouched))}"
-        )
+    check_known("untouched", untouched, get_args(Untouched))
     return untouched == "held"
 
 

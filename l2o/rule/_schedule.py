@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..names import check_known
+
 Schedule = Literal["constant", "cosine"]
 
 
@@ -32,8 +34,7 @@ def warmup_cosine(
 def check_schedule(schedule: str, factory: str, learning_rate: Any = 0.0) -> None:
     """Raises `ValueError` if it is unknown, or the rate has another schedule."""
     known = get_args(Schedule)
-    if schedule not in known:
-        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(known)}")
+    check_known("schedule", schedule, known)
     if schedule != "constant":
         refuse_schedule(factory, learning_rate)
 

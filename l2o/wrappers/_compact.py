@@ -10,6 +10,7 @@ from jax import lax
 
 from .._base import LearnedOptimizer
 from .._transformation import transformation
+from ..names import check_known
 from ..rule._accumulators import Accumulators
 from ._wrapped import wrapped
 
@@ -73,9 +74,7 @@ def compact(
     et al., 2015); factored moments: Adafactor (Shazeer & Stern, 2018).
     """
     for value, known in ((momentum, Momentum), (second_moment, SecondMoment)):
-        if value not in get_args(known):
-            choices = ", ".join(get_args(known))
-            raise ValueError(f"unknown kind {value!r}; known: {choices}")
+        check_known("kind", value, get_args(known))
     factored = second_moment == "factored"
 
     def bind(theta, *, num_steps=None):

@@ -11,6 +11,7 @@ from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_params
 from .._tensors import state_zeros
 from .._transformation import transformation
+from ..names import check_known
 from ._wrapped import wide, with_need, wrapped
 
 _NOMINAL = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
@@ -60,8 +61,7 @@ def nominal(
     """
     arguments = checked(nominal, locals())
     arguments.pop("learned")
-    if kind not in _NOMINAL:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_NOMINAL)}")
+    check_known("kind", kind, _NOMINAL)
     log_step_size = log_of("nominal", "step_size", step_size)
     decays = tuple(momentum_decays)
 

@@ -9,6 +9,7 @@ import optax
 from .._arguments import check_number, checked
 from .._base import LearnedOptimizer, require_params
 from .._transformation import transformation
+from ..names import check_known
 from ._wrapped import wide, with_need, wrapped
 
 
@@ -45,8 +46,7 @@ def weight_decay(
     """
     arguments = checked(weight_decay, locals())
     arguments.pop("optimizer")
-    if kind not in ("decoupled", "after", "l2"):
-        raise ValueError(f"unknown kind {kind!r}; known: decoupled, after, l2")
+    check_known("kind", kind, ("decoupled", "after", "l2"))
     for leaf in jax.tree.leaves(rate, is_leaf=lambda x: x is None):
         check_number("weight_decay", "weight_decay", leaf)
 

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from ._base import MetaGradient
 from ._episode_lengths import Schedule
 from ._episodes import (
@@ -302,8 +304,7 @@ def truncated_es(
     """
     perturbations = Perturbations(std, clip, sign)
     check_perturbations(perturbations)
-    if carry not in ("perturbed", "unperturbed"):
-        raise ValueError(f"unknown carry {carry!r}; known: perturbed, unperturbed")
+    check_known("carry", carry, ("perturbed", "unperturbed"))
     signs = 2 if carry == "perturbed" else 3
     episodes = make_episodes(
         problem,

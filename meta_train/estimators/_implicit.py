@@ -6,6 +6,8 @@ import jax
 import optax
 from jax.scipy.sparse.linalg import cg
 
+from l2o.names import check_known
+
 from ._backprop import finite_mean, first_run, masked
 from ._base import MetaGradient
 from ._episode_lengths import Schedule
@@ -82,8 +84,7 @@ def implicit(
     """
     if objective.split is None:
         raise ValueError("implicit needs an Objective with a split to evaluate on")
-    if solver not in ("cg", "neumann"):
-        raise ValueError(f"unknown solver {solver!r}; known: cg, neumann")
+    check_known("solver", solver, ("cg", "neumann"))
     rate = 0.0 if step_size is None else step_size
     if solver == "neumann" and not rate > 0:
         raise ValueError("a Neumann series needs step_size > 0")

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
 from l2o.tasks import SPLITS, Split, Task
 
 from .._mesh import on_batch
@@ -52,14 +53,9 @@ class Objective(NamedTuple):
 
 def check_objective(objective: Objective, *, windows: bool) -> None:
     """Raises `ValueError` for what cannot be; `windows` where unrolls are truncated."""
-    if objective.split is not None and objective.split not in SPLITS:
-        known = ", ".join(SPLITS)
-        raise ValueError(f"unknown split {objective.split!r}; known: {known}")
-    known_over = get_args(Over)
-    if objective.over not in known_over:
-        raise ValueError(
-            f"unknown Objective.over {objective.over!r}; known: {', '.join(known_over)}"
-        )
+    if objective.split is not None:
+        check_known("split", objective.split, SPLITS)
+    check_known("Objective.over", objective.over, get_args(Over))
     if objective.samples < 1:
         raise ValueError(f"Objective.samples must be >= 1, not {objective.samples}")
     if objective.samples > 1 and objective.split is None:

@@ -5,6 +5,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily
 from ._wrap import wrap
 
@@ -35,8 +37,7 @@ def reduced_precision(family: TaskFamily, dtype: Dtype = "bfloat16") -> TaskFami
 
     Source: VeLO (Metz et al., 2022).
     """
-    if dtype not in ("bfloat16", "float16"):
-        raise ValueError(f"unknown dtype {dtype!r}; known: 'bfloat16', 'float16'")
+    check_known("dtype", dtype, ("bfloat16", "float16"))
 
     def change(task, config):
         del config

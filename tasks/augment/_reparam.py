@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily
 from ._wrap import wrap
 
@@ -40,10 +42,7 @@ def reparametrize(
 
     Source: VeLO (Metz et al., 2022); the "global" range of Celo (Moudgil et al., 2025).
     """
-    if level not in ("global", "tensor", "parameter"):
-        raise ValueError(
-            f"unknown level {level!r}; known: 'global', 'tensor', 'parameter'"
-        )
+    check_known("level", level, ("global", "tensor", "parameter"))
     low, high = scale_range
     if not 0 < low <= high < math.inf:
         raise ValueError(f"scale_range must be 0 < low <= high, not {scale_range}")

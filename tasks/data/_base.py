@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2o.names import check_known
+
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
 SHUFFLE_SEED = 0  # splits are a fact of the dataset, not of a run
@@ -54,8 +56,7 @@ def sample_batch(
     Raises:
       ValueError: unknown split, or a batch larger than the split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    check_known("split", split, SPLITS)
     view = None
     if isinstance(dataset, View):
         view, dataset = dataset, dataset.dataset

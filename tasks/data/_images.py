@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from l2o.names import check_known
+
 from ._base import Dataset, from_arrays
 
 # Of a few sizes: a sampler of tasks goes through all of them.
@@ -222,10 +224,7 @@ def photograph(name: str = "china", size: int = 64) -> np.ndarray:
     Raises:
       ValueError: another name.
     """
-    if name not in ("china", "flower", "hopper"):
-        raise ValueError(
-            f"unknown photograph {name!r}; known: 'china', 'flower', 'hopper'"
-        )
+    check_known("photograph", name, ("china", "flower", "hopper"))
     try:
         from PIL import Image
 

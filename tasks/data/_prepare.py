@@ -11,7 +11,7 @@ import numpy as np
 
 from ._base import Dataset
 from ._images import digits, patches
-from ._text import _python_code_bytes, _python_docs_bytes
+from ._text import python_code_bytes, python_docs_bytes
 from ._tfds import MISSING_TFDS
 
 _VERSION = "1.0.0"
@@ -46,8 +46,8 @@ def prepare(name: str, data_dir: str | os.PathLike) -> Path:
     splits: dict[str, Callable[[], dict[str, Examples]]] = {
         "digits": lambda: _images(digits()),
         "patches": lambda: _images(patches()),
-        "python_docs": lambda: _paragraphs(_python_docs_bytes()),
-        "python_code": lambda: _paragraphs(b"\n\n".join(_python_code_bytes())),
+        "python_docs": lambda: _paragraphs(python_docs_bytes()),
+        "python_code": lambda: _paragraphs(b"\n\n".join(python_code_bytes())),
     }
     if name not in splits:
         raise ValueError(f"cannot prepare {name!r}; known: {', '.join(splits)}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from l2o.names import check_known
+
 from ._base import SHUFFLE_SEED, SPLITS, Dataset, from_arrays, on_device
 from ._tokens import windows, word_pieces
 
@@ -35,8 +37,8 @@ def python_docs(length: int = 32, vocabulary: int | None = None) -> Dataset:
         splits are four contiguous parts of the text; see `word_pieces`.
     """
     if vocabulary is not None:
-        return _in_parts([_python_docs_bytes()], length, vocabulary)
-    return from_arrays(windows(_ascii(_python_docs_bytes()), length))
+        return _in_parts([python_docs_bytes()], length, vocabulary)
+    return from_arrays(windows(_ascii(python_docs_bytes()), length))
 
 
 @functools.cache
@@ -51,7 +53,7 @@ def python_code(length: int = 32, vocabulary: int | None = None) -> Dataset:
       length: tokens of an example.
       vocabulary: as in `python_docs`.
     """
-    return _in_parts(_python_code_bytes(), length, vocabulary)
+    return _in_parts(python_code_bytes(), length, vocabulary)
 
 
 def text_fingerprint(name: str = "python_docs") -> str:
@@ -64,11 +66,10 @@ def text_fingerprint(name: str = "python_docs") -> str:
       ValueError: another name.
     """
     texts: dict[str, Callable[[], bytes]] = {
-        "python_docs": lambda: _python_docs_bytes(),
-        "python_code": lambda: b"\n\n".join(_python_code_bytes()),
+        "python_docs": lambda: python_docs_bytes(),
+        "python_code": lambda: b"\n\n".join(python_code_bytes()),
     }
-    if name not in texts:
-        raise ValueError(f"unknown text {name!r}; known: {', '.join(texts)}")
+    check_known("text", name, texts)
     return hashlib.sha256(texts[name]()).hexdigest()[:12]
 
 
@@ -107,13 +108,13 @@ def _ascii(text: bytes) -> np.ndarray:
     return np.where(raw < 128, raw, ord("?"))
 
 
-def _python_docs_bytes() -> bytes:
+def python_docs_bytes() -> bytes:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics)).encode()
 
 
-def _python_code_bytes() -> list[bytes]:
+def python_code_bytes() -> list[bytes]:
     """The modules' source; found, not imported."""
     folder = Path(sysconfig.get_path("stdlib"))
     return [(folder / f"{name}.py").read_bytes() for name in MODULES]

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from ..augment import with_gradient
 from ._proximal import fista, prox_l1
 
@@ -66,8 +68,7 @@ class Composite(NamedTuple):
 
 def check_gradient(gradient: str) -> None:
     """Raises `ValueError` for what is no `Gradient`."""
-    if gradient not in get_args(Gradient):
-        raise ValueError(f"unknown gradient {gradient!r}; known: 'full', 'smooth'")
+    check_known("gradient", gradient, get_args(Gradient))
 
 
 def spectral_square(matrix: jax.Array) -> jax.Array:

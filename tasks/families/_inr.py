@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2o.names import check_known
+
 from .._adapters import linen_functions
 from .._base import Task, TaskFamily, log_scaled
 from ..data import SPLITS, photograph
@@ -109,8 +111,7 @@ def coordinate_network(
 
     Source: Sitzmann et al. (2020), Tancik et al. (2020).
     """
-    if model not in _MODELS:
-        raise ValueError(f"unknown model {model!r}; known: {', '.join(_MODELS)}")
+    check_known("model", model, _MODELS)
     given: dict[str, Any] = {} if frequency is None else {"frequency": frequency}
     module = _MODELS[model](3, tuple(hidden), **given)
     functions = linen_functions(module)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily
 from ._lasso import lasso_problem
 from ._zoo import (
@@ -86,8 +88,7 @@ def l2o_scale(
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017) and
     Open-L2O (Chen et al., 2022).
     """
-    if name not in _KINDS:
-        raise ValueError(f"unknown problem {name!r}; known: {', '.join(_KINDS)}")
+    check_known("problem", name, _KINDS)
     kind = _KINDS[name]
     variant = Variant(rescale, log, sparse)
     negative = name in ("rastrigin", "sum_of_quadratics")

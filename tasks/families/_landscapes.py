@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily
 from ._zoo import (
     EPS,
@@ -81,8 +83,7 @@ def landscape(
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017) and
     Open-L2O (Chen et al., 2022).
     """
-    if name not in LANDSCAPES:
-        raise ValueError(f"unknown landscape {name!r}; known: {', '.join(LANDSCAPES)}")
+    check_known("landscape", name, LANDSCAPES)
     chosen = LANDSCAPES[name]
     size = chosen.dim if dim is None else dim
     if size != chosen.dim and not (chosen.any_dim and size >= 2):

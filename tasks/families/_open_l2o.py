@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily, stateless
 from ._lasso import lasso_problem
 from ._zoo import above_floor
@@ -54,10 +56,7 @@ def open_l2o(
     Source: "Learning to learn by gradient descent by gradient descent" (Andrychowicz et
     al., 2016) for the quadratic; Open-L2O (Chen et al., 2022).
     """
-    if name not in get_args(Name):
-        raise ValueError(
-            f"unknown problem {name!r}; known: {', '.join(get_args(Name))}"
-        )
+    check_known("problem", name, get_args(Name))
     m = dim if rows is None else rows
 
     def sample(key):

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from .._base import TaskFamily, stateless
 from .._orthonormal import orthonormal
 
@@ -54,10 +56,7 @@ def quadratic(
     Source: spectra as in the noisy quadratic model of Zhang et al., "Which algorithmic
     choices matter at which batch sizes?" (2019).
     """
-    if spectrum not in get_args(Spectrum):
-        raise ValueError(
-            f"unknown spectrum {spectrum!r}; known: {', '.join(get_args(Spectrum))}"
-        )
+    check_known("spectrum", spectrum, get_args(Spectrum))
 
     def sample(key):
         k_curvature, k_minimum = jax.random.split(key)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from l2o.names import check_known
+
 from .._adapters import from_functions
 from .._base import TaskFamily, clipped, log_scaled
 from .._choices import Choices
@@ -64,10 +66,7 @@ def supervised(
     Source: the image tasks of google/learned_optimization (2021) and VeLO (Metz et al.,
     2022).
     """
-    if loss not in ("cross_entropy", "one_hot", "squared"):
-        raise ValueError(
-            f"unknown loss {loss!r}; known: 'cross_entropy', 'one_hot', 'squared'"
-        )
+    check_known("loss", loss, ("cross_entropy", "one_hot", "squared"))
     loaded = load_all(datasets, **(data or {}))
     classes = {number_of_classes(d) for d in loaded}
     targets = {d.train["y"].shape[1:] for d in loaded}

@@ -7,6 +7,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from l2o.names import check_known
+
 from ._layers import Activation, dropout
 
 
@@ -121,8 +123,7 @@ def recurrent(
     Source: the RNN language models of google/learned_optimization (2021); Le et al.,
     "A simple way to initialize recurrent networks of rectified linear units" (2015).
     """
-    if core not in _CORES:
-        raise ValueError(f"unknown core {core!r}; known: {', '.join(_CORES)}")
+    check_known("core", core, _CORES)
 
     def forward(x):
         if embedding is not None:
