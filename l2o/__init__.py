@@ -1,53 +1,138 @@
 """Learned optimizers as ordinary optax transformations."""
 
-from ._available import Available as Available
-from ._available import available as available
-from ._base import LearnedOptimizer as LearnedOptimizer
-from ._base import trainable as trainable
-from ._registry import FACTORIES as FACTORIES
-from ._registry import WRAPPERS as WRAPPERS
-from ._registry import make as make
-from ._transformation import stable_dtypes as stable_dtypes
-from ._transformation import transformation as transformation
-from .files._frozen import load as load
-from .files._frozen import load_theta as load_theta
-from .files._frozen import read_card as read_card
-from .files._frozen import save as save
-from .files._frozen import shipped as shipped
-from .kernels._backend import Backend as Backend
-from .kernels._backend import backend as backend
-from .kernels._backend import chosen_backend as chosen_backend
-from .kernels._backend import native_kernels as native_kernels
-from .optimizers._celo import celo as celo
-from .optimizers._celo2 import celo2 as celo2
-from .optimizers._celo2_base import celo2_base as celo2_base
-from .optimizers._celo2_velo import celo2_velo as celo2_velo
-from .optimizers._celo_adam import celo_adam as celo_adam
-from .optimizers._elo import elo as elo
-from .optimizers._elo_celo2 import elo_celo2 as elo_celo2
-from .optimizers._l2o_pa import l2o_pa as l2o_pa
-from .optimizers._l2o_scale import l2o_scale as l2o_scale
-from .optimizers._learnable import learnable_adam as learnable_adam
-from .optimizers._learnable import learnable_sgd as learnable_sgd
-from .optimizers._learnable import learnable_sgdm as learnable_sgdm
-from .optimizers._learnable_muon import learnable_muon as learnable_muon
-from .optimizers._lstm import lstm as lstm
-from .optimizers._mlp import mlp as mlp
-from .optimizers._mulo import mulo as mulo
-from .optimizers._nadamw import nadamw as nadamw
-from .optimizers._nadamw import nadamw_schedule as nadamw_schedule
-from .optimizers._nn_adam import nn_adam as nn_adam
-from .optimizers._rnn_mlp import rnn_mlp as rnn_mlp
-from .optimizers._rnnprop import rnnprop as rnnprop
-from .optimizers._small_fc import small_fc as small_fc
-from .optimizers._velo import velo as velo
-from .wrappers._clip import clip as clip
-from .wrappers._compact import compact as compact
-from .wrappers._extend_horizon import extend_horizon as extend_horizon
-from .wrappers._float32_updates import float32_updates as float32_updates
-from .wrappers._grafted import grafted as grafted
-from .wrappers._hypergradient import hypergradient as hypergradient
-from .wrappers._mup import mup as mup
-from .wrappers._mup import mup_multipliers as mup_multipliers
-from .wrappers._nominal import nominal as nominal
-from .wrappers._weight_decay import weight_decay as weight_decay
+from importlib import metadata as _metadata
+from typing import Any as _Any
+
+from ._available import Available, available
+from ._base import LearnedOptimizer, trainable
+from ._registry import factories, make, register, wrapper_factories
+from ._transformation import transformation
+from .files._frozen import load, load_unbound, read_card, save, shipped
+from .kernels._backend import Backend, backend, chosen_backend, native_kernels
+from .names import renamed as _renamed
+from .optimizers._celo import CeloState, celo
+from .optimizers._celo2 import Celo2State, celo2
+from .optimizers._celo2_base import Celo2BaseState, celo2_base
+from .optimizers._celo2_velo import Celo2VeLOState, celo2_velo
+from .optimizers._celo_adam import CeloAdamState, celo_adam
+from .optimizers._elo import elo
+from .optimizers._elo_celo2 import elo_celo2
+from .optimizers._l2o_pa import L2OPAState, l2o_pa
+from .optimizers._l2o_scale import L2OScaleState, l2o_scale
+from .optimizers._learnable import learnable_adam, learnable_sgd, learnable_sgdm
+from .optimizers._learnable_muon import LearnableMuonState, learnable_muon
+from .optimizers._lstm import LSTMOptimizerState, lstm
+from .optimizers._mlp import MLPState, mlp
+from .optimizers._mulo import mulo
+from .optimizers._nadamw import NAdamWState, nadamw_baseline, nadamw_schedule
+from .optimizers._nn_adam import NNAdamState, nn_adam
+from .optimizers._rnn_mlp import RNNMLPState, rnn_mlp
+from .optimizers._rnnprop import RNNPropState, rnnprop
+from .optimizers._small_fc import SmallFCState, small_fc
+from .optimizers._velo import VeLOState, velo
+from .wrappers._clip_gradients import clip_gradients
+from .wrappers._compact import CompactState, compact
+from .wrappers._decay_weights import decay_weights
+from .wrappers._extend_horizon import HorizonState, extend_horizon
+from .wrappers._float32_updates import float32_updates
+from .wrappers._grafted import GraftedState, grafted
+from .wrappers._hypergradient import HypergradientState, hypergradient
+from .wrappers._mup import mup, mup_multipliers
+from .wrappers._nominal import NominalState, nominal
+
+__version__ = _metadata.version("l2o")
+
+
+def _stable_dtypes(init: _Any, update: _Any) -> _Any:
+    return transformation(init, update, name="update")
+
+
+__getattr__ = _renamed(
+    "l2o",
+    {
+        "FACTORIES": ("l2o.factories()", lambda: dict(factories())),
+        "WRAPPERS": ("l2o.wrapper_factories()", lambda: dict(wrapper_factories())),
+        "clip": ("l2o.clip_gradients", lambda: clip_gradients),
+        "load_theta": ("l2o.load_unbound", lambda: load_unbound),
+        "nadamw": ("l2o.nadamw_baseline", lambda: nadamw_baseline),
+        "stable_dtypes": ("l2o.transformation", lambda: _stable_dtypes),
+        "weight_decay": ("l2o.decay_weights", lambda: decay_weights),
+    },
+)
+
+
+__all__ = [
+    "Available",
+    "Backend",
+    "Celo2BaseState",
+    "Celo2State",
+    "Celo2VeLOState",
+    "CeloAdamState",
+    "CeloState",
+    "CompactState",
+    "GraftedState",
+    "HorizonState",
+    "HypergradientState",
+    "L2OPAState",
+    "L2OScaleState",
+    "LSTMOptimizerState",
+    "LearnableMuonState",
+    "LearnedOptimizer",
+    "MLPState",
+    "NAdamWState",
+    "NNAdamState",
+    "NominalState",
+    "RNNMLPState",
+    "RNNPropState",
+    "SmallFCState",
+    "VeLOState",
+    "__version__",
+    "available",
+    "backend",
+    "celo",
+    "celo2",
+    "celo2_base",
+    "celo2_velo",
+    "celo_adam",
+    "chosen_backend",
+    "clip_gradients",
+    "compact",
+    "decay_weights",
+    "elo",
+    "elo_celo2",
+    "extend_horizon",
+    "factories",
+    "float32_updates",
+    "grafted",
+    "hypergradient",
+    "l2o_pa",
+    "l2o_scale",
+    "learnable_adam",
+    "learnable_muon",
+    "learnable_sgd",
+    "learnable_sgdm",
+    "load",
+    "load_unbound",
+    "lstm",
+    "make",
+    "mlp",
+    "mulo",
+    "mup",
+    "mup_multipliers",
+    "nadamw_baseline",
+    "nadamw_schedule",
+    "native_kernels",
+    "nn_adam",
+    "nominal",
+    "read_card",
+    "register",
+    "rnn_mlp",
+    "rnnprop",
+    "save",
+    "shipped",
+    "small_fc",
+    "trainable",
+    "transformation",
+    "velo",
+    "wrapper_factories",
+]

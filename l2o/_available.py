@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ._base import LearnedOptimizer
-from ._registry import FACTORIES, WRAPPERS, make
-from .files._frozen import load_theta, shipped
+from ._registry import factories, find_factory, make
+from .files._frozen import load_unbound, shipped
 from .files._hub import IMPORTABLE
 
 
@@ -43,8 +43,8 @@ def available() -> list[Available]:
       >>> [x.needs for x in l2o.available() if x.name == "celo"]
       [('params', 'value', 'num_steps')]
     """
-    rows = [_row(name, "architecture", make(name)) for name in FACTORIES]
-    rows += [_row(name, "shipped", load_theta(name)[0]) for name in shipped()]
+    rows = [_row(name, "architecture", make(name)) for name in factories()]
+    rows += [_row(name, "shipped", load_unbound(name)[0]) for name in shipped()]
     rows += [
         _row(name, "importable", make(factory, **arguments))
         for name, (factory, arguments) in IMPORTABLE.items()
@@ -82,5 +82,5 @@ def _row(
 
 def _source(name: str) -> str:
     """The last paragraph of the factory's docstring."""
-    doc = inspect.getdoc((FACTORIES | WRAPPERS)[name]) or ""
+    doc = inspect.getdoc(find_factory(name)) or ""
     return " ".join(doc.partition("Source:")[2].split()).rstrip(".")

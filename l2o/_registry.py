@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._base import LearnedOptimizer
-from .names import unknown_name
+from .doors import Door
 from .optimizers._celo import celo
 from .optimizers._celo2 import celo2
 from .optimizers._celo2_base import celo2_base
@@ -25,16 +25,16 @@ from .optimizers._rnn_mlp import rnn_mlp
 from .optimizers._rnnprop import rnnprop
 from .optimizers._small_fc import small_fc
 from .optimizers._velo import velo
-from .wrappers._clip import clip
+from .wrappers._clip_gradients import clip_gradients
 from .wrappers._compact import compact
+from .wrappers._decay_weights import decay_weights
 from .wrappers._extend_horizon import extend_horizon
 from .wrappers._float32_updates import float32_updates
 from .wrappers._grafted import grafted
 from .wrappers._hypergradient import hypergradient
 from .wrappers._nominal import nominal
-from .wrappers._weight_decay import weight_decay
 
-FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "celo": celo,
     "celo2": celo2,
     "celo2_base": celo2_base,
@@ -58,21 +58,106 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "velo": velo,
 }
 
-WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
-    "clip": clip,
+_WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
+    "clip_gradients": clip_gradients,
     "compact": compact,
+    "decay_weights": decay_weights,
     "extend_horizon": extend_horizon,
     "float32_updates": float32_updates,
     "grafted": grafted,
     "hypergradient": hypergradient,
     "nominal": nominal,
-    "weight_decay": weight_decay,
 }
+
+
+def _check_factory(factory: Any) -> None:
+    if not callable(factory):
+        raise TypeError(
+            f"expected a function that returns a LearnedOptimizer, got {factory!r}"
+        )
+
+
+_Factory = Callable[..., LearnedOptimizer]
+FACTORIES: Door[_Factory] = Door(
+    "learned optimizer", "l2o.optimizers", _OPTIMIZERS, check=_check_factory
+)
+WRAPPERS: Door[_Factory] = Door(
+    "wrapper", "l2o.wrappers", _WRAPPERS, check=_check_factory
+)
+
+
+def factories() -> Mapping[str, Callable[..., LearnedOptimizer]]:
+    """The learned optimizers by name: the package's, registered and installed ones.
+
+    Example:
+      >>> import l2o
+      >>> l2o.factories()["small_fc"] is l2o.small_fc
+      True
+    """
+    return FACTORIES
+
+
+def wrapper_factories() -> Mapping[str, Callable[..., LearnedOptimizer]]:
+    """The wrappers by name: the package's, registered and installed ones."""
+    return WRAPPERS
+
+
+def register(name: str, factory: Callable[..., LearnedOptimizer]) -> None:
+    """Gives a learned optimizer of one's own a name, for this process.
+
+    From then on `l2o.make`, `l2o.load`, cards and the functions of `l2o.meta_train`
+    know it. A distribution that announces it as an entry point of the group
+    `l2o.optimizers` is known to every process, and to the `l2o` command.
+
+    Args:
+      name: that no other has.
+      factory: its keyword arguments are what JSON can hold, as their defaults say; it
+        returns a `LearnedOptimizer` that records them (`name`, `arguments`).
+
+    Raises:
+      ValueError: the name is taken.
+      TypeError: it is no function.
+
+    Example:
+      >>> import l2o
+      >>> def plain_sgd(learning_rate=0.1):
+      ...     made = l2o.learnable_sgd(learning_rate)
+      ...     return made._replace(name="plain_sgd")
+      >>> l2o.register("plain_sgd", plain_sgd)
+      >>> l2o.make("plain_sgd", learning_rate=0.3).arguments
+      {'learning_rate': 0.3}
+    """
+    FACTORIES.register(name, factory)
+
+
+# What files of 0.0 call them.
+_RENAMED = {"clip": "clip_gradients", "weight_decay": "decay_weights"}
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a learned optimizer or a wrapper of that name, new or old."""
+    name = _RENAMED.get(name, name)
+    return name in FACTORIES or name in WRAPPERS
+
+
+def find_factory(name: str) -> Callable[..., LearnedOptimizer]:
+    """Of a learned optimizer or a wrapper, by its name or an older one.
+
+    Raises:
+      ValueError: there is none of that name; or see `Door`.
+    """
+    name = _RENAMED.get(name, name)
+    if name in WRAPPERS and name in FACTORIES:
+        raise ValueError(
+            f"{name!r} is a wrapper of {WRAPPERS.origin(name)} and a learned optimizer "
+            f"of {FACTORIES.origin(name)}: uninstall one of them, or rename it there"
+        )
+    return WRAPPERS[name] if name in WRAPPERS else FACTORIES.find(name)
 
 
 _REMEDIES = {
     "learning_rate": "; to scale its updates, chain `optax.scale(...)` after it",
-    "weight_decay": "; to add decay, wrap it in `l2o.weight_decay(optimizer, rate)`",
+    "weight_decay": "; to add decay, wrap it in `l2o.decay_weights(optimizer, rate)`",
 }
 
 
@@ -80,8 +165,8 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     """The learned optimizer of that name.
 
     Args:
-      name: a key of `l2o.FACTORIES` or `l2o.WRAPPERS`. An optimizer that is wrapped is
-        a mapping with its `name` and `arguments`.
+      name: of `l2o.factories()` or `l2o.wrapper_factories()`. An optimizer that is
+        wrapped is a mapping with its `name` and `arguments`.
       **arguments: keyword arguments of the factory.
 
     Raises:
@@ -91,10 +176,8 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
       >>> import l2o
       >>> optimizer = l2o.make("small_fc", hidden_size=8)
     """
-    factories = FACTORIES | WRAPPERS
-    if name not in factories:
-        raise ValueError(unknown_name("learned optimizer", name, sorted(factories)))
-    known = inspect.signature(factories[name]).parameters
+    factory = find_factory(name)
+    known = inspect.signature(factory).parameters
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         remedies = [_REMEDIES[x] for x in unknown if x in _REMEDIES]
@@ -104,9 +187,9 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
             f"{name} has no argument {', '.join(map(repr, unknown))}; "
             f"known: {', '.join(known)}{also}{''.join(remedies)}"
         )
-    if name in WRAPPERS:
+    if _RENAMED.get(name, name) in WRAPPERS:
         arguments = {key: _unwrapped(value) for key, value in arguments.items()}
-    return factories[name](**arguments)
+    return factory(**arguments)
 
 
 def _names_of_wrapped(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """What every transformation of this package promises about trees, types and buffers."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -101,16 +100,6 @@ def transformation(
             return selected.restored(steps), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def stable_dtypes(init: Any, update: Any) -> optax.GradientTransformationExtraArgs:
-    """The old name of `transformation`."""
-    warnings.warn(
-        "l2o.stable_dtypes is called l2o.transformation now; the old name goes in 0.2",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return transformation(init, update)
 
 
 class _Selected(NamedTuple):

@@ -1,10 +1,14 @@
-"""What users name: which texts are paths, and which names were meant."""
+"""What users name: which texts are paths, which names were meant, which are old."""
 
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+REMOVAL = "0.2"  # the version that has no name which warns now
 
 
 def expanded(path: str | os.PathLike) -> Path:
@@ -69,7 +73,8 @@ def unknown_name(
     if paths:
         is_there = Path(str(name)).exists()
         here = f"{name} in this folder" if is_there else paths
-        message += f". For {here} write a path: ./{name if is_there else 'NAME'}"
+        message += "" if message.endswith("?") else "."
+        message += f" For {here} write a path: ./{name if is_there else 'NAME'}"
     return message
 
 
@@ -84,3 +89,32 @@ def check_known(what: str, name: object, known: Iterable[str | None]) -> None:
     names = list(known)
     if not isinstance(name, str | None) or name not in names:
         raise ValueError(unknown_name(what, name, map(str, names)))
+
+
+def renamed(
+    module: str, names: Mapping[str, tuple[str, Callable[[], Any]]]
+) -> Callable[[str], Any]:
+    """A module's `__getattr__` for names that were changed: they work, and warn.
+
+    Args:
+      module: its name.
+      names: the old names, each with the new one, for the message, and a function that
+        returns what it stands for.
+
+    Example:
+      >>> from l2o.names import renamed
+      >>> __getattr__ = renamed(__name__, {"old": ("new", lambda: 1)})
+    """
+
+    def module_getattr(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new, value = names[name]
+        warnings.warn(
+            f"{module}.{name} is called {new} now; the old name goes in {REMOVAL}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return value()
+
+    return module_getattr

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
-from l2o.tasks import Split, TaskSpec, held_out, resolve, suites
+from l2o.tasks import Split, TaskSpec, held_out, suites, task_specs
 
 from .estimators._objective import Over
 
@@ -49,7 +49,7 @@ def check_types(config: Any) -> None:
 
 def resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
     try:
-        return resolve(names)
+        return task_specs(names)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
 

@@ -40,13 +40,13 @@ def child(options: argparse.Namespace) -> None:
     import l2o
     from l2o.meta_train import Config, Topology, run
     from l2o.meta_train.cli import configure_process, share_cores
-    from l2o.tasks import make
+    from l2o.tasks import make_family
 
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)
     configure_process()
     share_cores(options.particles, Topology())
-    family = make(
+    family = make_family(
         "supervised",
         model="mlp",
         datasets=("digits",),

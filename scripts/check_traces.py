@@ -236,7 +236,9 @@ def _nadamw(config, num_steps):
     if not isinstance(rate, int | float):
         rate = _schedule(rate, num_steps)
     config["learning_rate"] = rate
-    return lambda _: l2o.nadamw(**{_NADAMW_NAMES[k]: v for k, v in config.items()})
+    return lambda _: l2o.nadamw_baseline(
+        **{_NADAMW_NAMES[k]: v for k, v in config.items()}
+    )
 
 
 _COSINE = (
@@ -565,7 +567,7 @@ def _pylo_optimizer(cls, meta, trace):
 
     joined = l2o.mup(optimizers[0]._replace(bind=bind), scale)
     if any(decay.values()):
-        joined = l2o.weight_decay(joined, decay, kind="after")
+        joined = l2o.decay_weights(joined, decay, kind="after")
     return lambda theta: joined.bind(theta, num_steps=num_steps), thetas
 
 

@@ -27,7 +27,7 @@ from search_rule import (
 
 import l2o
 from l2o.meta_train.cli import configure_process
-from l2o.tasks import TaskFamily, resolve
+from l2o.tasks import TaskFamily, task_specs
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     configure_process()
 
-    weights = {name: l2o.load_theta(name) for name in options.weights}
+    weights = {name: l2o.load_unbound(name) for name in options.weights}
     optimizer, _ = weights[options.weights[0]]
     weights = {"start": (optimizer, optimizer.init_theta(jax.random.key(0))), **weights}
     keys = jax.vmap(jax.random.key)(100 + jnp.arange(options.seeds))
@@ -63,7 +63,7 @@ def main() -> None:
         ]
         return np.concatenate(found)
 
-    found = on_every_task(resolve(tuple(options.families)), losses)
+    found = on_every_task(task_specs(tuple(options.families)), losses)
     variants = [f"{name} x {f:g}" for name in weights for f in options.factors]
     print_ranks(variants, found)
     print_better(variants, found)

@@ -21,7 +21,7 @@ from search_rule import SUITE, final_losses
 
 import l2o
 from l2o.meta_train.cli import configure_process
-from l2o.tasks import resolve
+from l2o.tasks import task_specs
 
 # Factors of the rate and of the weight decay; the first is what ships.
 VARIANTS = ((1, 1), (0.7, 1), (1.4, 1), (1, 1.5), (1, 2.2), (1, 0.66))
@@ -48,7 +48,7 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     configure_process()
     options.out.mkdir(parents=True, exist_ok=True)
-    optimizer, theta = l2o.load_theta(options.weights)
+    optimizer, theta = l2o.load_unbound(options.weights)
     keys = jax.vmap(jax.random.key)(100 + jnp.arange(options.seeds))
 
     def transformation(numbers):
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
         tx = optimizer.bind(changed, num_steps=options.steps)
         return optax.chain(tx, optax.scale(factor))
 
-    for name, spec in resolve((SUITE,)).items():
+    for name, spec in task_specs((SUITE,)).items():
         path = options.out / f"{name}.json"
         if path.exists():
             continue

@@ -50,7 +50,7 @@ def main() -> None:
         columns += [f"{task}: after 10", f"after {options.steps}"]
     print(f"| optimizer | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for folder in folders:
-        optimizer, theta = l2o.load_theta(folder)
+        optimizer, theta = l2o.load_unbound(folder)
         variants = {"as it is": optimizer} | {
             name: l2o.compact(optimizer, **kinds) for name, kinds in VARIANTS.items()
         }

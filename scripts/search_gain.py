@@ -27,7 +27,7 @@ from search_rule import (
 
 import l2o
 from l2o.meta_train.cli import configure_process
-from l2o.tasks import TaskFamily, resolve
+from l2o.tasks import TaskFamily, task_specs
 
 # (gain, drift, rate)
 VARIANTS = (
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for all losses")
     options = parser.parse_args()
     configure_process()
-    optimizer, start = l2o.load_theta("adaptive_muon", learning_rate=1.0)
+    optimizer, start = l2o.load_unbound("adaptive_muon", learning_rate=1.0)
 
     def transformation(numbers):
         gain, drift, rate = numbers
@@ -72,7 +72,7 @@ def main() -> None:
             steps=options.steps,
         )
 
-    found = on_every_task(resolve(tuple(options.families)), losses)
+    found = on_every_task(task_specs(tuple(options.families)), losses)
     names = [f"gain {k:g}, drift {d:g}, rate {a:g}" for k, d, a in VARIANTS]
     if options.out:
         content = {name: x.tolist() for name, x in found.items()}

@@ -29,7 +29,7 @@ import l2o
 from l2o.meta_train.cli import configure_process
 from l2o.meta_train.evaluation import learning_curve
 from l2o.rule import FEATURES, feature_sizes, warmup_cosine
-from l2o.tasks import TaskFamily, TaskSpec, held_out, resolve
+from l2o.tasks import TaskFamily, TaskSpec, held_out, task_specs
 
 SUITE, STEPS, SEEDS, POINTS = "train/mixed", 1000, 4, 3
 SPLITS = ("train", "outer_valid")
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[SUITE])
     options = parser.parse_args()
     configure_process()
-    found = on_every_task(resolve(tuple(options.families)), losses)
+    found = on_every_task(task_specs(tuple(options.families)), losses)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     content = {name: x.tolist() for name, x in found.items()}
     options.out.write_text(json.dumps({"variants": list(VARIANTS), "losses": content}))

@@ -1,84 +1,188 @@
 """Inner problems for meta-training and evaluation, from data that needs no download."""
 
-from ._adapters import from_haiku as from_haiku
-from ._adapters import from_linen as from_linen
-from ._adapters import from_nnx as from_nnx
-from ._base import Task as Task
-from ._base import TaskFamily as TaskFamily
-from ._base import clipped as clipped
-from ._base import log_scaled as log_scaled
-from ._base import logarithm as logarithm
-from ._base import stateless as stateless
-from ._base import with_stream as with_stream
-from ._cost import Cost as Cost
-from ._cost import cache_folder as cache_folder
-from ._cost import parameter_count as parameter_count
-from ._cost import remembered_cost as remembered_cost
-from ._cost import spec_cost as spec_cost
-from ._cost import step_cost as step_cost
-from ._cost import within as within
-from ._distributions import DISTRIBUTIONS as DISTRIBUTIONS
-from ._distributions import sample_spec as sample_spec
-from ._distributions import velo_mixture as velo_mixture
-from ._losses import accuracy as accuracy
-from ._losses import cross_entropy as cross_entropy
-from ._registry import held_out as held_out
-from ._registry import load_suite as load_suite
-from ._registry import make_family as make_family
-from ._registry import named_tasks as named_tasks
-from ._registry import resolve as resolve
-from ._spec import AUGMENTATIONS as AUGMENTATIONS
-from ._spec import KINDS as KINDS
-from ._spec import Augmentation as Augmentation
-from ._spec import TaskSpec as TaskSpec
-from ._spec import make as make
-from .augment import delayed_gradient as delayed_gradient
-from .augment import es_gradient as es_gradient
-from .augment import gradient_noise as gradient_noise
-from .augment import label_noise as label_noise
-from .augment import nan_gradient as nan_gradient
-from .augment import normalized_gradient as normalized_gradient
-from .augment import random_directions as random_directions
-from .augment import reduced_batch as reduced_batch
-from .augment import reduced_precision as reduced_precision
-from .augment import reparametrize as reparametrize
-from .augment import scaled_loss as scaled_loss
-from .augment import truncated_data as truncated_data
-from .augment import velo_augmentations as velo_augmentations
-from .data import DATASETS as DATASETS
-from .data import SPLITS as SPLITS
-from .data import Dataset as Dataset
-from .data import Split as Split
-from .data import Stream as Stream
-from .data import View as View
-from .data import digits as digits
-from .data import from_arrays as from_arrays
-from .data import load as load
-from .data import patches as patches
-from .data import python_docs as python_docs
-from .data import sample_batch as sample_batch
-from .data import stream as stream
-from .data import text_fingerprint as text_fingerprint
-from .families import LANDSCAPES as LANDSCAPES
-from .families import Composite as Composite
-from .families import fista as fista
-from .families import image_mlp as image_mlp
-from .families import ista as ista
-from .families import l2o_scale as l2o_scale
-from .families import landscape as landscape
-from .families import lasso as lasso
-from .families import lasso_problem as lasso_problem
-from .families import least_squares as least_squares
-from .families import log_quadratic as log_quadratic
-from .families import logistic_problem as logistic_problem
-from .families import logistic_regression as logistic_regression
-from .families import matmul_algorithm as matmul_algorithm
-from .families import noisy_mean as noisy_mean
-from .families import noisy_quadratic as noisy_quadratic
-from .families import open_l2o as open_l2o
-from .families import prox_l1 as prox_l1
-from .families import quadratic as quadratic
-from .families import relative_error as relative_error
-from .families import sparse_coding as sparse_coding
-from .suites import Suite as Suite
-from .suites import suites as suites
+from l2o.names import renamed as _renamed
+
+from ._adapters import from_haiku, from_linen, from_nnx
+from ._base import (
+    Task,
+    TaskFamily,
+    clipped,
+    log_scaled,
+    logarithm,
+    stateless,
+    with_stream,
+)
+from ._cost import (
+    Cost,
+    cache_folder,
+    parameter_count,
+    remembered_cost,
+    spec_cost,
+    step_cost,
+    within,
+)
+from ._distributions import DISTRIBUTIONS, sample_spec, velo_mixture
+from ._losses import accuracy, cross_entropy
+from ._registry import (
+    held_out,
+    load_suite,
+    make_family,
+    named_tasks,
+    register_task,
+    task_specs,
+)
+from ._spec import AUGMENTATIONS, KINDS, Augmentation, TaskSpec, register_kind
+from .augment import (
+    delayed_gradient,
+    es_gradient,
+    gradient_noise,
+    label_noise,
+    nan_gradient,
+    normalized_gradient,
+    random_directions,
+    reduced_batch,
+    reduced_precision,
+    reparametrize,
+    scaled_loss,
+    truncated_data,
+    velo_augmentations,
+)
+from .data import (
+    DATASETS,
+    SPLITS,
+    Dataset,
+    Split,
+    Stream,
+    View,
+    digits,
+    from_arrays,
+    load_dataset,
+    patches,
+    python_docs,
+    register_dataset,
+    sample_batch,
+    stream,
+    text_fingerprint,
+)
+from .families import (
+    LANDSCAPES,
+    Composite,
+    fista,
+    image_mlp,
+    ista,
+    landscape,
+    lasso,
+    lasso_problem,
+    least_squares,
+    log_quadratic,
+    logistic_problem,
+    logistic_regression,
+    matmul_algorithm,
+    noisy_mean,
+    noisy_quadratic,
+    open_l2o,
+    prox_l1,
+    quadratic,
+    relative_error,
+    sparse_coding,
+)
+from .families import l2o_scale as l2o_scale_problem
+from .suites import Suite, suites
+
+__getattr__ = _renamed(
+    "l2o.tasks",
+    {
+        "l2o_scale": ("l2o.tasks.l2o_scale_problem", lambda: l2o_scale_problem),
+        "load": ("l2o.tasks.load_dataset", lambda: load_dataset),
+        "make": ("l2o.tasks.make_family", lambda: make_family),
+        "resolve": ("l2o.tasks.task_specs", lambda: task_specs),
+    },
+)
+
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "DISTRIBUTIONS",
+    "KINDS",
+    "LANDSCAPES",
+    "SPLITS",
+    "Augmentation",
+    "Composite",
+    "Cost",
+    "Dataset",
+    "Split",
+    "Stream",
+    "Suite",
+    "Task",
+    "TaskFamily",
+    "TaskSpec",
+    "View",
+    "accuracy",
+    "cache_folder",
+    "clipped",
+    "cross_entropy",
+    "delayed_gradient",
+    "digits",
+    "es_gradient",
+    "fista",
+    "from_arrays",
+    "from_haiku",
+    "from_linen",
+    "from_nnx",
+    "gradient_noise",
+    "held_out",
+    "image_mlp",
+    "ista",
+    "l2o_scale_problem",
+    "label_noise",
+    "landscape",
+    "lasso",
+    "lasso_problem",
+    "least_squares",
+    "load_dataset",
+    "load_suite",
+    "log_quadratic",
+    "log_scaled",
+    "logarithm",
+    "logistic_problem",
+    "logistic_regression",
+    "make_family",
+    "matmul_algorithm",
+    "named_tasks",
+    "nan_gradient",
+    "noisy_mean",
+    "noisy_quadratic",
+    "normalized_gradient",
+    "open_l2o",
+    "parameter_count",
+    "patches",
+    "prox_l1",
+    "python_docs",
+    "quadratic",
+    "random_directions",
+    "reduced_batch",
+    "reduced_precision",
+    "register_dataset",
+    "register_kind",
+    "register_task",
+    "relative_error",
+    "remembered_cost",
+    "reparametrize",
+    "sample_batch",
+    "sample_spec",
+    "scaled_loss",
+    "sparse_coding",
+    "spec_cost",
+    "stateless",
+    "step_cost",
+    "stream",
+    "suites",
+    "task_specs",
+    "text_fingerprint",
+    "truncated_data",
+    "velo_augmentations",
+    "velo_mixture",
+    "with_stream",
+    "within",
+]

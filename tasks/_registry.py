@@ -4,19 +4,46 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from l2o.files import read_json, reading
 from l2o.names import expanded, has_separator, is_path, unknown_name
 
 from ._base import TaskFamily
-from ._spec import TaskSpec
+from ._spec import KINDS, TaskSpec, make_kind
 from .suites import Suite, suites
+
+_registered: dict[str, TaskSpec] = {}
 
 
 @functools.cache
-def named_tasks() -> dict[str, TaskSpec]:
-    """The specs of all suites by their names, which are unique."""
+def _tasks_of_suites() -> dict[str, TaskSpec]:
     return {name: s for suite in suites().values() for name, s in suite.tasks.items()}
+
+
+def named_tasks() -> dict[str, TaskSpec]:
+    """The specs of all suites, and registered ones, by their names."""
+    return {**_tasks_of_suites(), **_registered}
+
+
+def register_task(name: str, spec: TaskSpec) -> None:
+    """Gives a spec a name, for this process.
+
+    Raises:
+      ValueError: the name is taken.
+
+    Example:
+      >>> from l2o.tasks import TaskSpec, make_family, register_task
+      >>> register_task("bowl3", TaskSpec("quadratic", {"dim": 3}))
+      >>> make_family("bowl3").name
+      'bowl3'
+    """
+    spec = dataclasses.replace(spec, label=name)
+    if _registered.get(name) == spec:
+        return
+    if name in named_tasks() or name in suites() or name in KINDS:
+        raise ValueError(f"the task {name!r} is there already: take another name")
+    _registered[name] = spec
 
 
 def load_suite(name: str) -> Suite:
@@ -36,20 +63,21 @@ def load_suite(name: str) -> Suite:
     return known[name]
 
 
-def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
+def task_specs(names: str | Sequence[str]) -> dict[str, TaskSpec]:
     """The specs that names stand for, by the names of the tasks; loads no data.
 
     Args:
-      names: of tasks, of suites (all their tasks), or paths of JSON files: a list of
-        specs with labels, see `TaskSpec.to_dict`. What ends in `.json` is a path, too.
+      names: of tasks, of suites (all their tasks), of kinds that need no option, or
+        paths of JSON files: a list of specs with labels, see `TaskSpec.to_dict`. What
+        ends in `.json` is a path, too.
 
     Raises:
       ValueError: an unknown name, one that is there twice, or a file that holds
         something else.
 
     Example:
-      >>> from l2o.tasks import resolve
-      >>> list(resolve("demo/heldout"))
+      >>> from l2o.tasks import task_specs
+      >>> list(task_specs("demo/heldout"))
       ['deep_mlp', 'conv', 'autoencoder', 'transformer_lm']
     """
     found: dict[str, TaskSpec] = {}
@@ -58,6 +86,8 @@ def resolve(names: str | Sequence[str]) -> dict[str, TaskSpec]:
             more = dict(suites()[name].tasks)
         elif name in named_tasks():
             more = {name: named_tasks()[name]}
+        elif name in KINDS:
+            more = {name: TaskSpec(name, label=name).check()}
         elif _is_file(name):
             more = _read(expanded(name))
         else:
@@ -76,10 +106,10 @@ def held_out(spec: TaskSpec) -> str | None:
     data that only such a suite has.
 
     Example:
-      >>> from l2o.tasks import held_out, resolve
-      >>> held_out(resolve("siren-hopper")["siren-hopper"])
+      >>> from l2o.tasks import held_out, task_specs
+      >>> held_out(task_specs("siren-hopper")["siren-hopper"])
       'siren-hopper of heldout/small'
-      >>> held_out(resolve("mlp16")["mlp16"])
+      >>> held_out(task_specs("mlp16")["mlp16"])
     """
     tasks, data = _held_out()
     known = tasks.get(_bare(spec))
@@ -112,18 +142,33 @@ def _bare(spec: TaskSpec) -> str:
     return dataclasses.replace(spec, augmentations=(), label="").to_json()
 
 
-def make_family(name: str) -> TaskFamily:
-    """The task family of that name.
+def make_family(name: str, /, **options: Any) -> TaskFamily:
+    """The task family of that name: a named task, or a kind with options.
+
+    Args:
+      name: a named task (`l2o tasks` lists them), or a key of `KINDS`.
+      **options: keyword arguments of the kind; datasets of one's own may be among them,
+        which a `TaskSpec` cannot hold. A named task has its own.
 
     Raises:
-      ValueError: unknown name; the message suggests a known one.
+      ValueError: an unknown name or option; the message suggests a known one.
 
     Example:
       >>> from l2o.tasks import make_family
-      >>> family = make_family("mlp32")
+      >>> make_family("mlp32").name
+      'mlp32'
+      >>> make_family("quadratic", dim=3).name
+      'quadratic3'
     """
+    if name in KINDS:
+        return make_kind(name, options)
     if name not in named_tasks():
         raise ValueError(_unknown(name))
+    if options:
+        raise ValueError(
+            f"the task {name} has its options, {', '.join(options)} cannot be given: "
+            f"name its kind, {named_tasks()[name].kind}, with all of them"
+        )
     return named_tasks()[name].family()
 
 
@@ -131,7 +176,7 @@ def _unknown(name: str) -> str:
     return unknown_name(
         "task",
         name,
-        [*named_tasks(), *suites()],
+        [*named_tasks(), *suites(), *KINDS],
         listed="`l2o tasks` lists the known ones",
         paths="a JSON file of tasks",
     )

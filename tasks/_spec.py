@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from l2o.doors import Door
 from l2o.files import plain
 from l2o.names import unknown_name
 
 from ._base import TaskFamily
 
 # Where each is found; imported on use, because most need flax or haiku.
-KINDS: dict[str, str] = {
+_KINDS: dict[str, str] = {
     "image_mlp": "families._image_mlp",
     "supervised": "families._supervised",
     "autoencoder": "families._autoencoder",
@@ -41,7 +42,7 @@ KINDS: dict[str, str] = {
     "matmul_algorithm": "families._matmul",
     "sparse_coding": "families._sparse_coding",
 }
-AUGMENTATIONS: dict[str, str] = {
+_AUGMENTATIONS: dict[str, str] = {
     "delayed_gradient": "augment._delay",
     "es_gradient": "augment._es",
     "gradient_noise": "augment._noise",
@@ -55,6 +56,60 @@ AUGMENTATIONS: dict[str, str] = {
     "scaled_loss": "augment._hazards",
     "truncated_data": "augment._data",
 }
+
+
+@functools.cache
+def _imported(name: str, module: str) -> Callable[..., TaskFamily]:
+    try:
+        return getattr(importlib.import_module(f"l2o.tasks.{module}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("l2o"):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs {error.name}: pip install 'l2o[train]'"
+        ) from error
+
+
+def _check_factory(factory: Any) -> None:
+    if not callable(factory):
+        raise TypeError(f"expected a function that returns a family, got {factory!r}")
+
+
+KINDS: Door[Callable[..., TaskFamily]] = Door(
+    "kind of task", "l2o.tasks", _KINDS, load=_imported, check=_check_factory
+)
+AUGMENTATIONS: Door[Callable[..., TaskFamily]] = Door(
+    "augmentation",
+    "l2o.augmentations",
+    _AUGMENTATIONS,
+    load=_imported,
+    check=_check_factory,
+)
+
+
+def register_kind(name: str, factory: Callable[..., TaskFamily]) -> None:
+    """Gives a factory of task families of one's own a name, for this process.
+
+    From then on a `TaskSpec`, `make_family` and JSON files of tasks know it as a kind;
+    without options it is a task of that name. A distribution that announces it as an
+    entry point of the group `l2o.tasks` is known to every process, and to the `l2o`
+    command.
+
+    Args:
+      name: that no other has.
+      factory: from keyword arguments, which JSON can hold, to a `TaskFamily`.
+
+    Raises:
+      ValueError: the name is taken.
+      TypeError: it is no function.
+
+    Example:
+      >>> from l2o.tasks import make_family, quadratic, register_kind
+      >>> register_kind("bowl", lambda dim=2: quadratic(dim))
+      >>> make_family("bowl", dim=5).name
+      'quadratic5'
+    """
+    KINDS.register(name, factory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +130,14 @@ class Augmentation:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wrapper = _factory(AUGMENTATIONS, self.name)
+        wrapper = AUGMENTATIONS.find(self.name)
         _check_options(wrapper, self.name, self.options, "family")
         options = {name: _tuples(value) for name, value in self.options.items()}
         object.__setattr__(self, "options", options)
 
     def __call__(self, family: TaskFamily) -> TaskFamily:
         """The augmented family."""
-        return _factory(AUGMENTATIONS, self.name)(family, **self.options)
+        return AUGMENTATIONS.find(self.name)(family, **self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +174,19 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(unknown_name("kind of task", self.kind, KINDS))
+            raise ValueError(unknown_name(KINDS.what, self.kind, KINDS))
         options = {name: _tuples(value) for name, value in self.options.items()}
         object.__setattr__(self, "options", options)
 
     def check(self) -> "TaskSpec":
         """Itself, if its factory takes its options; that is imported now."""
-        _check_options(_factory(KINDS, self.kind), self.kind, self.options)
+        _check_options(KINDS.find(self.kind), self.kind, self.options)
         return self
 
     def family(self) -> TaskFamily:
         """The task family; its data are loaded now."""
         self.check()
-        family = _factory(KINDS, self.kind)(**self.options)
+        family = KINDS.find(self.kind)(**self.options)
         for augmentation in self.augmentations:
             family = augmentation(family)
         return family._replace(name=self.label) if self.label else family
@@ -214,48 +269,15 @@ class TaskSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
-def make(kind: str, **options: Any) -> TaskFamily:
-    """The task family of that kind.
-
-    Args:
-      kind: a key of `KINDS`.
-      **options: keyword arguments of its factory; datasets of one's own may be among
-        them, which a `TaskSpec` cannot hold.
-
-    Raises:
-      ValueError: unknown kind or option; the message lists the known ones.
-
-    Example:
-      >>> from l2o.tasks import make
-      >>> make("quadratic", dim=3).name
-      'quadratic3'
-    """
-    made = _factory(KINDS, kind)
+def make_kind(kind: str, options: Mapping[str, Any]) -> TaskFamily:
+    """The task family of that kind; its options may hold datasets of one's own."""
+    made = KINDS.find(kind)
     _check_options(made, kind, options)
     return made(**options)
 
 
-@functools.cache
-def _imported(module: str, name: str) -> Callable[..., TaskFamily]:
-    try:
-        return getattr(importlib.import_module(f"l2o.tasks.{module}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("l2o"):
-            raise
-        raise ModuleNotFoundError(
-            f"{name} needs {error.name}: pip install 'l2o[train]'"
-        ) from error
-
-
-def _factory(table: Mapping[str, str], name: str) -> Callable[..., TaskFamily]:
-    if name not in table:
-        what = "augmentation" if table is AUGMENTATIONS else "kind of task"
-        raise ValueError(unknown_name(what, name, table))
-    return _imported(table[name], name)
-
-
 def _defaults(kind: str) -> dict[str, Any]:
-    parameters = inspect.signature(_factory(KINDS, kind)).parameters
+    parameters = inspect.signature(KINDS.find(kind)).parameters
     return {
         key: parameter.default
         for key, parameter in parameters.items()

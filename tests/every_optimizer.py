@@ -22,7 +22,7 @@ SMALL = {
 }
 TINY = l2o.learnable_sgdm()  # compiles fast; what is wrapped is tested unwrapped
 WRAPPED = {
-    "clip": l2o.clip(TINY),
+    "clip_gradients": l2o.clip_gradients(TINY),
     "compact": l2o.compact(l2o.small_fc(), second_moment="factored"),
     "extend_horizon": l2o.extend_horizon(SMALL["celo_adam"], max_steps=1000),
     "float32_updates": l2o.float32_updates(TINY),
@@ -30,10 +30,10 @@ WRAPPED = {
     "hypergradient": l2o.hypergradient(TINY),
     "mup": l2o.mup(TINY, lambda params: jax.tree.map(lambda _: 0.5, params)),
     "nominal": l2o.nominal(TINY),
-    "weight_decay": l2o.weight_decay(TINY, 1e-3),
+    "decay_weights": l2o.decay_weights(TINY, 1e-3),
 }
 FACTORIES = {
-    name: SMALL.get(name) or factory() for name, factory in l2o.FACTORIES.items()
+    name: SMALL.get(name) or factory() for name, factory in l2o.factories().items()
 }
 # Other arguments of what is in the table already.
 VARIANTS = {

@@ -19,10 +19,10 @@ PACKAGES = {
 ROOMS = {
     "l2o": {
         "__init__": "files kernels optimizers wrappers _available _base _registry "
-        "_transformation",
+        "_transformation names",
         "_available": "files _base _registry",
         "files": "rule _arguments _base _registry names",
-        "_registry": "optimizers wrappers _base names",
+        "_registry": "optimizers wrappers _base doors",
         "optimizers": "kernels recurrent rule wrappers _arguments _base _tensors "
         "_transformation names",
         "wrappers": "rule _arguments _base _tensors _transformation names",
@@ -33,6 +33,7 @@ ROOMS = {
         "_base": "_arguments",
         "_arguments": "",
         "_tensors": "",
+        "doors": "names",
         "names": "",
     },
     "l2o.tasks": {

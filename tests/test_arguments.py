@@ -20,7 +20,7 @@ BASE = {
     "elo_celo2": {"exp_mult": 0.1},
     "celo2_velo": {"orthogonalize": True},
     "l2o_pa": {"b": ("sigmoid", 1.0), "b1": ("eye", 1.0), "prox": "l1"},
-    "weight_decay": {"rate": 0.1, "kind": "l2"},
+    "decay_weights": {"rate": 0.1, "kind": "l2"},
 }
 # A second value of each; numbers are changed by a little, flags turned.
 OTHER = {
@@ -99,7 +99,7 @@ def behaviour(optimizer, shapes=PARAMS):
 @functools.cache
 def made(name):
     """An optimizer with arguments that let every other one matter."""
-    factory = (l2o.FACTORIES | l2o.WRAPPERS)[name]
+    factory = {**l2o.factories(), **l2o.wrapper_factories()}[name]
     known = inspect.signature(factory).parameters
     given = {k: TINY for k in PARTS if k in known}
     if name == "compact":
@@ -134,7 +134,7 @@ CASES = [
         argument,
         marks=[pytest.mark.exhaustive] if _is_seen_elsewhere(name, argument) else [],
     )
-    for name, factory in (l2o.FACTORIES | l2o.WRAPPERS).items()
+    for name, factory in {**l2o.factories(), **l2o.wrapper_factories()}.items()
     for argument in inspect.signature(factory).parameters
     if argument not in PARTS and not {(argument, "*"), (argument, name)} & ELSEWHERE
 ]
@@ -164,7 +164,7 @@ def test_what_theta_starts_from_is_obeyed_on_loading(name, argument, tmp_path):
     optimizer = FACTORIES[name]
     folder = saved(tmp_path / "weights", optimizer)
     value = 0.5 * optimizer.arguments[argument] + 0.1
-    loaded, theta = l2o.load_theta(folder, **{argument: value})
+    loaded, theta = l2o.load_unbound(folder, **{argument: value})
     fresh = l2o.make(name, **{**optimizer.arguments, argument: value})
     expected = fresh.init_theta(jax.random.key(0))
     named = dict(zip(names(theta), jax.tree.leaves(theta), strict=True))
@@ -172,7 +172,7 @@ def test_what_theta_starts_from_is_obeyed_on_loading(name, argument, tmp_path):
     for leaf in optimizer.starts[argument]:
         np.testing.assert_array_equal(named[leaf], wanted[leaf])
     assert loaded.arguments[argument] == value
-    again = l2o.load_theta(l2o.save(tmp_path / "again", loaded, theta))[1]
+    again = l2o.load_unbound(l2o.save(tmp_path / "again", loaded, theta))[1]
     assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(theta)))
 
 
@@ -190,8 +190,8 @@ def test_trained_weights_are_not_replaced_on_loading(name, tmp_path):
     folder = saved(tmp_path, FACTORIES[name])
     message = "init is what meta-training .* would replace the trained weights nn"
     with pytest.raises(ValueError, match=message):
-        l2o.load_theta(folder, init="nadam" if name != "small_fc" else "adam")
-    l2o.load_theta(folder, init="random")  # what it was
+        l2o.load_unbound(folder, init="nadam" if name != "small_fc" else "adam")
+    l2o.load_unbound(folder, init="random")  # what it was
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -199,7 +199,7 @@ def test_weight_decay_of_shipped_weights_is_obeyed(decay):
     params = {"w": jnp.full((3, 2), 2.0)}
     zeros = {"w": jnp.zeros((3, 2))}
     for name in ("adaptive_muon", "muon_fast", "celo2_mixed", "celo2_orthogonal"):
-        optimizer, _ = l2o.load_theta(name)
+        optimizer, _ = l2o.load_unbound(name)
         tx = l2o.load(name, num_steps=1, weight_decay=decay, learning_rate=0.1)
         updates, _ = tx.update(zeros, tx.init(params), params)
         # In a run of one step there is no warm-up. The rate of meta-trained ones has a
@@ -212,9 +212,9 @@ def test_weight_decay_of_shipped_weights_is_obeyed(decay):
 
 def test_what_is_wrapped_is_found_on_loading(tmp_path):
     inner = l2o.learnable_adam(b1=0.8)
-    optimizer = l2o.clip(l2o.hypergradient(inner, gain=5.0))
+    optimizer = l2o.clip_gradients(l2o.hypergradient(inner, gain=5.0))
     assert optimizer.starts["b1"] == ("learned/log_one_minus_b1",)
-    loaded, theta = l2o.load_theta(saved(tmp_path, optimizer), b1=0.5, gain=7.0)
+    loaded, theta = l2o.load_unbound(saved(tmp_path, optimizer), b1=0.5, gain=7.0)
     np.testing.assert_allclose(theta["learned"]["log_one_minus_b1"], np.log(0.5))
     np.testing.assert_allclose(theta["log_gain"], np.log(7.0), rtol=1e-6)
     assert loaded.name == "clip"

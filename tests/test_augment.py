@@ -851,7 +851,7 @@ def test_velo_augmentations_are_recipes_that_repeat():
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_few_bits_where_a_loop_or_a_decomposition_is(kind, options, dtype):
-    family = tasks.reduced_precision(tasks.make(kind, **options), dtype)
+    family = tasks.reduced_precision(tasks.make_family(kind, **options), dtype)
 
     def gradient():
         task = family.task(family.sample(KEY), family.data)
@@ -874,7 +874,7 @@ def test_reparametrisation_keeps_few_bits(level):
 
 @pytest.mark.parametrize("worse", [tasks.truncated_data, tasks.label_noise])
 def test_worse_data_of_a_logistic_regression(worse):
-    full = tasks.make("logistic_regression", dataset="breast_cancer")
+    full = tasks.make_family("logistic_regression", dataset="breast_cancer")
     family = worse(full, 0.5)
     task = family.task(family.sample(KEY), family.data)
     with pytest.raises(ValueError, match="need a batch_size"):
@@ -882,7 +882,8 @@ def test_worse_data_of_a_logistic_regression(worse):
     with pytest.raises(ValueError, match="have no optimum"):
         family.optimum(family.sample(KEY), family.data)
     family = worse(
-        tasks.make("logistic_regression", dataset="breast_cancer", batch_size=8), 0.5
+        tasks.make_family("logistic_regression", dataset="breast_cancer", batch_size=8),
+        0.5,
     )
     task = family.task(family.sample(KEY), family.data)
     assert task.batch(KEY, "test")["labels"].shape == (8,)

@@ -19,10 +19,10 @@ def available():
 
 
 def test_everything_is_listed_once(available):
-    kinds = {"architecture": l2o.FACTORIES, "shipped": l2o.shipped()}
+    kinds = {"architecture": l2o.factories(), "shipped": l2o.shipped()}
     for kind, names in {**kinds, "importable": IMPORTABLE}.items():
         assert [x.name for x in available if x.kind == kind] == list(names)
-    assert len(available) == len(l2o.FACTORIES) + len(l2o.shipped()) + len(IMPORTABLE)
+    assert len(available) == len(l2o.factories()) + len(l2o.shipped()) + len(IMPORTABLE)
     for row in available:
         assert row.needs == row.optimizer.needs
         assert re.search(r"\(.*20\d\d\)", row.source), row.name

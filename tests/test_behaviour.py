@@ -78,7 +78,7 @@ def test_what_has_no_weight_is_not_missed_and_what_has_all_is():
 
 
 def test_figures_come_with_words():
-    optimizer, theta = l2o.load_theta("small_fc_digits")
+    optimizer, theta = l2o.load_unbound("small_fc_digits")
     family = make_family("quadratic10")
     found = behaviour_figures(optimizer, theta, family, steps=5)
     assert len(found) == 3

@@ -382,7 +382,7 @@ def test_a_run_without_meta_gradients_stops_and_exports(
     card = l2o.read_card(result.frozen)["card"]
     assert card["stopped_early"].startswith(f"the last {limit} of {6 + limit} outer")
     assert card["skipped_outer_steps"] == limit
-    _, theta = l2o.load_theta(result.frozen)
+    _, theta = l2o.load_unbound(result.frozen)
     like = (Outer(theta, (), (), ()), [])
     (good, _), _ = read(out / "checkpoints", 6, like, part=True)
     assert _equal(theta, good.theta)

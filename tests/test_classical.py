@@ -557,7 +557,7 @@ def test_lasso_optimum_equals_scikit_learns(run):
 
 def _flower_rows(run, name):
     label = int(run.out[name]["config"]["label"])
-    train = tasks.load("iris").train
+    train = tasks.load_dataset("iris").train
     return {"features": _wide(train["x"]), "labels": np.float64(train["y"] == label)}
 
 
@@ -956,4 +956,4 @@ def test_matmul_and_sparse_coding_start_from_unit_columns_and_small_codes(run, r
 )
 def test_what_makes_no_problem_is_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        tasks.make(kind, **options)
+        tasks.make_family(kind, **options)

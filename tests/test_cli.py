@@ -45,7 +45,7 @@ def test_list_names_everything(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for name in (
-        *l2o.FACTORIES,
+        *l2o.factories(),
         "small_fc_digits",
         "amoudgl/celo2-base",
         "train/broad",

@@ -152,8 +152,8 @@ def test_bytes_per_parameter():
     [
         l2o.celo(lstm_hidden_size=6),
         l2o.celo2(learning_rate=0.1),
-        l2o.clip(l2o.small_fc()),
-        l2o.weight_decay(l2o.velo(lstm_hidden_size=6, param_inits=2), 1e-3),
+        l2o.clip_gradients(l2o.small_fc()),
+        l2o.decay_weights(l2o.velo(lstm_hidden_size=6, param_inits=2), 1e-3),
     ],
     ids=["celo", "celo2", "clip", "weight_decay"],
 )

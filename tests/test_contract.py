@@ -104,7 +104,7 @@ def test_arguments_rebuild_the_optimizer(case):
     if not optimizer.name:
         assert not arguments  # `mup`, whose multipliers may be a function
         return
-    factories = l2o.FACTORIES | l2o.WRAPPERS
+    factories = {**l2o.factories(), **l2o.wrapper_factories()}
     signature = inspect.signature(factories[optimizer.name])
     assert set(arguments) == set(signature.parameters)
     rebuilt = l2o.make(optimizer.name, **arguments)
@@ -201,9 +201,9 @@ def test_make_names_what_is_known():
         l2o.make("mlp", x=1)
 
 
-@pytest.mark.parametrize("name", l2o.FACTORIES)
+@pytest.mark.parametrize("name", l2o.factories())
 def test_factory_is_documented(name):
-    doc = inspect.getdoc(l2o.FACTORIES[name])
+    doc = inspect.getdoc(l2o.factories()[name])
     for part in (".. math::", "Args:", "Example:", ">>> ", "Source:"):
         assert part in doc, part
 
@@ -214,7 +214,9 @@ def test_doctests_pass():
         if module.name.startswith("l2o._"):
             results[module.name] = doctest.testmod(importlib.import_module(module.name))
     assert [name for name, result in results.items() if result.failed] == []
-    assert sum(result.attempted for result in results.values()) > 2 * len(l2o.FACTORIES)
+    assert sum(result.attempted for result in results.values()) > 2 * len(
+        l2o.factories()
+    )
 
 
 def test_jit_equals_no_jit(case):
@@ -330,7 +332,7 @@ _LONG = (
     "name",
     [
         pytest.param(name, marks=[pytest.mark.exhaustive] if name in _LONG else [])
-        for name in l2o.FACTORIES
+        for name in l2o.factories()
     ],
 )
 def test_gradient_of_theta_through_one_and_two_updates_is_finite(name):

@@ -182,7 +182,7 @@ OFFLINE = {
 @pytest.mark.parametrize("name", OFFLINE)
 def test_offline_dataset_is_what_its_docstring_says(name):
     count, shape, classes = OFFLINE[name]
-    data = tasks.load(name)
+    data = tasks.load_dataset(name)
     x, y = _whole(data, "x"), _whole(data, "y")
     assert x.shape == (count, *shape) and x.dtype == np.float32
     assert np.all(np.isfinite(x))
@@ -203,12 +203,15 @@ def test_offline_dataset_is_what_its_docstring_says(name):
     # The first loader that is called is the one that counts: drawn ones always draw
     # the same.
     DATASETS[name].cache_clear()
-    np.testing.assert_array_equal(_whole(tasks.load(name), "x"), x)
+    np.testing.assert_array_equal(_whole(tasks.load_dataset(name), "x"), x)
 
 
 @pytest.mark.parametrize("name", ["digits", "patches", "shapes", "glyphs", "elevation"])
 def test_images_come_in_any_size_and_in_colour(name):
-    grey, colour = tasks.load(name, size=12), tasks.load(name, size=12, grey=False)
+    grey, colour = (
+        tasks.load_dataset(name, size=12),
+        tasks.load_dataset(name, size=12, grey=False),
+    )
     assert grey.train["x"].shape[1:] == (12, 12, 1)
     assert colour.train["x"].shape[1:] == (12, 12, 3)
     np.testing.assert_array_equal(grey.train["y"], colour.train["y"])
@@ -221,7 +224,7 @@ def test_images_come_in_any_size_and_in_colour(name):
 def test_drawn_classes_can_be_told_apart(name):
     from sklearn.ensemble import RandomForestClassifier
 
-    data = tasks.load(name)
+    data = tasks.load_dataset(name)
     forest = RandomForestClassifier(40, random_state=0)
     x = np.asarray(data.train["x"]).reshape(len(data.train["y"]), -1)
     forest.fit(x, data.train["y"])
@@ -231,13 +234,13 @@ def test_drawn_classes_can_be_told_apart(name):
 
 
 def test_graph_adjacency_is_normalised_and_symmetric():
-    x = _whole(tasks.load("graphs"), "x")
+    x = _whole(tasks.load_dataset("graphs"), "x")
     adjacency = x[:, :, :16]
     np.testing.assert_allclose(adjacency, adjacency.swapaxes(1, 2), atol=1e-6)
     # D^(-1/2) A D^(-1/2) has the eigenvalue 1, and none above.
     top = np.linalg.eigvalsh(adjacency[:20].astype(np.float64))[:, -1]
     np.testing.assert_allclose(top, 1, atol=1e-5)
-    y = _whole(tasks.load("graphs"), "y")
+    y = _whole(tasks.load_dataset("graphs"), "y")
     same = y[:, :, None] == y[:, None]
     edges = (adjacency > 0) & ~np.eye(16, dtype=bool)
     assert abs(edges[same & ~np.eye(16, dtype=bool)].mean() - 0.5) < 0.01
@@ -270,8 +273,8 @@ def test_photographs_are_square_and_named():
 
 def test_load_names_the_known_datasets_and_passes_datasets_through():
     with pytest.raises(ValueError, match="unknown dataset 'minst'; known: digits"):
-        tasks.load("minst")
-    assert tasks.load(TINY) is TINY
+        tasks.load_dataset("minst")
+    assert tasks.load_dataset(TINY) is TINY
 
 
 @pytest.mark.parametrize(
@@ -283,7 +286,7 @@ def test_load_names_the_known_datasets_and_passes_datasets_through():
 )
 def test_a_geometry_that_a_dataset_does_not_have(name, geometry, match):
     with pytest.raises(ValueError, match=match):
-        tasks.load(name, **geometry)
+        tasks.load_dataset(name, **geometry)
 
 
 @pytest.mark.parametrize(
@@ -292,18 +295,18 @@ def test_a_geometry_that_a_dataset_does_not_have(name, geometry, match):
 @pytest.mark.parametrize("kind", ["autoencoder", "vae", "language_model"])
 def test_datasets_are_several(kind, datasets, match):
     with pytest.raises(ValueError, match=match):
-        tasks.make(kind, datasets=datasets)
+        tasks.make_family(kind, datasets=datasets)
 
 
 def test_tables_may_be_loaded_inside_a_program():
     DATASETS["iris"].cache_clear()
-    jax.jit(lambda: tasks.load("iris").train["x"].sum())()
-    assert np.isfinite(tasks.load("iris").train["x"]).all()
+    jax.jit(lambda: tasks.load_dataset("iris").train["x"].sum())()
+    assert np.isfinite(tasks.load_dataset("iris").train["x"]).all()
 
 
 def test_images_of_few_sizes_are_remembered():
-    first = tasks.load("digits", size=4)
-    assert tasks.load("digits", size=4) is first
+    first = tasks.load_dataset("digits", size=4)
+    assert tasks.load_dataset("digits", size=4) is first
     for size in range(5, 14):
-        tasks.load("digits", size=size)
-    assert tasks.load("digits", size=4) is not first
+        tasks.load_dataset("digits", size=size)
+    assert tasks.load_dataset("digits", size=4) is not first

@@ -19,7 +19,7 @@ from l2o.rule._rule import Rule, Shared
 
 NAMES = [
     name
-    for name, factory in l2o.FACTORIES.items()
+    for name, factory in l2o.factories().items()
     if "untouched" in inspect.signature(factory).parameters
 ]
 SMALL = {
@@ -116,7 +116,7 @@ def test_derivatives_of_rules_are_finite_at_zero(rule, backend):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_of_optimizers_are_finite_at_zero(name):
-    known = inspect.signature(l2o.FACTORIES[name]).parameters
+    known = inspect.signature(l2o.factories()[name]).parameters
     optimizer = l2o.make(name, **{k: v for k, v in SMALL.items() if k in known})
     shapes = {name: SHAPES[name] for name in ("vector", "matrix")}
 

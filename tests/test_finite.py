@@ -14,7 +14,7 @@ from l2o._tensors import finite_gradient, gradient_bound, state_dtype, state_zer
 
 NAMES = [
     name
-    for name, factory in l2o.FACTORIES.items()
+    for name, factory in l2o.factories().items()
     if "untouched" in inspect.signature(factory).parameters
 ]
 SMALL = {"lstm_hidden_size": 4, "param_inits": 2, "hidden_size": 4}
@@ -38,7 +38,7 @@ quick = functools.partial(
 
 
 def small(name):
-    known = inspect.signature(l2o.FACTORIES[name]).parameters
+    known = inspect.signature(l2o.factories()[name]).parameters
     return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known})
 
 

@@ -72,18 +72,18 @@ def test_published_file_is_read_exactly(state, name, written_as):
     if (name, written_as) == ("velo", "old tuple"):
         optimizer = l2o.velo(**{**optimizer.arguments, **BUGS})
     for source in (state, str(state), state.parent):
-        loaded = l2o.load_theta(source, optimizer=NAMED.get(name))
+        loaded = l2o.load_unbound(source, optimizer=NAMED.get(name))
         assert_same(loaded, optimizer, theta)
 
 
 def test_the_bugs_of_old_velo_files_can_be_refused(state):
     optimizer = SMALL["velo"]
     write_flax(state, (to_tree(some_theta(optimizer), optimizer), "", 0))
-    loaded, _ = l2o.load_theta(state, use_bugged_loss_features=False)
+    loaded, _ = l2o.load_unbound(state, use_bugged_loss_features=False)
     assert loaded.arguments["use_bugged_next_lstm_state"]
     assert not loaded.arguments["use_bugged_loss_features"]
     with pytest.raises(ValueError, match=r"does not fit celo\("):
-        l2o.load_theta(state, optimizer="celo")
+        l2o.load_unbound(state, optimizer="celo")
 
 
 def test_published_file_optimizes_as_its_theta_does(state):
@@ -103,9 +103,9 @@ def test_file_of_google_is_called_params(tmp_path):
     theta = some_theta(optimizer)
     tree = to_tree(theta, optimizer)
     write_flax(tmp_path / "params", ParameterCheckpoint(tree, "id", 7))
-    assert_same(l2o.load_theta(tmp_path), optimizer, theta)
+    assert_same(l2o.load_unbound(tmp_path), optimizer, theta)
     (tmp_path / "params").rename(tmp_path / "params_300")
-    assert_same(l2o.load_theta(tmp_path / "params_300"), optimizer, theta)
+    assert_same(l2o.load_unbound(tmp_path / "params_300"), optimizer, theta)
 
 
 def test_arrays_that_flax_splits_are_joined(state, monkeypatch):
@@ -114,7 +114,7 @@ def test_arrays_that_flax_splits_are_joined(state, monkeypatch):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 64)
     write_flax(state, to_tree(theta, optimizer))
     assert state.read_bytes().count(b"__msgpack_chunked_array__") > 10
-    assert_same(l2o.load_theta(state), optimizer, theta)
+    assert_same(l2o.load_unbound(state), optimizer, theta)
 
 
 def test_bfloat16_is_read(state):
@@ -123,7 +123,7 @@ def test_bfloat16_is_read(state):
     write_flax(state, to_tree(theta, optimizer))
     assert b"bfloat16" in state.read_bytes()
     expected = jax.tree.map(lambda x: x.astype(jnp.float32), theta)
-    assert_same(l2o.load_theta(state), optimizer, expected)
+    assert_same(l2o.load_unbound(state), optimizer, expected)
 
 
 def _scalars(theta):
@@ -139,7 +139,7 @@ def test_weights_kept_as_scalars_are_joined(state):
     optimizer = l2o.small_fc(hidden_size=11)  # sorted as text, 10 is before 2
     theta = some_theta(optimizer)
     write_flax(state, _scalars(theta))
-    assert_same(l2o.load_theta(state), optimizer, theta)
+    assert_same(l2o.load_unbound(state), optimizer, theta)
 
 
 def test_missing_scalar_is_refused(state):
@@ -196,7 +196,7 @@ def _velo_tree(size, bank):
 def test_released_velo_has_its_size_and_order(state):
     tree = _velo_tree(512, 256)
     write_flax(state, tree)
-    optimizer, theta = l2o.load_theta(state)
+    optimizer, theta = l2o.load_unbound(state)
     assert (optimizer.name, optimizer.arguments) == ("velo", l2o.velo().arguments)
     assert sum(x.size for x in jax.tree.leaves(theta)) == 2_320_385
     published = tree["ff_mod_stack"]["~"]
@@ -316,9 +316,9 @@ def gin(tmp_path):
 @pytest.mark.parametrize("name", [None, "velo"])
 def test_arguments_arrive_from_gin(gin, name):
     folder = gin(GIN)
-    optimizer, _ = l2o.load_theta(folder, optimizer=name)
+    optimizer, _ = l2o.load_unbound(folder, optimizer=name)
     assert optimizer.arguments == l2o.velo(**FROM_GIN).arguments
-    optimizer, _ = l2o.load_theta(folder, optimizer=name, exp_mult=0.5, ff_mult=1.0)
+    optimizer, _ = l2o.load_unbound(folder, optimizer=name, exp_mult=0.5, ff_mult=1.0)
     expected = l2o.velo(**{**FROM_GIN, "exp_mult": 0.5, "ff_mult": 1.0})
     assert optimizer.arguments == expected.arguments
 
@@ -326,11 +326,11 @@ def test_arguments_arrive_from_gin(gin, name):
 def test_gin_of_celo_has_its_defaults(gin):
     bound = "HyperV2.param_inits = 2\nHyperV2.lstm_hidden_size = 8"
     folder = gin(f"run_train.lopt = @celo.optimizers.velo.HyperV2()\n{bound}")
-    assert l2o.load_theta(folder)[0].arguments["ff_mult"] == 1.0
+    assert l2o.load_unbound(folder)[0].arguments["ff_mult"] == 1.0
 
 
 def test_gin_without_an_optimizer_leaves_it_to_the_file(gin):
-    optimizer, _ = l2o.load_theta(gin("HyperV2.exp_mult = 3.0\n"))
+    optimizer, _ = l2o.load_unbound(gin("HyperV2.exp_mult = 3.0\n"))
     assert optimizer.arguments == l2o.velo(lstm_hidden_size=8, param_inits=2).arguments
 
 

@@ -86,7 +86,7 @@ def test_the_best_is_a_theta_of_its_checkpoint(copy):
             shutil.rmtree(copy / "checkpoints" / str(number))
     shorter = dataclasses.replace(QUICK, outer_steps=max(best, 2))
     theta = run(shorter, copy, override=True).theta
-    _, frozen = l2o.load_theta(copy / "best")
+    _, frozen = l2o.load_unbound(copy / "best")
     assert jax.tree.all(jax.tree.map(jnp.array_equal, frozen, theta))
 
 
@@ -115,7 +115,7 @@ def test_the_score_is_the_mean_of_the_curve_and_compiled_once(tmp_path):
     traces.clear()
     records = follow(tmp_path / "run", SHORT, families=[family])
     assert len(records) == 3 and len(traces) <= 2
-    _, theta = l2o.load_theta(tmp_path / "run" / "frozen")
+    _, theta = l2o.load_unbound(tmp_path / "run" / "frozen")
     # The gradient is x, so that x = (1 - lr)^t.
     rate = math.exp(theta["log_lr"])
     points = [1.5 * (1 - rate) ** (2 * t) for t in (10, 20)]

@@ -58,11 +58,11 @@ def _replace_weights(folder, weights):
 # Round trips.
 
 
-@pytest.mark.parametrize("name", l2o.FACTORIES)
+@pytest.mark.parametrize("name", l2o.factories())
 def test_round_trip_is_exact(tmp_path, name):
     optimizer = l2o.make(name)
     theta = _theta(optimizer)
-    loaded, loaded_theta = l2o.load_theta(l2o.save(tmp_path, optimizer, theta))
+    loaded, loaded_theta = l2o.load_unbound(l2o.save(tmp_path, optimizer, theta))
     assert (loaded.name, loaded.arguments) == (optimizer.name, optimizer.arguments)
     _assert_identical(loaded_theta, theta)
 
@@ -127,21 +127,21 @@ def test_a_fresh_process_trains_bit_for_bit_alike(
 
 def test_float64_mode_loads_the_same_theta(folder):
     with jax.enable_x64(True):
-        _, theta = l2o.load_theta(folder)
+        _, theta = l2o.load_unbound(folder)
     _assert_identical(theta, _theta(OPTIMIZER))
 
 
 def test_arrays_of_any_memory_layout_are_saved(tmp_path):
     theta = jax.tree.map(lambda x: np.asfortranarray(x), _theta(OPTIMIZER))
     assert not theta["nn"]["w0"].flags.c_contiguous
-    _, loaded = l2o.load_theta(l2o.save(tmp_path, OPTIMIZER, theta))
+    _, loaded = l2o.load_unbound(l2o.save(tmp_path, OPTIMIZER, theta))
     _assert_identical(loaded, theta)
 
 
 def test_saving_again_replaces(folder):
     other = _theta(OPTIMIZER, seed=1)
     l2o.save(folder, OPTIMIZER, other, card={"run": 2})
-    _assert_identical(l2o.load_theta(folder)[1], other)
+    _assert_identical(l2o.load_unbound(folder)[1], other)
     assert l2o.read_card(folder)["card"] == {"run": 2}
     assert sorted(os.listdir(folder)) == [CARD, WEIGHTS]
 
@@ -406,7 +406,7 @@ def test_own_optimizer_is_loaded_with_its_architecture(tmp_path):
     folder = l2o.save(tmp_path, _own(), theta)
     with pytest.raises(ValueError, match=r"give its arch.* `l2o\.load\(folder, optimi"):
         l2o.load(folder)
-    _assert_identical(l2o.load_theta(folder, optimizer=_own())[1], theta)
+    _assert_identical(l2o.load_unbound(folder, optimizer=_own())[1], theta)
     tx = l2o.load(folder, optimizer=_own())
     updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), value=0.5)
     np.testing.assert_allclose(updates, -np.exp(-1.5), rtol=1e-6)

@@ -73,21 +73,21 @@ def test_cached_repository_loads_without_a_download(hub, source):
         fetched.append("Pauljanson002/VeLO_MLP")
     else:
         l2o.save(hub.folder(source), optimizer, theta, format="pylo")
-    assert_same(l2o.load_theta(source), optimizer, theta)
+    assert_same(l2o.load_unbound(source), optimizer, theta)
     assert hub.calls == [(name, None, True) for name in fetched]
 
 
 def test_other_half_of_velo_asks_for_this_one(hub):
     theta = some_theta(PYLO_VELO)
     hub.add_velo("me", PYLO_VELO, theta)
-    assert_same(l2o.load_theta("me/VeLO_MLP", download=True), PYLO_VELO, theta)
+    assert_same(l2o.load_unbound("me/VeLO_MLP", download=True), PYLO_VELO, theta)
     assert hub.calls == [("me/VeLO_MLP", None, False), ("me/VeLO_RNN", None, False)]
 
 
 def test_other_networks_have_no_other_half(hub):
     theta = some_theta(PYLO["elo"])
     l2o.save(hub.folder("me/elo-MLP"), PYLO["elo"], theta, format="pylo")
-    assert_same(l2o.load_theta("me/elo-MLP"), PYLO["elo"], theta)
+    assert_same(l2o.load_unbound("me/elo-MLP"), PYLO["elo"], theta)
     assert hub.calls == [("me/elo-MLP", None, True)]
 
 
@@ -96,17 +96,17 @@ def test_revision_keeps_the_arguments(hub):
     theta = some_theta(optimizer)
     folder = hub.folder("amoudgl/velo-s", "v1.0")
     write_flax(folder / "theta.state", to_tree(theta, optimizer))
-    assert_same(l2o.load_theta("amoudgl/velo-s@v1.0"), optimizer, theta)
-    loaded, _ = l2o.load_theta("amoudgl/velo-s@v1.0", exp_mult=0.5)
+    assert_same(l2o.load_unbound("amoudgl/velo-s@v1.0"), optimizer, theta)
+    loaded, _ = l2o.load_unbound("amoudgl/velo-s@v1.0", exp_mult=0.5)
     assert (loaded.arguments["exp_mult"], loaded.arguments["ff_mult"]) == (0.5, 1.0)
-    loaded, _ = l2o.load_theta("amoudgl/velo-s@v1.0", ff_mult=2.0)
+    loaded, _ = l2o.load_unbound("amoudgl/velo-s@v1.0", ff_mult=2.0)
     assert loaded.arguments["ff_mult"] == 2.0
     assert hub.calls == 3 * [("amoudgl/velo-s", "v1.0", True)]
 
 
 def test_what_is_not_cached_names_the_download(hub):
     message = r"'amoudgl/celo' is neither a folder nor in the local cache .*download=Tr"
-    for load in (l2o.load, l2o.load_theta):
+    for load in (l2o.load, l2o.load_unbound):
         with pytest.raises(FileNotFoundError, match=message):
             load("amoudgl/celo")
     assert hub.calls == 2 * [("amoudgl/celo", None, True)]
@@ -129,7 +129,7 @@ def test_without_the_library_it_is_named(monkeypatch, tmp_path):
 def test_paths_are_not_taken_for_repositories(hub, tmp_path):
     theta = some_theta(SMALL["celo"])
     write_flax(Path("amoudgl/mine/theta.state"), to_tree(theta, SMALL["celo"]))
-    assert_same(l2o.load_theta("amoudgl/mine"), SMALL["celo"], theta)
+    assert_same(l2o.load_unbound("amoudgl/mine"), SMALL["celo"], theta)
     save_pylo(Path("me"), PYLO_VELO)
     Path("me/VeLO_MLP").rename("me/other")
     with pytest.raises(ValueError, match=r"is one half of PyLO's VeLO; expected the"):
@@ -148,10 +148,10 @@ def test_paths_that_are_repositories_too_are_refused(hub, source):
     for folder in (Path(source), hub.folder("me/cached"), Path("me/own")):
         write_flax(folder / "theta.state", to_tree(theta, SMALL["celo"]))
     message = rf"write \./{source} for the path, or [\w/]+@REVISION, such as @main, for"
-    for read in (l2o.load_theta, l2o.read_card):
+    for read in (l2o.load_unbound, l2o.read_card):
         with pytest.raises(ValueError, match=message):
             read(source)
-    assert_same(l2o.load_theta(f"./{source}"), SMALL["celo"], theta)
-    assert_same(l2o.load_theta("me/own"), SMALL["celo"], theta)
+    assert_same(l2o.load_unbound(f"./{source}"), SMALL["celo"], theta)
+    assert_same(l2o.load_unbound("me/own"), SMALL["celo"], theta)
     with pytest.raises(ValueError, match=r"write \./me/own for the path"):
-        l2o.load_theta("me/own", download=True)
+        l2o.load_unbound("me/own", download=True)

@@ -192,8 +192,8 @@ def test_bad_options_are_refused(options, message):
     "learned",
     [
         l2o.celo2_base(weight_decay=0.1),
-        l2o.clip(l2o.elo(weight_decay=0.1)),
-        l2o.weight_decay(INNER, 1e-3),
+        l2o.clip_gradients(l2o.elo(weight_decay=0.1)),
+        l2o.decay_weights(INNER, 1e-3),
         l2o.nominal(INNER, shrinkage=1e-3),
     ],
     ids=["own", "wrapped", "wrapper", "shrinkage"],
@@ -212,11 +212,11 @@ def test_length_of_the_run_is_needed():
 
 def test_arguments_of_what_is_wrapped_can_be_changed_on_loading(tmp_path):
     rule = l2o.celo2_base(learning_rate=0.25)
-    optimizer = l2o.clip(l2o.hypergradient(rule, gain=10.0), 2.0)
+    optimizer = l2o.clip_gradients(l2o.hypergradient(rule, gain=10.0), 2.0)
     theta = optimizer.init_theta(KEY)
     l2o.save(tmp_path, optimizer, theta)
-    loaded, _ = l2o.load_theta(tmp_path, learning_rate=0.5, gain=20.0, bound=3.0)
-    expected = l2o.clip(
+    loaded, _ = l2o.load_unbound(tmp_path, learning_rate=0.5, gain=20.0, bound=3.0)
+    expected = l2o.clip_gradients(
         l2o.hypergradient(l2o.celo2_base(learning_rate=0.5), gain=20.0), 3.0
     )
     assert loaded.arguments == expected.arguments

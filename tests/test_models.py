@@ -115,7 +115,7 @@ def test_patches_tile_an_image_in_order():
 
 
 def test_batch_norm_averages_are_model_state_that_moves():
-    family = tasks.make(
+    family = tasks.make_family(
         "supervised",
         model="resnet",
         datasets=("digits",),
@@ -140,7 +140,7 @@ def test_batch_norm_averages_are_model_state_that_moves():
 
 def test_graph_convolution_treats_nodes_alike():
     model = models.make_model("graph_conv", 2, {"hidden": (4,)})(jnp.tanh)
-    data = tasks.load("graphs").train["x"][:1]
+    data = tasks.load_dataset("graphs").train["x"][:1]
     params, state = model.init(KEY, data)
     order = np.random.default_rng(0).permutation(16)
     moved = data[:, order]
@@ -166,7 +166,7 @@ def test_unknown_models_and_options_are_named():
 )
 def test_models_stay_in_float32_where_x64_is_on(model, options):
     with jax.enable_x64(True):
-        family = tasks.make(
+        family = tasks.make_family(
             "supervised", model=model, datasets=("digits",), options=options
         )
 

@@ -47,7 +47,7 @@ OWN = {
     "l2o_pa": l2o.l2o_pa(hidden_size=3),
     "l2o_scale": l2o.l2o_scale(level_sizes=(3, 4, 5)),
     "muon": l2o.hypergradient(l2o.learnable_muon(weight_decay=0.0)),
-    "wrapped": l2o.weight_decay(l2o.clip(SMALL["mlp"]), 0.01),
+    "wrapped": l2o.decay_weights(l2o.clip_gradients(SMALL["mlp"]), 0.01),
     "grafted": l2o.grafted(SMALL["mlp"], l2o.learnable_sgd()),
 }
 GIN = {
@@ -295,7 +295,7 @@ def mutant(kind, seed, folder):
 def check(source, folder, arguments):
     """Whether it loads; raises unless that, or the refusal, is sound."""
     _refusal(lambda: l2o.read_card(source), folder)
-    loaded = _refusal(lambda: l2o.load_theta(source, **arguments), folder)
+    loaded = _refusal(lambda: l2o.load_unbound(source, **arguments), folder)
     if loaded is None:
         return False
     optimizer, theta = loaded
@@ -424,7 +424,7 @@ def test_hostile_files_are_refused_by_name(kind, name, file, content, tmp_path):
     source, arguments = write(kind, name, tmp_path)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{tmp_path / file}") as error:
-        l2o.load_theta(source, **arguments)
+        l2o.load_unbound(source, **arguments)
     assert type(error.value) is ValueError and not LEAKS.search(str(error.value))
 
 
@@ -500,12 +500,12 @@ def test_weights_that_are_not_finite_are_refused(kind, bad, tmp_path):
     with pytest.raises(
         ValueError, match=rf"{tmp_path}.*: \S+ is NaN or infinite in pl"
     ):
-        l2o.load_theta(source, **arguments)
+        l2o.load_unbound(source, **arguments)
 
 
 def test_every_argument_of_every_optimizer_can_be_recorded():
     """Types that `check_recorded` does not understand would refuse sound cards."""
-    for name, factory in (l2o.FACTORIES | l2o.WRAPPERS).items():
+    for name, factory in {**l2o.factories(), **l2o.wrapper_factories()}.items():
         needed = {
             key: 0.1 if key == "rate" else l2o.learnable_sgd()
             for key, x in inspect.signature(factory).parameters.items()

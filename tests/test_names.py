@@ -17,9 +17,9 @@ from l2o.meta_train.tradeoffs import load_study
 from l2o.meta_train.training._outer import outer_optimizer
 from l2o.meta_train.training._recipe import make_estimator
 from l2o.names import is_hub_id, is_path
-from l2o.tasks import load_suite, make_family, resolve, sample_spec, suites
+from l2o.tasks import load_suite, make_family, sample_spec, suites, task_specs
 from l2o.tasks._registry import named_tasks
-from l2o.tasks.data import load as load_dataset
+from l2o.tasks.data import load_dataset as load_dataset
 
 DECOY = l2o.learnable_sgd()
 RATED = l2o.celo2(hidden_size=2, hidden_layers=1)
@@ -40,15 +40,15 @@ def _seen(loaded):
 
 # What each function that takes a name makes of it.
 MEANINGS = {
-    "load_theta": (WEIGHTS, lambda name: _seen(l2o.load_theta(name))),
+    "load_unbound": (WEIGHTS, lambda name: _seen(l2o.load_unbound(name))),
     "read_card": (WEIGHTS, l2o.read_card),
-    "make": (list(l2o.FACTORIES), lambda name: l2o.make(name).arguments),
+    "make": (list(l2o.factories()), lambda name: l2o.make(name).arguments),
     "entrant": ([*WEIGHTS, *baselines()], lambda name: entrant(name).identity),
     "diagnose": (["mlp", *WEIGHTS], lambda name: _seen(_resolve(name, 0, {}))),
     "preset": (presets.names(), lambda name: presets.load(name)),
     "suite": (list(suites()), lambda name: list(load_suite(name).tasks)),
     "suite_of": (TASKS, lambda name: list(suite_of(name).tasks)),
-    "tasks": (TASKS, lambda name: resolve(name)),
+    "tasks": (TASKS, lambda name: task_specs(name)),
     "family": (TASKS[-2:], lambda name: make_family(name).name),
 }
 
@@ -99,18 +99,18 @@ def _console():
 # Where a path may stand, too.
 TAKES_PATHS = {
     "load": l2o.load,
-    "load_theta": l2o.load_theta,
+    "load_unbound": l2o.load_unbound,
     "read_card": l2o.read_card,
     "entrant": entrant,
     "diagnose": lambda name: diagnose_source(
         name, Diagnosis(), Path("out"), console=_console()
     ),
-    "tasks": resolve,
+    "tasks": task_specs,
     "config": lambda name: Config(families=(name,)),
 }
 MISTYPED = {
     "load": ("adaptive_muo", "adaptive_muon"),
-    "load_theta": ("small_fc_mixd", "small_fc_mixed"),
+    "load_unbound": ("small_fc_mixd", "small_fc_mixed"),
     "read_card": ("muon_fats", "muon_fast"),
     "entrant": ("muon_fats:0.1", "muon_fast"),
     "diagnose": ("smal_fc", "small_fc"),
@@ -193,7 +193,7 @@ def test_paths_are_taken_as_such(spelled, tmp_path, monkeypatch):
     l2o.save(spelled, RATED, _theta(RATED))
     assert not (here / "~").exists()
     for source in (spelled, Path(spelled)):
-        assert l2o.load_theta(source)[0].name == "celo2"
+        assert l2o.load_unbound(source)[0].name == "celo2"
         assert l2o.read_card(source)["optimizer"]["name"] == "celo2"
     assert _resolve(spelled, 0, {})[0].name == "celo2"
     for text in (spelled, f"{spelled}:0.1", f"{spelled}+cosine"):
@@ -219,7 +219,7 @@ def test_home_is_expanded_wherever_a_folder_is_named(tmp_path, monkeypatch, caps
         lambda: follow("~/none", console=_console()),
         lambda: load_board(["~/none"]),
         lambda: load_study("~/none"),
-        lambda: resolve("~/none"),
+        lambda: task_specs("~/none"),
         lambda: l2o.load("~/none/params"),
     ):
         with pytest.raises((ValueError, OSError)) as error:

@@ -18,7 +18,7 @@ from helpers import (
 )
 
 from l2o import tasks
-from l2o.tasks import SPLITS, make
+from l2o.tasks import SPLITS, make_family
 from l2o.tasks._choices import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -51,7 +51,7 @@ def _zeros(params):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("constrain", [False, True])
 def test_autoencoder_without_weights_says_the_middle(center, log, constrain):
-    family = make(
+    family = make_family(
         "autoencoder",
         hidden=(4,),
         center_data=center,
@@ -68,7 +68,7 @@ def test_autoencoder_without_weights_says_the_middle(center, log, constrain):
 
 
 def test_vae_with_known_outputs_costs_what_the_formula_says():
-    family = make("vae", encoder=(), decoder=(), latent=2, per_dim_loss=False)
+    family = make_family("vae", encoder=(), decoder=(), latent=2, per_dim_loss=False)
     _, task, params, state, batch = _parts(family)
     params = _zeros(params)
     mean, log_std, out_mean, out_log_std = 0.3, -0.4, 0.5, -1.5
@@ -95,7 +95,7 @@ def test_vae_with_known_outputs_costs_what_the_formula_says():
 def test_language_models_do_not_count_padding():
     x = np.array([[5, 6, 7, 0, 0], [1, 0, 0, 0, 0]] * 20, np.int32)
     data = tasks.from_arrays({"x": x, "y": np.roll(x, -1, 1)})
-    family = make("language_model", datasets=(data,), batch_size=4, length=5)
+    family = make_family("language_model", datasets=(data,), batch_size=4, length=5)
     _, task, params, state, batch = _parts(family)
     loss, _ = task.loss(_zeros(params), state, KEY, batch)
     np.testing.assert_allclose(loss, math.log(128), rtol=1e-5)
@@ -107,7 +107,7 @@ def test_language_models_do_not_count_padding():
 
 def test_supervised_losses_are_those_of_their_names():
     def family(**options):
-        return make("supervised", model="mlp", options={"hidden": ()}, **options)
+        return make_family("supervised", model="mlp", options={"hidden": ()}, **options)
 
     classes = family(datasets=("iris",), batch_size=4, loss="one_hot")
     _, task, params, state, batch = _parts(classes)
@@ -133,7 +133,7 @@ def test_supervised_losses_are_those_of_their_names():
 
 
 def test_coordinate_network_sees_the_photograph_and_disjoint_pixels():
-    family = make(
+    family = make_family(
         "coordinate_network", hidden=(4,), image_size=16, batch_size=10, image="flower"
     )
     photo = photograph("flower", 16)
@@ -154,13 +154,13 @@ def test_coordinate_network_sees_the_photograph_and_disjoint_pixels():
     assert 28 <= len(seen[0]) <= 32 and all(9 <= len(s) <= 11 for s in seen[1:])
     assert len(set.union(*seen)) == sum(map(len, seen))
     with pytest.raises(ValueError, match="larger than a split with 10 pixels"):
-        make("coordinate_network", image_size=16)
+        make_family("coordinate_network", image_size=16)
     with pytest.raises(ValueError, match="unknown photograph 'lena'; known: 'china'"):
-        make("coordinate_network", image="lena")
+        make_family("coordinate_network", image="lena")
 
 
 def test_pinn_loss_equals_derivatives_by_hand():
-    family = make("pinn_heat", hidden=(5,), points=7, weight=3.0)
+    family = make_family("pinn_heat", hidden=(5,), points=7, weight=3.0)
     config, task, params, state, batch = _parts(family)
     config, params, batch = jax.tree.map(
         lambda x: np.asarray(x, np.float64), (config, params, batch)
@@ -218,7 +218,7 @@ def _gyms_cartpole(state, force, cart, pole, half_length):
 
 
 def test_cartpole_falls_when_gyms_does():
-    family = make("cartpole", hidden=(4,), steps=300, episodes=3, pairs=1)
+    family = make_family("cartpole", hidden=(4,), steps=300, episodes=3, pairs=1)
     config, task, params, state, starts = _parts(family)
     physics = {k: float(v) for k, v in config["base"].items()}
     layers = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -238,7 +238,7 @@ def test_cartpole_falls_when_gyms_does():
 
 
 def test_copy_task_asks_for_what_it_showed():
-    family = make("copy_task", symbols=5, length=3, delay=2, batch_size=40)
+    family = make_family("copy_task", symbols=5, length=3, delay=2, batch_size=40)
     config, task, params, state, batch = _parts(family)
     x, y, order = (np.asarray(v) for v in (batch["x"], batch["y"], config["order"]))
     assert x.shape == y.shape == (40, 8) and sorted(order) == list(range(5))
@@ -253,7 +253,7 @@ def test_copy_task_asks_for_what_it_showed():
 
 def test_training_a_learned_optimizer_is_its_mean_loss():
     inner = {"kind": "quadratic", "options": {"dim": 3, "log10_condition": 0.0}}
-    family = make(
+    family = make_family(
         "train_learned_optimizer",
         optimizer="learnable_sgd",
         inner=inner,
@@ -283,7 +283,7 @@ def test_training_a_learned_optimizer_is_its_mean_loss():
 
 
 def test_choices_are_drawn_uniformly_and_only_where_there_is_one():
-    family = make(
+    family = make_family(
         "supervised",
         model="mlp",
         datasets=("shapes", "textures"),
@@ -297,7 +297,7 @@ def test_choices_are_drawn_uniformly_and_only_where_there_is_one():
     assert_uniform_integers(config["initializer"], 2)
     assert_uniform_integers(config["dataset"], 2)
     assert_log_uniform(config["init_scale"], 0.5, 2.0)
-    plain = make("supervised", model="mlp", datasets=("shapes",))
+    plain = make_family("supervised", model="mlp", datasets=("shapes",))
     assert plain.sample(KEY) == {}
 
 
@@ -317,7 +317,7 @@ def test_initializers_have_the_deviation_of_one_over_fan_in(name):
 
 def test_chosen_weights_scale_matrices_and_spare_vectors():
     def family(scale):
-        return make(
+        return make_family(
             "supervised",
             model="mlp",
             datasets=("digits",),
@@ -333,7 +333,7 @@ def test_chosen_weights_scale_matrices_and_spare_vectors():
 
 def test_activation_index_selects_the_activation():
     names = tuple(ACTIVATIONS)
-    family = make(
+    family = make_family(
         "supervised",
         model="mlp",
         datasets=("digits",),
@@ -361,17 +361,17 @@ def test_activation_index_selects_the_activation():
 
 def test_datasets_and_choices_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="a family needs datasets of one shape"):
-        make("supervised", model="mlp", datasets=("digits", "glyphs"))
+        make_family("supervised", model="mlp", datasets=("digits", "glyphs"))
     with pytest.raises(ValueError, match="unknown activation 'rely'; known: relu"):
-        make("supervised", model="mlp", datasets=("digits",), activation="rely")
+        make_family("supervised", model="mlp", datasets=("digits",), activation="rely")
     with pytest.raises(ValueError, match="init_scale must be 0 < low <= high"):
-        make("supervised", model="mlp", datasets=("digits",), init_scale=(2, 1))
+        make_family("supervised", model="mlp", datasets=("digits",), init_scale=(2, 1))
     with pytest.raises(ValueError, match="unknown dataset 'minst'; known: digits"):
-        make("supervised", model="mlp", datasets=("minst",))
+        make_family("supervised", model="mlp", datasets=("minst",))
     with pytest.raises(ValueError, match="unknown kind of task 'mlp'; known: image_"):
-        make("mlp")
+        make_family("mlp")
     with pytest.raises(ValueError, match="supervised needs the option datasets"):
-        make("supervised", model="mlp")
+        make_family("supervised", model="mlp")
 
 
 def test_log_scaled_is_two_at_the_baseline_and_bounded():
@@ -401,12 +401,16 @@ def test_drawn_initial_weights_of_attention():
 
 def test_an_unknown_activation_of_the_copy_task():
     with pytest.raises(ValueError, match="unknown activation 'no'; known: relu"):
-        make("copy_task", activation="no")
+        make_family("copy_task", activation="no")
 
 
 def test_a_vocabulary_without_tokens_of_the_data():
     with pytest.raises(ValueError, match="a vocabulary of 50 has no token 12"):
-        make("language_model", datasets=(tasks.load("python_docs"),), vocabulary=50)
+        make_family(
+            "language_model",
+            datasets=(tasks.load_dataset("python_docs"),),
+            vocabulary=50,
+        )
 
 
 def test_several_orthonormal_draws_in_one_batched_program_end():

@@ -30,9 +30,9 @@ from l2o.files._trees import to_tree
 def test_folder_of_pylo_round_trip_is_exact(tmp_path, name):
     folder = tmp_path / f"my-{name}"
     theta = save_pylo(folder, PYLO[name])
-    assert_same(l2o.load_theta(folder), PYLO[name], theta)
+    assert_same(l2o.load_unbound(folder), PYLO[name], theta)
     folder = folder.rename(tmp_path / "w")
-    assert_same(l2o.load_theta(folder, optimizer=name), PYLO[name], theta)
+    assert_same(l2o.load_unbound(folder, optimizer=name), PYLO[name], theta)
 
 
 def test_layout_of_pylo_is_its_own(tmp_path):
@@ -92,13 +92,13 @@ def test_pylo_is_told_the_arguments_of_its_classes(tmp_path, optimizer, folder, 
 def test_small_fc_becomes_mulo(tmp_path):
     optimizer = l2o.small_fc(hidden_size=3)
     theta = save_pylo(tmp_path / "mulo", optimizer)
-    assert_same(l2o.load_theta(tmp_path / "mulo"), l2o.mulo(hidden_size=3), theta)
+    assert_same(l2o.load_unbound(tmp_path / "mulo"), l2o.mulo(hidden_size=3), theta)
 
 
 def test_mulo_without_decays_has_those_of_pylo(tmp_path):
     theta = save_pylo(tmp_path, PYLO["mulo"])
     (tmp_path / "decays.json").unlink()
-    _, loaded = l2o.load_theta(tmp_path, optimizer="mulo")
+    _, loaded = l2o.load_unbound(tmp_path, optimizer="mulo")
     np.testing.assert_array_equal(loaded["rms_decays"], np.float32([0.01079706]))
     np.testing.assert_array_equal(loaded["nn"]["w0"], theta["nn"]["w0"])
 
@@ -126,9 +126,9 @@ def test_decays_that_are_not_understood_are_named(tmp_path, text, message):
 @pytest.mark.parametrize("half", ["VeLO_RNN", "VeLO_MLP"])
 def test_either_half_of_velo_loads_both(tmp_path, half, monkeypatch):
     theta = save_pylo(tmp_path, PYLO_VELO)
-    assert_same(l2o.load_theta(tmp_path / half), PYLO_VELO, theta)
+    assert_same(l2o.load_unbound(tmp_path / half), PYLO_VELO, theta)
     monkeypatch.chdir(tmp_path / half)
-    assert_same(l2o.load_theta("."), PYLO_VELO, theta)
+    assert_same(l2o.load_unbound("."), PYLO_VELO, theta)
 
 
 @pytest.mark.parametrize("half", ["VeLO_RNN", "VeLO_MLP"])
@@ -158,7 +158,7 @@ def test_what_velo_mixed_last_is_ignored(tmp_path):
     edit_arrays(tmp_path / "VeLO_MLP", mixed)
     arrays = safetensors.numpy.load_file(tmp_path / "VeLO_MLP" / WEIGHTS)
     assert {"input_weights", "hidden_bias.0", "output_bias"} < set(arrays)
-    assert_same(l2o.load_theta(tmp_path / "VeLO_RNN"), PYLO_VELO, theta)
+    assert_same(l2o.load_unbound(tmp_path / "VeLO_RNN"), PYLO_VELO, theta)
 
 
 def _drop(name):
@@ -246,7 +246,7 @@ def test_folder_whose_name_tells_nothing_asks_for_one(tmp_path, name):
 def test_folders_above_do_not_make_celo2_something_else(tmp_path):
     optimizer = PYLO["celo2"]
     theta = save_pylo(tmp_path / "elo-celo2" / "w", optimizer)
-    assert_same(l2o.load_theta(tmp_path / "elo-celo2" / "w"), optimizer, theta)
+    assert_same(l2o.load_unbound(tmp_path / "elo-celo2" / "w"), optimizer, theta)
     optimizer = SMALL["celo2"]
     tree = to_tree(some_theta(optimizer), optimizer)
     for folder, name in {
@@ -258,8 +258,8 @@ def test_folders_above_do_not_make_celo2_something_else(tmp_path):
         "celo2_base_seed0": "celo2_base",
     }.items():
         path = write_flax(tmp_path / folder / "theta.state", tree)
-        assert l2o.load_theta(path)[0].name == name
-        assert l2o.load_theta(path.parent)[0].name == name
+        assert l2o.load_unbound(path)[0].name == name
+        assert l2o.load_unbound(path.parent)[0].name == name
 
 
 @pytest.mark.parametrize(

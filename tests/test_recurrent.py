@@ -1,4 +1,4 @@
-"""`rnn_mlp`, `nn_adam` and `nadamw` against slow or closed forms."""
+"""`rnn_mlp`, `nn_adam` and `nadamw_baseline` against slow or closed forms."""
 
 import itertools
 import math
@@ -508,7 +508,7 @@ def _rate(step):
     [*itertools.product((0.0, 0.3), (0.0, 0.2), (True, False), (True, False))],
 )
 def test_nadamw_equals_its_closed_form(decay, l2, nesterov, bug):
-    tx = l2o.nadamw(
+    tx = l2o.nadamw_baseline(
         _rate,
         **NADAMW,
         adamw_weight_decay=decay,
@@ -536,7 +536,7 @@ def test_nadamw_equals_its_closed_form(decay, l2, nesterov, bug):
 
 
 def test_nadamw_is_adam_without_nesterov_and_epsilon():
-    ours = l2o.nadamw(0.1, b1=0.8, b2=0.95, eps=0.0, use_nesterov=False)
+    ours = l2o.nadamw_baseline(0.1, b1=0.8, b2=0.95, eps=0.0, use_nesterov=False)
     adam = optax.adam(0.1, b1=0.8, b2=0.95, eps=0.0)
     params = normal(0, SHAPES)
     state, adam_state = ours.init(params), adam.init(params)
@@ -550,15 +550,17 @@ def test_nadamw_is_adam_without_nesterov_and_epsilon():
 def test_nadamw_is_an_ordinary_transformation():
     params = {**normal(0, {"w": (3, 2), "s": ()}), "empty": EMPTY, "none": None}
     grads = jax.tree.map(lambda p: 2 * p, params)
-    tx = l2o.nadamw(0.1, adamw_weight_decay=0.1)
+    tx = l2o.nadamw_baseline(0.1, adamw_weight_decay=0.1)
     state = tx.init(params)
     updates, state = tx.update(grads, state, params, value=1.0, unexpected=object())
-    scaled = optax.inject_hyperparams(l2o.nadamw)(
+    scaled = optax.inject_hyperparams(l2o.nadamw_baseline)(
         learning_rate=0.1, adamw_weight_decay=0.1
     )
     again, _ = jax.jit(scaled.update)(grads, scaled.init(params), params)
     assert_close(again, updates)
-    with pytest.raises(ValueError, match="^nadamw needs the current parameters"):
+    with pytest.raises(
+        ValueError, match="^nadamw_baseline needs the current parameters"
+    ):
         tx.update(grads, state)
     narrow = optax.tree.cast((params, grads), jnp.bfloat16)
     low, low_state = tx.update(narrow[1], tx.init(narrow[0]), narrow[0])

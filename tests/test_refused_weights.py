@@ -173,7 +173,7 @@ def test_own_optimizer_has_its_own_arguments(state, tmp_path):
     theta = some_theta(optimizer)
     write_flax(state, to_tree(theta, optimizer))
     own = l2o.celo(**{**optimizer.arguments, "train_phase": 1})
-    assert_same(l2o.load_theta(state, optimizer=own), own, theta)
+    assert_same(l2o.load_unbound(state, optimizer=own), own, theta)
     for folder in (state, l2o.save(tmp_path / "own", optimizer, theta)):
         message = r"train_phase, exp_mult: give arguments to your optimizer, not to lo"
         with pytest.raises(ValueError, match=message):
@@ -247,6 +247,6 @@ def test_saved_folder_counts_before_files_of_others(tmp_path):
     )
     theta = some_theta(SMALL["mlp"])
     l2o.save(tmp_path, SMALL["mlp"], theta)
-    assert_same(l2o.load_theta(tmp_path), SMALL["mlp"], theta)
+    assert_same(l2o.load_unbound(tmp_path), SMALL["mlp"], theta)
     (tmp_path / CONFIG).unlink()
-    assert l2o.load_theta(tmp_path)[0].name == "celo"
+    assert l2o.load_unbound(tmp_path)[0].name == "celo"

@@ -65,7 +65,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert [r["step"] for r in records] == list(range(1, 13))
     assert all(np.isfinite(r["meta_loss"]) and r["inner_steps"] > 0 for r in records)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["12", "8"]
-    optimizer, theta = l2o.load_theta(out / "frozen")
+    optimizer, theta = l2o.load_unbound(out / "frozen")
     assert optimizer.name == "learnable_sgdm"
     assert jax.tree.all(jax.tree.map(jnp.array_equal, theta, result.theta))
     card = l2o.read_card(out / "frozen")["card"]
@@ -332,7 +332,7 @@ def test_the_average_is_what_is_exported_and_scored():
     scoring = Following(steps=20, seeds=1, eval_every=10, eval_batches=1)
     follow("averaged", scoring)
     for folder in ("averaged/frozen", "averaged/best"):
-        _, theta = l2o.load_theta(folder)
+        _, theta = l2o.load_unbound(folder)
         assert jax.tree.all(jax.tree.map(jnp.array_equal, theta, averaged.theta))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import l2o
 from l2o.meta_train import Config
-from l2o.tasks import held_out, resolve
+from l2o.tasks import held_out, task_specs
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "shipped"
@@ -31,7 +31,7 @@ TOLERANCE = {
 
 def trajectory(name):
     """Parameters after steps down a bowl that is noisy in a fixed way."""
-    optimizer, theta = l2o.load_theta(name)
+    optimizer, theta = l2o.load_unbound(name)
     tx = optimizer.bind(theta, num_steps=20)
     params = {
         key: jnp.sin(jnp.arange(np.prod(shape)) * (i + 1.0)).reshape(shape)
@@ -72,7 +72,7 @@ def test_its_card_says_how_it_was_made_and_on_nothing_held_out(name):
     known = {field.name for field in dataclasses.fields(Config)}
     assert card["config"].keys() <= known
     assert not card["config"].get("allow_heldout")
-    assert not any(map(held_out, resolve(card["config"]["families"]).values()))
+    assert not any(map(held_out, task_specs(card["config"]["families"]).values()))
     assert card["inner_steps"] > 0 and card["seconds"] > 0
 
 

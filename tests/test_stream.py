@@ -287,7 +287,7 @@ t.run(t.CONFIG, "run", families=t._families())
         env=cpu_devices(2),
     )
     here = run(CONFIG, tmp_path / "here", families=_families())
-    there = l2o.load_theta("run/frozen")[1]
+    there = l2o.load_unbound("run/frozen")[1]
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), here.theta, there
     )

@@ -24,9 +24,9 @@ from l2o.tasks import (
     held_out,
     load_suite,
     named_tasks,
-    resolve,
     sample_spec,
     suites,
+    task_specs,
 )
 from l2o.tasks._distributions import log_int
 
@@ -139,14 +139,14 @@ def test_broad_has_two_of_every_distribution_that_fits_the_budget():
 
 
 def test_resolve_expands_suites_tasks_and_files(tmp_path):
-    assert next(iter(resolve(["mlp16", "train/fast"]))) == "mlp16"
-    assert len(resolve(["mlp16", "train/fast"])) == 5
+    assert next(iter(task_specs(["mlp16", "train/fast"]))) == "mlp16"
+    assert len(task_specs(["mlp16", "train/fast"])) == 5
     own = TaskSpec("quadratic", {"dim": 3}, label="mine")
     file = tmp_path / "own.json"
     file.write_text(json.dumps([own.to_dict()]))
-    assert resolve(str(file)) == {"mine": own}
+    assert task_specs(str(file)) == {"mine": own}
     with pytest.raises(ValueError, match="mlp16: named twice"):
-        resolve(["mlp16", "demo/train"])
+        task_specs(["mlp16", "demo/train"])
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_resolve_says_what_is_wrong_with_a_file(tmp_path, content, message):
     file = tmp_path / "own.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        resolve(str(file))
+        task_specs(str(file))
 
 
 def test_tasks_can_be_named_without_flax():
     code = (
-        "import sys, l2o.tasks as t; t.resolve('train/broad'); t.quadratic(3);"
+        "import sys, l2o.tasks as t; t.task_specs('train/broad'); t.quadratic(3);"
         "assert not {'flax', 'haiku', 'sklearn', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -182,11 +182,11 @@ def test_unknown_names_are_met_with_a_suggestion(tmp_path):
     with pytest.raises(ValueError, match=r"unknown task 'mpl32';.*mean 'mlp32'"):
         tasks.make_family("mpl32")
     with pytest.raises(ValueError, match=r"unknown task 'train/fats'.*'train/fast'"):
-        resolve("train/fats")
+        task_specs("train/fats")
     with pytest.raises(ValueError, match="unknown suite 'fast'; known: demo/train"):
         load_suite("fast")
     with pytest.raises(ValueError, match="cannot be read"):
-        resolve(str(tmp_path / "none.json"))
+        task_specs(str(tmp_path / "none.json"))
 
 
 def _shapes(family, split):
@@ -287,7 +287,7 @@ def standins(monkeypatch):
 
     for name in {d for spec in _VELODROME.values() for d in spec.datasets}:
         loader = texts if name in ("lm1b", "wikipedia") else images(name)
-        monkeypatch.setitem(DATASETS, name, loader)
+        monkeypatch.setitem(DATASETS._own, name, loader)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_labels_in_a_file(labels, match, tmp_path):
     path = tmp_path / "own.json"
     path.write_text(json.dumps([{"kind": "quadratic", "label": x} for x in labels]))
     with pytest.raises(ValueError, match=match):
-        resolve(str(path))
+        task_specs(str(path))
 
 
 def test_batches_of_texts_fit_their_splits(monkeypatch):
@@ -477,7 +477,7 @@ def test_batches_of_texts_fit_their_splits(monkeypatch):
 
     spec = _distributions.rnn_lm(Large(np.random.PCG64(0)))
     assert spec.options["length"] == 511
-    smallest = min(len(s["y"]) for s in tasks.load("python_code", length=511))
+    smallest = min(len(s["y"]) for s in tasks.load_dataset("python_code", length=511))
     assert spec.options["batch_size"] == smallest < 511
 
 

@@ -72,7 +72,7 @@ def test_code_is_found_and_not_imported():
 
 @pytest.mark.parametrize("name", ["python_docs", "python_code"])
 def test_word_pieces_fill_their_vocabulary_and_leave_padding_alone(name):
-    dataset = tasks.load(name, length=16, vocabulary=400)
+    dataset = tasks.load_dataset(name, length=16, vocabulary=400)
     tokens = np.concatenate([np.asarray(split["x"]).ravel() for split in dataset])
     assert tokens.dtype == np.int32
     assert tokens.min() > _tokens.PAD and 390 < tokens.max() < 400
@@ -80,7 +80,7 @@ def test_word_pieces_fill_their_vocabulary_and_leave_padding_alone(name):
         assert split["x"].shape[1] == 16
         np.testing.assert_array_equal(split["x"][:, 1:], split["y"][:, :-1])
     # Shorter than bytes are.
-    in_bytes = tasks.load(name, length=16)
+    in_bytes = tasks.load_dataset(name, length=16)
     assert len(dataset.train["x"]) < 0.6 * len(in_bytes.train["x"])
 
 
@@ -192,7 +192,7 @@ def test_fingerprints_are_of_the_text(monkeypatch):
 
 
 def test_texts_are_known_by_name():
-    assert tasks.load("python_code", length=64) is data.python_code(length=64)
+    assert tasks.load_dataset("python_code", length=64) is data.python_code(length=64)
     for name in ("python_docs", "python_code", "lm1b", "wikipedia"):
         parameters = data.DATASETS[name]
         parameters = getattr(parameters, "__wrapped__", parameters)

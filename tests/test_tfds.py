@@ -116,9 +116,9 @@ def test_images_are_the_pixels_that_were_prepared(root, name, images, sizes):
 
 
 def test_by_name_images_are_grey_and_of_the_size_asked_for(prepared):
-    native = tasks.load("mnist")
+    native = tasks.load_dataset("mnist")
     assert native.train["x"].shape == (160, 28, 28, 1)
-    small = tasks.load("mnist", size=8, grey=True)
+    small = tasks.load_dataset("mnist", size=8, grey=True)
     assert small.test["x"].shape == (30, 8, 8, 1)
     # 28 to 8 pixels, bilinearly without antialiasing: pixel 0 is at 1.25 of the old.
     x = np.asarray(native.test["x"][..., 0])
@@ -128,15 +128,17 @@ def test_by_name_images_are_grey_and_of_the_size_asked_for(prepared):
     np.testing.assert_allclose(small.test["x"][:, 0, 0, 0], corner, rtol=1e-5)
     np.testing.assert_array_equal(small.test["y"], native.test["y"])
 
-    colour = tasks.load("cifar10", grey=False)
+    colour = tasks.load_dataset("cifar10", grey=False)
     assert colour.train["x"].shape == (40, 32, 32, 3)
-    grey = tasks.load("cifar10")
+    grey = tasks.load_dataset("cifar10")
     assert grey.train["x"].shape == (40, 32, 32, 1)
     mean = np.asarray(colour.train["x"]).mean(-1, keepdims=True)
     np.testing.assert_allclose(grey.train["x"], mean, rtol=1e-6)
-    assert tasks.load("imagenet16").test["x"].shape == (10, 16, 16, 1)
+    assert tasks.load_dataset("imagenet16").test["x"].shape == (10, 16, 16, 1)
 
-    three = tasks.load("mnist", grey=False).train["x"]  # to be mixed with cifar10's
+    three = tasks.load_dataset("mnist", grey=False).train[
+        "x"
+    ]  # to be mixed with cifar10's
     assert three.shape == (160, 28, 28, 3)
     for channel in range(3):
         np.testing.assert_array_equal(three[..., channel], native.train["x"][..., 0])
@@ -164,7 +166,7 @@ def test_all_image_loaders_have_one_signature():
 
 
 def test_a_dataset_is_read_once(prepared):
-    assert tasks.load("mnist", size=8) is tasks.load("mnist", size=8)
+    assert tasks.load_dataset("mnist", size=8) is tasks.load_dataset("mnist", size=8)
 
 
 def test_a_family_trains_on_them(prepared):
@@ -174,7 +176,7 @@ def test_a_family_trains_on_them(prepared):
     loss, _ = task.loss(params, (), KEY, task.batch(KEY, "train"))
     assert np.isfinite(loss)
     with pytest.raises(ValueError, match=r"batch of 31 .*'test' with 30 examples"):
-        tasks.sample_batch(tasks.load("mnist"), "test", KEY, 31)
+        tasks.sample_batch(tasks.load_dataset("mnist"), "test", KEY, 31)
 
 
 def test_text_is_cropped_or_padded_documents(root):
@@ -271,13 +273,13 @@ def test_what_is_absent_is_not_downloaded_but_told_how_to_prepare(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     command = f"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
     with pytest.raises(FileNotFoundError, match="l2o downloads nothing.*" + command):
-        tasks.load("mnist")
+        tasks.load_dataset("mnist")
     with pytest.raises(FileNotFoundError, match="tfds build imagenet_resized/32x32 "):
-        tasks.load("imagenet32")
+        tasks.load_dataset("imagenet32")
     with pytest.raises(FileNotFoundError, match="tfds build wikipedia/20230601.en "):
-        tasks.load("wikipedia")
+        tasks.load_dataset("wikipedia")
     with pytest.raises(FileNotFoundError, match="tfds build lm1b "):
-        tasks.load("lm1b", length=8)
+        tasks.load_dataset("lm1b", length=8)
     assert not data.is_available("mnist") and not data.is_available("wikipedia")
     assert data.is_available("digits") and data.is_available("python_code")
     assert list(tmp_path.iterdir()) == []
@@ -378,8 +380,8 @@ def test_a_fresh_process_reads_the_same_without_tensorflow(root, tmp_path):
     code = f"""
 import sys
 import numpy as np
-from l2o.tasks import data, load
-mnist = load("mnist", size=12)
+from l2o.tasks import data, load_dataset
+mnist = load_dataset("mnist", size=12)
 patches = data.tfds_images("patches", data_dir={str(tmp_path)!r})
 np.savez("read.npz", mnist=mnist.train["x"], patches=patches.test["x"])
 assert "tensorflow" not in sys.modules

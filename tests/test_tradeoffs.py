@@ -91,7 +91,7 @@ def test_every_variant_can_be_initialised_and_named_again():
         seen.add(json.dumps(identity))
         assert name.startswith(variant.architecture)
     assert len(seen) == len(grid())
-    assert {x.architecture for x in grid().values()} == set(l2o.FACTORIES)
+    assert {x.architecture for x in grid().values()} == set(l2o.factories())
 
 
 def test_an_update_is_timed_beside_adams():

@@ -16,7 +16,7 @@ import l2o
 # few tensors, because these tests cost what XLA has to compile.
 PARAMS = {"embedding": (4, 3), "frozen": (2,), "b": (3,)}
 USED = np.arange(4) < 2
-SHIPPED = {name: l2o.load_theta(name) for name in l2o.shipped()}
+SHIPPED = {name: l2o.load_unbound(name) for name in l2o.shipped()}
 ARCHITECTURES = {**FACTORIES, **WRAPPED}
 
 
@@ -349,7 +349,7 @@ def test_a_parameter_of_another_magnitude_changes_no_other_step():
 
 RATED = [
     name
-    for name, factory in l2o.FACTORIES.items()
+    for name, factory in l2o.factories().items()
     if "learning_rate" in inspect.signature(factory).parameters
 ]
 BAD_RATES = [None, "0.1", float("nan"), float("inf"), -0.1, True, [0.1], jnp.ones(2)]
@@ -412,9 +412,9 @@ def test_lengths_of_runs_are_checked(name):
         l2o.load("small_fc_digits", num_steps="1000")
 
 
-@pytest.mark.parametrize("name", l2o.FACTORIES | l2o.WRAPPERS)
+@pytest.mark.parametrize("name", {**l2o.factories(), **l2o.wrapper_factories()})
 def test_arguments_of_a_wrong_type_are_refused(name):
-    factory = (l2o.FACTORIES | l2o.WRAPPERS)[name]
+    factory = {**l2o.factories(), **l2o.wrapper_factories()}[name]
     parts = {"optimizer", "learned", "direction", "magnitude"}
     parameters = inspect.signature(factory).parameters
     given = {k: FACTORIES["learnable_sgd"] for k in parameters if k in parts}

@@ -17,7 +17,7 @@ from l2o.rule._rule import Rule, held
 
 NAMES = [
     name
-    for name, factory in l2o.FACTORIES.items()
+    for name, factory in l2o.factories().items()
     if "untouched" in inspect.signature(factory).parameters
 ]
 # The others have networks of their own.
@@ -41,7 +41,7 @@ quick = functools.partial(
 
 
 def small(name, **arguments):
-    known = inspect.signature(l2o.FACTORIES[name]).parameters
+    known = inspect.signature(l2o.factories()[name]).parameters
     return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known}, **arguments)
 
 
@@ -73,7 +73,7 @@ def first_update(optimizer, backend="xla", part=True, shapes=SHAPES):
 def test_all_rules_of_accumulators_have_the_choice():
     rules = [
         name
-        for name, factory in l2o.FACTORIES.items()
+        for name, factory in l2o.factories().items()
         if {"momentum_decays", "adafactor_decays"}
         <= set(inspect.signature(factory).parameters)
     ]

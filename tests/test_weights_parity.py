@@ -38,7 +38,7 @@ def _reference(*parts):
 @pytest.mark.parametrize("name", ANCHORS)
 def test_published_weights_have_their_anchors(name):
     path = _reference("weights", name, "theta.state")
-    optimizer, theta = l2o.load_theta(path)
+    optimizer, theta = l2o.load_unbound(path)
     assert (optimizer.name, optimizer.arguments) == (name, l2o.make(name).arguments)
     size = sum(x.size for x in jax.tree.leaves(theta))
     assert size == PUBLISHED_SIZES[name][0]
@@ -60,7 +60,7 @@ def test_published_weights_follow_the_trace(name, monkeypatch):
     spec = importlib.util.spec_from_file_location("check_traces", script)
     check_traces = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check_traces)
-    optimizer, theta = l2o.load_theta(path)
+    optimizer, theta = l2o.load_unbound(path)
     monkeypatch.setattr(check_traces, "from_config", lambda cls, config: optimizer)
     monkeypatch.setattr(check_traces, "from_tree", lambda tree, optimizer: theta)
     found = check_traces.differences(check_traces.replay(trace))

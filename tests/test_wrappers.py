@@ -78,7 +78,7 @@ def test_weight_decay_beside_the_step(inner, rate):
     rates = rate if isinstance(rate, dict) else dict.fromkeys(SHAPES, rate)
     plain = bound(inner)
     for kind in ("decoupled", "after"):
-        wrapped = l2o.weight_decay(inner, rate, kind=kind)
+        wrapped = l2o.decay_weights(inner, rate, kind=kind)
         assert wrapped.needs == ("params",)
         alone = plain.init(PARAMS)
         for p, g, loss, updates, state in steps(bound(wrapped)):
@@ -98,7 +98,7 @@ def test_weight_decay_beside_the_step(inner, rate):
 def test_l2_penalty_has_half_the_gradient_of_its_loss(rate, add_to_loss):
     rates = rate if isinstance(rate, dict) else dict.fromkeys(SHAPES, rate)
     kwargs = {"kind": "l2", "add_to_loss": add_to_loss}
-    tx = bound(l2o.weight_decay(probe(), rate, **kwargs))
+    tx = bound(l2o.decay_weights(probe(), rate, **kwargs))
     for p, g, loss, updates, seen in steps(tx):
         gradient = tree(lambda g, p, w: g + w * p, g, p, rates)
         squares = sum(rates[k] * np.sum(np.square(p[k])) for k in SHAPES)
@@ -108,7 +108,7 @@ def test_l2_penalty_has_half_the_gradient_of_its_loss(rate, add_to_loss):
     # A loss that is not given stays so.
     _, seen = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
     assert np.isnan(seen.value)
-    fc, plain = bound(l2o.weight_decay(SMALL_FC, rate, **kwargs)), bound(SMALL_FC)
+    fc, plain = bound(l2o.decay_weights(SMALL_FC, rate, **kwargs)), bound(SMALL_FC)
     updates, _ = fc.update(GRADS[0], fc.init(PARAMS), PARAMS)
     decayed = tree(lambda g, p, w: g + w * p, GRADS[0], PARAMS, rates)
     assert_close(updates, plain.update(decayed, plain.init(PARAMS), PARAMS)[0])
@@ -116,21 +116,21 @@ def test_l2_penalty_has_half_the_gradient_of_its_loss(rate, add_to_loss):
 
 def test_l2_penalty_of_low_precision_is_not_lost():
     p = jnp.ones(2, jnp.bfloat16)
-    tx = bound(l2o.weight_decay(probe(), 1e-3, kind="l2"))
+    tx = bound(l2o.decay_weights(probe(), 1e-3, kind="l2"))
     _, seen = tx.update(p, tx.init(p), p, value=0.0)
     np.testing.assert_allclose(seen.gradient, 1.001, rtol=1e-6)  # in bfloat16: 1
 
 
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match="^unknown kind 'L2'; known: decoupled, after"):
-        l2o.weight_decay(SMALL_FC, 0.1, kind="L2")
+        l2o.decay_weights(SMALL_FC, 0.1, kind="L2")
     with pytest.raises(ValueError, match="^unknown kind 'x'; known: sgd, .*adam_aggmo"):
         l2o.nominal(SMALL_FC, kind="x")
 
 
 @pytest.mark.parametrize(("kwargs", "bound_"), [({}, 3.0), ({"bound": 0.5}, 0.5)])
 def test_clip_cuts_every_entry(kwargs, bound_):
-    optimizer = l2o.clip(probe(("value",)), **kwargs)
+    optimizer = l2o.clip_gradients(probe(("value",)), **kwargs)
     assert optimizer.needs == ("value",)
     grads = [tree(lambda x: 1.3 * bound_ * x, g) for g in GRADS[:2]]
     for _, g, loss, updates, seen in steps(bound(optimizer), grads=grads):
@@ -372,9 +372,9 @@ def test_mup_multiplies_the_steps(multipliers):
     "optimizer",
     [
         l2o.mup(probe(), 1 / 3),
-        l2o.weight_decay(probe(), 1 / 3),
-        l2o.weight_decay(probe(), 1 / 3, kind="after"),
-        l2o.weight_decay(probe(), 1 / 3, kind="l2"),
+        l2o.decay_weights(probe(), 1 / 3),
+        l2o.decay_weights(probe(), 1 / 3, kind="after"),
+        l2o.decay_weights(probe(), 1 / 3, kind="l2"),
         l2o.grafted(probe(), probe(learning_rate=0.03)),
         l2o.nominal(probe(), kind="sgd", step_size=0.3, shrinkage=0.01),
         l2o.extend_horizon(probe(), 3),
@@ -466,12 +466,14 @@ def test_mup_makes_the_change_of_activations_independent_of_width():
 
 
 SAVED = {
-    "weight_decay": (l2o.weight_decay(SMALL_FC, {"w": 0.1, "b": 0, "s": 1}), None),
+    "weight_decay": (l2o.decay_weights(SMALL_FC, {"w": 0.1, "b": 0, "s": 1}), None),
     "extend_horizon": (l2o.extend_horizon(l2o.celo(lstm_hidden_size=4), 10), 20),
     "grafted": (l2o.grafted(SMALL_FC, l2o.learnable_adam(b1=0.5)), None),
     "nominal": (l2o.nominal(SMALL_FC, kind="aggmo", **DECAYS), None),
     "nested": (
-        l2o.clip(l2o.nominal(l2o.weight_decay(SMALL_FC, 0.1, kind="after")), 0.5),
+        l2o.clip_gradients(
+            l2o.nominal(l2o.decay_weights(SMALL_FC, 0.1, kind="after")), 0.5
+        ),
         None,
     ),
 }
@@ -482,7 +484,7 @@ def test_wrapped_optimizers_are_saved_with_what_they_wrap(name, tmp_path):
     optimizer, num_steps = SAVED[name]
     theta = tree(lambda x: x + 0.01, optimizer.init_theta(KEY))
     folder = l2o.save(tmp_path / "saved", optimizer, theta)
-    loaded, same = l2o.load_theta(folder)
+    loaded, same = l2o.load_unbound(folder)
     assert_close(same, theta, rtol=0, atol=0)
     assert (loaded.name, loaded.arguments) == (optimizer.name, optimizer.arguments)
     assert (loaded.needs, loaded.frozen) == (optimizer.needs, optimizer.frozen)
@@ -508,7 +510,7 @@ def test_frozen_parts_keep_their_place():
     }
     for inner in phases.values():
         for wrapped in (
-            l2o.weight_decay(inner, 0.1),
+            l2o.decay_weights(inner, 0.1),
             l2o.extend_horizon(inner),
             l2o.mup(inner, C),
         ):

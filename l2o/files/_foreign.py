@@ -27,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 
 from .._base import LearnedOptimizer, Theta
-from .._registry import FACTORIES, make
+from .._registry import find_factory, make
 from ._published import CLASSES, our_arguments, published_class
 from ._pylo import MULO_OFFSETS, from_pylo, network_of, to_pylo
 from ._reading import (
@@ -214,9 +214,10 @@ def _architecture(
         return make(found.name, **{**found.arguments, **arguments})
     known: Any = jax.eval_shape(found.init_theta, jax.random.key(0))
     sizes = ("hidden_size", "hidden_layers", "lstm_hidden_size", "param_inits")
-    takes = inspect.signature(FACTORIES[name]).parameters if name in FACTORIES else ()
+    name = str(name)
+    takes = inspect.signature(find_factory(name)).parameters
     told = {k: found.arguments[k] for k in sizes if k in found.arguments.keys() & takes}
-    optimizer = make(str(name), **{**told, **arguments})
+    optimizer = make(name, **{**told, **arguments})
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     if set(flatten(known)) != set(flatten(expected)):
         raise ValueError(f"{path} holds a theta of {found.name}, not of {name}")

@@ -158,7 +158,7 @@ def load(
     if num_steps is not None:
         check_num_steps("l2o.load", num_steps)
     given = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    optimizer, theta = load_theta(
+    optimizer, theta = load_unbound(
         source,
         optimizer=optimizer,
         download=download,
@@ -168,7 +168,7 @@ def load(
     return optimizer.bind(theta, num_steps=num_steps)
 
 
-def load_theta(
+def load_unbound(
     source: str | os.PathLike,
     *,
     optimizer: LearnedOptimizer | str | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from .._base import LearnedOptimizer
-from .._registry import FACTORIES, WRAPPERS
+from .._registry import find_factory, is_known
 from ._reading import Malformed
 
 # Wrappers in wrappers.
@@ -70,8 +70,7 @@ def check_recorded(
         raise Malformed(f"more than {_DEPTH} optimizers are wrapped in each other")
     if not isinstance(name, str):
         raise Malformed(f"an optimizer's name is {_short(name)}, expected a text")
-    factory = (FACTORIES | WRAPPERS).get(name)
-    hints = typing.get_type_hints(factory) if factory is not None else {}
+    hints = typing.get_type_hints(find_factory(name)) if is_known(name) else {}
     for key in arguments.keys() & hints.keys():
         value, hint = arguments[key], hints[key]
         if not _fits(value, hint):

@@ -45,7 +45,7 @@ def mulo(
               p \leftarrow p - \alpha \lambda_1 d\, e^{\lambda_2 a}
 
     The rule and the learned decays of `small_fc` at hidden size 32. PyLO's weight decay
-    is `l2o.weight_decay(optimizer, learning_rate * w, kind="after")`.
+    is `l2o.decay_weights(optimizer, learning_rate * w, kind="after")`.
 
     Args:
       learning_rate: alpha, a number or an optax schedule of the number of updates

@@ -1,4 +1,4 @@
-"""`nadamw`: the hand-designed optimizer that learned ones were first compared with."""
+"""NAdamW, the hand-designed optimizer that learned ones were first compared with."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from .._transformation import transformation
 
 
 class NAdamWState(NamedTuple):
-    """State of `nadamw`: 8 bytes per float32 parameter."""
+    """State of `nadamw_baseline`: 8 bytes per float32 parameter."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     mu: Any  # a tree like params
     nu: Any  # a tree like params
 
 
-def nadamw(
+def nadamw_baseline(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -60,7 +60,7 @@ def nadamw(
 
     Example:
       >>> import l2o, jax.numpy as jnp
-      >>> tx = l2o.nadamw(l2o.nadamw_schedule(1e-3, num_steps=100))
+      >>> tx = l2o.nadamw_baseline(l2o.nadamw_schedule(1e-3, num_steps=100))
       >>> params = {"w": jnp.ones((3, 2))}
       >>> updates, state = tx.update(params, tx.init(params), params)
 
@@ -75,7 +75,7 @@ def nadamw(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        require_params(params, "nadamw")
+        require_params(params, "nadamw_baseline")
         grads, params, mu, nu = _wide((updates, params, state.mu, state.nu))
         grads = jax.tree.map(lambda g, p: g + sign * l2_weight_decay * p, grads, params)
         mu = optax.tree.update_moment(grads, mu, b1, 1)
@@ -93,7 +93,7 @@ def nadamw(
         )
         return steps, NAdamWState(count, mu, nu)
 
-    return transformation(init_fn, update_fn, name="nadamw")
+    return transformation(init_fn, update_fn, name="nadamw_baseline")
 
 
 def nadamw_schedule(

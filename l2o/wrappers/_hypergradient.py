@@ -90,7 +90,7 @@ def hypergradient(
         raise ValueError(
             f"hypergradient would multiply the weight decay of {learned.name} by its "
             "factors: leave the decay out there, and add it to the result, "
-            "`l2o.weight_decay(l2o.hypergradient(...), rate)`"
+            "`l2o.decay_weights(l2o.hypergradient(...), rate)`"
         )
     log_gain = log_of("hypergradient", "gain", gain)
 
@@ -139,7 +139,7 @@ def hypergradient(
 
 def _decays(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an optimizer or one that it wraps has weight decay."""
-    if name == "weight_decay" or arguments.get("shrinkage"):
+    if name == "decay_weights" or arguments.get("shrinkage"):
         return True
     own = ("weight_decay", "weight_decay_1d")
     if any(arguments.get(x) is not None and arguments[x] != 0 for x in own):

@@ -1,4 +1,8 @@
 """The `l2o` command."""
 
-from ._process import configure_process as configure_process
-from ._process import share_cores as share_cores
+from ._process import configure_process, share_cores
+
+__all__ = [
+    "configure_process",
+    "share_cores",
+]

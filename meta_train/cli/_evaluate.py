@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 import l2o
-from l2o.tasks import make_family, resolve, text_fingerprint
+from l2o.tasks import make_family, task_specs, text_fingerprint
 
 from .._config import Evaluation
 from ..evaluation._behaviour import behaviour_figures
@@ -150,7 +150,7 @@ def _write(
     for name, source in _sources(board, run).items():
         # Weights that are no longer there have no pictures; their results remain.
         with contextlib.suppress(ImportError, OSError, ValueError):
-            optimizer, theta = l2o.load_theta(source)
+            optimizer, theta = l2o.load_unbound(source)
             family = make_family(_FAMILY)
             behaviour[name] = behaviour_figures(optimizer, theta, family)
             if board is None:
@@ -179,7 +179,7 @@ def _notes(board: Board, seconds: float) -> tuple[str, ...]:
     notes = [f"The evaluation took {seconds:.0f} s on {os.cpu_count()} cores."]
     known: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
-        known = dict(resolve(board.tasks))
+        known = dict(task_specs(board.tasks))
     if any("python_docs" in spec.datasets for spec in known.values()):
         notes.append(
             "Tasks on text use the documentation text of the Python that runs them "

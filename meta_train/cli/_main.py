@@ -382,7 +382,9 @@ def _run_list(arguments: list[str]) -> int:
                     row.source,
                 )
         console.print(table)
-    console.print(f"wrappers: {', '.join(sorted(l2o.WRAPPERS))}", highlight=False)
+    console.print(
+        f"wrappers: {', '.join(sorted(l2o.wrapper_factories()))}", highlight=False
+    )
     console.print(
         f"task suites: {', '.join(suites())}; `l2o tasks` shows their tasks",
         highlight=False,

@@ -17,9 +17,9 @@ from l2o.tasks import (
     TaskSpec,
     parameter_count,
     remembered_cost,
-    resolve,
     spec_cost,
     suites,
+    task_specs,
 )
 from l2o.tasks.data import is_available
 
@@ -44,7 +44,7 @@ def list_tasks(
     """
     groups: list[tuple[str, dict[str, TaskSpec]]] = []
     if names:
-        groups.append(("", resolve(names)))
+        groups.append(("", task_specs(names)))
     else:
         for suite in suites().values():
             title = (
@@ -112,7 +112,7 @@ def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> P
     Raises:
       ValueError: an unknown name, or one of several tasks.
     """
-    specs = resolve(name)
+    specs = task_specs(name)
     if len(specs) != 1:
         raise ValueError(f"{name!r} stands for {len(specs)} tasks; --show draws one")
     if steps < 1:

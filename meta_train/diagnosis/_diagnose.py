@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from l2o.tasks import resolve
+from l2o.tasks import task_specs
 
 from .._config import check_types, require, resolved, strict
 from ..estimators._backprop import backprop, truncated_backprop
@@ -90,7 +90,7 @@ class Diagnosis:
         check_types(self)
         resolved("Diagnosis.family", (self.family,))
         require(
-            len(resolve(self.family)) == 1,
+            len(task_specs(self.family)) == 1,
             f"Diagnosis.family must be one task, not all of {self.family!r}",
         )
         require(

@@ -19,7 +19,7 @@ from rich.table import Table
 import l2o
 from l2o.files import plain, write_json
 from l2o.names import is_hub_id, is_path, unknown_name
-from l2o.tasks import resolve
+from l2o.tasks import task_specs
 
 from .._palette import BLACK, BLUE, GREEN, OLIVE, ORANGE, PURPLE, SKY, VERMILION
 from ..estimators._problem import learn_optimizer
@@ -75,7 +75,7 @@ def diagnose_source(
     Source: "Gradients are not all you need" (Metz et al., 2021).
     """
     optimizer, theta = _resolve(source, config.seed, options or {})
-    (spec,) = resolve(config.family).values()
+    (spec,) = task_specs(config.family).values()
     problem = learn_optimizer(optimizer, spec.family())
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -124,14 +124,14 @@ def diagnose_source(
 def _resolve(
     source: str, seed: int, options: Mapping[str, Any]
 ) -> tuple[l2o.LearnedOptimizer, Any]:
-    if source in l2o.FACTORIES:
+    if source in l2o.factories():
         optimizer = l2o.make(source, **options)
         return optimizer, optimizer.init_theta(jax.random.key(seed))
     if not (is_path(source) or is_hub_id(source) or source in l2o.shipped()):
-        known = [*l2o.FACTORIES, *l2o.shipped()]
+        known = [*l2o.factories(), *l2o.shipped()]
         paths = "a file or folder of weights"
         raise ValueError(unknown_name("optimizer", source, known, paths=paths))
-    return l2o.load_theta(source, **options)
+    return l2o.load_unbound(source, **options)
 
 
 def contents(findings: Findings) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _learned(name: str, schedule: str) -> Entrant:
         known = [*sorted(baselines()), *l2o.shipped()]
         paths = "a file or folder of weights"
         raise ValueError(unknown_name("optimizer", name, known, paths=paths))
-    optimizer, theta = l2o.load_theta(name)
+    optimizer, theta = l2o.load_unbound(name)
     short = name
     if _is_there(name):
         path = expanded(name).absolute()

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from scipy import stats
 
-from l2o.tasks import TaskFamily, TaskSpec, resolve
+from l2o.tasks import TaskFamily, TaskSpec, task_specs
 from l2o.tasks.suites import Suite, suites
 
 from .._config import Evaluation
@@ -166,11 +166,11 @@ def _timings(
 
 
 def suite_of(name: str) -> Suite:
-    """The suite of that name, or one of what else `resolve` finds under it."""
+    """The suite of that name, or one of what else `task_specs` finds under it."""
     known = suites()
     if name in known:
         return known[name]
-    return Suite(Path(name).stem, 0, "", resolve(name))
+    return Suite(Path(name).stem, 0, "", task_specs(name))
 
 
 def _by_task(results: Sequence[Result]) -> dict[str, tuple[Result, ...]]:

@@ -19,7 +19,7 @@ from rich.console import Console
 import l2o
 from l2o.files import plain
 from l2o.names import expanded
-from l2o.tasks import TaskFamily, resolve
+from l2o.tasks import TaskFamily, task_specs
 
 from .._config import Following
 from ..files._lock import locked
@@ -325,7 +325,7 @@ def _families(
     folder: Path, content: dict[str, Any], tasks: Sequence[str]
 ) -> list[TaskFamily]:
     if tasks:
-        return [spec.family() for spec in resolve(tasks).values()]
+        return [spec.family() for spec in task_specs(tasks).values()]
     families = make_families(
         content["families"], content["reparam_level"], content["reparam_range"]
     )

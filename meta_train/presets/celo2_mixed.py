@@ -12,7 +12,7 @@ run. The scheduler that came of it makes steps too large for vision transformers
 variational autoencoders and is dropped. The rule under the schedule before
 meta-training, with a rate and a decay chosen on train/mixed, is what ships:
 
-    optimizer, theta = l2o.load_theta("OUT/frozen")
+    optimizer, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.celo2_base(
         init="adam",
         relative=True,

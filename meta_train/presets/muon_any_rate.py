@@ -13,7 +13,7 @@ differs. What ships is called by the rate it learns, 0.03 exp(-0.34) = 0.021, an
 at every length of the run (the power that it learns, 0.39, was learnt from runs of up
 to 1000 steps, and at 10,000 the training loss is lower without on 12 of 16 families):
 
-    optimizer, theta = l2o.load_theta("OUT/frozen")
+    optimizer, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.learnable_muon(**{**optimizer.arguments, "learning_rate": 0.021})
     zero = jnp.float32(0.0)
     theta["learned"] = {**theta["learned"], "log_rate": zero, "horizon": zero}

@@ -9,7 +9,7 @@ run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false, without which roun
 differs. What ships is called by the rate it learns, 0.03 exp(-0.07) = 0.028, and has it
 at every length of the run, as that of `muon_any_rate`:
 
-    optimizer, theta = l2o.load_theta("OUT/frozen")
+    optimizer, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.learnable_muon(**{**optimizer.arguments, "learning_rate": 0.028})
     zero = jnp.float32(0.0)
     theta["learned"] = {**theta["learned"], "log_rate": zero, "horizon": zero}

@@ -12,7 +12,7 @@ differs, and before there was `fade`, which stays at zero. 1.4 times the rate it
 is what ships, chosen on train/mixed by `python scripts/choose_step.py OUT/frozen
 adaptive_muon --factors 0.7 1 1.4`, and called `learning_rate`, 0.01 exp(0.94) 1.4:
 
-    optimizer, theta = l2o.load_theta("OUT/frozen")
+    optimizer, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.learnable_muon(**{**optimizer.arguments, "learning_rate": 0.036})
     theta["learned"]["log_rate"] = jnp.float32(0.0)
     l2o.save("muon_mixed", rule, theta)

@@ -12,7 +12,7 @@ without which rounding differs. It learns steps that are right for most families
 large for variational autoencoders and vision transformers. Half of them is what ships,
 chosen on train/mixed by `python scripts/choose_step.py OUT/frozen`:
 
-    _, theta = l2o.load_theta("OUT/frozen")
+    _, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.small_fc(step_mult=0.005, init="adam", schedule="cosine", relative=True)
     l2o.save("small_fc_mixed", rule, theta)
 """

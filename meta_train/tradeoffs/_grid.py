@@ -62,7 +62,7 @@ def grid() -> dict[str, Variant]:
       ['nn_adam', 'nn_adam w4', 'nn_adam w8', 'nn_adam w16']
     """
     known: dict[str, Variant] = {}
-    for architecture in l2o.FACTORIES:
+    for architecture in l2o.factories():
         seen = []
         for variant in _variants(architecture):
             # Among the sizes is the one that it has as it is.
@@ -90,7 +90,7 @@ def identity_of(optimizer: l2o.LearnedOptimizer) -> dict[str, Any]:
 
 
 def _variants(architecture: str) -> Iterator[Variant]:
-    defaults = inspect.signature(l2o.FACTORIES[architecture]).parameters
+    defaults = inspect.signature(l2o.factories()[architecture]).parameters
     base = _BASE.get(architecture, {})
 
     def changed(suffix: str, axis: Axis, arguments: Mapping[str, Any]) -> Variant:

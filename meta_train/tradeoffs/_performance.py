@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 import l2o
-from l2o.tasks import resolve
+from l2o.tasks import task_specs
 
 from .._config import Config, Evaluation
 from ..evaluation._board import REFERENCE as ADAM
@@ -23,7 +23,7 @@ from ._grid import REFERENCE, Variant, identity_of
 
 def training_setting(variant: Variant, config: Config) -> dict[str, Any]:
     """All that the weights of a variant depend on."""
-    specs = resolve(config.families)
+    specs = task_specs(config.families)
     return {
         "optimizer": identity_of(variant.optimizer),
         "config": {**budget(config), "seed": config.seed},

@@ -19,7 +19,7 @@ from l2o.tasks import (
     logarithm,
     make_family,
     reparametrize,
-    resolve,
+    task_specs,
 )
 
 from .._config import Config
@@ -81,7 +81,7 @@ def make_families(
     scale_range: tuple[float, float],
 ) -> list[TaskFamily]:
     """Families by name, augmented."""
-    families = [spec.family() for spec in resolve(names).values()]
+    families = [spec.family() for spec in task_specs(names).values()]
     if level == "none":
         return families
     return [reparametrize(family, level, scale_range) for family in families]

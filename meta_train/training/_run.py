@@ -14,7 +14,7 @@ from rich.console import Console
 
 import l2o
 from l2o.names import expanded
-from l2o.tasks import TaskFamily, TaskSpec, resolve
+from l2o.tasks import TaskFamily, TaskSpec, task_specs
 
 from .._config import Config
 from .._mesh import Topology, make_mesh, place
@@ -213,7 +213,7 @@ def _prepared(
 ) -> tuple[l2o.LearnedOptimizer, Sequence[TaskFamily], dict[str, TaskSpec], Any]:
     """What is trained, on what, by which specs and from which theta."""
     optimizer = optimizer or l2o.make(config.optimizer, **config.optimizer_options)
-    specs = {} if families is not None else resolve(config.families)
+    specs = {} if families is not None else task_specs(config.families)
     if families is None:
         families = make_families(
             config.families, config.reparam_level, config.reparam_range
@@ -221,7 +221,7 @@ def _prepared(
     start = None
     # Once there is a checkpoint, the weights started from may be gone.
     if config.start_from is not None and not steps(out / "checkpoints"):
-        _, start = l2o.load_theta(config.start_from, optimizer=optimizer)
+        _, start = l2o.load_unbound(config.start_from, optimizer=optimizer)
     return optimizer, families, specs, start
 
 

@@ -1,32 +1,46 @@
 """Datasets: what is found offline, and what was prepared on this machine."""
 
-from ._base import SPLITS as SPLITS
-from ._base import Dataset as Dataset
-from ._base import Split as Split
-from ._base import View as View
-from ._base import from_arrays as from_arrays
-from ._base import sample_batch as sample_batch
-from ._images import digits as digits
-from ._images import elevation as elevation
-from ._images import glyphs as glyphs
-from ._images import patches as patches
-from ._images import photograph as photograph
-from ._images import shapes as shapes
-from ._images import textures as textures
-from ._prepare import prepare as prepare
-from ._registry import DATASETS as DATASETS
-from ._registry import is_available as is_available
-from ._registry import load as load
-from ._registry import load_all as load_all
-from ._stream import Stream as Stream
-from ._stream import stream as stream
-from ._text import python_code as python_code
-from ._text import python_docs as python_docs
-from ._text import text_fingerprint as text_fingerprint
-from ._tfds import is_prepared as is_prepared
-from ._tfds import tfds_arrays as tfds_arrays
-from ._tfds_images import tfds_images as tfds_images
-from ._tfds_images import tfds_stream as tfds_stream
-from ._tfds_text import tfds_text as tfds_text
-from ._tokens import reduce_vocabulary as reduce_vocabulary
-from ._tokens import word_pieces as word_pieces
+from ._base import SPLITS, Dataset, Split, View, from_arrays, sample_batch
+from ._images import digits, elevation, glyphs, patches, photograph, shapes, textures
+from ._prepare import prepare
+from ._registry import DATASETS, is_available, load_all, load_dataset, register_dataset
+from ._stream import Stream, stream
+from ._text import python_code, python_docs, text_fingerprint
+from ._tfds import is_prepared, tfds_arrays
+from ._tfds_images import tfds_images, tfds_stream
+from ._tfds_text import tfds_text
+from ._tokens import reduce_vocabulary, word_pieces
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "Split",
+    "Stream",
+    "View",
+    "digits",
+    "elevation",
+    "from_arrays",
+    "glyphs",
+    "is_available",
+    "is_prepared",
+    "load_all",
+    "load_dataset",
+    "patches",
+    "photograph",
+    "prepare",
+    "python_code",
+    "python_docs",
+    "reduce_vocabulary",
+    "register_dataset",
+    "sample_batch",
+    "shapes",
+    "stream",
+    "text_fingerprint",
+    "textures",
+    "tfds_arrays",
+    "tfds_images",
+    "tfds_stream",
+    "tfds_text",
+    "word_pieces",
+]

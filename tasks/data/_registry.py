@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from l2o.names import unknown_name
+from l2o.doors import Door
 
 from ._base import Dataset
 from ._images import digits, elevation, glyphs, patches, shapes, textures
@@ -14,7 +15,7 @@ from ._tfds import is_prepared
 from ._tfds_images import TFDS_IMAGES, image_loader
 from ._tfds_text import TFDS_TEXTS, lm1b, wikipedia
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
+_DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "patches": patches,
     "shapes": shapes,
@@ -35,7 +36,46 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
+def _check_loader(loader: Any) -> None:
+    if not callable(loader):
+        raise TypeError(f"expected a function that returns a Dataset, got {loader!r}")
+
+
+DATASETS: Door[Callable[..., Dataset]] = Door(
+    "dataset", "l2o.datasets", _DATASETS, check=_check_loader
+)
+
+
+def register_dataset(name: str, loader: Callable[..., Dataset]) -> None:
+    """Gives a dataset of one's own a name, for this process.
+
+    From then on specs of tasks may name it. A distribution that announces it as an
+    entry point of the group `l2o.datasets` is known to every process, and to the `l2o`
+    command.
+
+    Args:
+      name: that no other has.
+      loader: a function that returns a `Dataset`, best one that remembers it; `size` of
+        images and `length` of texts are its keyword arguments.
+
+    Raises:
+      ValueError: the name is taken.
+      TypeError: it is no function.
+
+    Example:
+      >>> import functools, numpy as np
+      >>> from l2o.tasks import from_arrays, load_dataset, register_dataset
+      >>> @functools.cache
+      ... def stripes():
+      ...     return from_arrays({"x": np.eye(40), "y": np.arange(40) % 2})
+      >>> register_dataset("stripes", stripes)
+      >>> load_dataset("stripes").train["x"].shape
+      (28, 40)
+    """
+    DATASETS.register(name, loader)
+
+
+def load_dataset(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
     """The dataset of that name, in memory; a `Dataset` is returned as it is.
 
     Args:
@@ -47,21 +87,20 @@ def load(name: str | Dataset, **geometry: int | bool | None) -> Dataset:
         the known ones.
 
     Example:
-      >>> from l2o.tasks.data import load
-      >>> load("digits", size=16).train["x"].shape
+      >>> from l2o.tasks.data import load_dataset
+      >>> load_dataset("digits", size=16).train["x"].shape
       (1200, 16, 16, 1)
     """
     if isinstance(name, Dataset):
         return name
-    if name not in DATASETS:
-        raise ValueError(unknown_name("dataset", name, DATASETS))
-    known = inspect.signature(DATASETS[name]).parameters
+    loader = DATASETS.find(name)
+    known = inspect.signature(loader).parameters
     if unknown := sorted(geometry.keys() - known):
         raise ValueError(
             f"the dataset {name} has no option {', '.join(unknown)}; known: "
             f"{', '.join(known) or 'none'}"
         )
-    return DATASETS[name](**geometry)
+    return loader(**geometry)
 
 
 def is_available(name: str) -> bool:
@@ -88,4 +127,4 @@ def load_all(
             "datasets are a sequence of names or datasets, not "
             f"{repr(names) if names else 'none at all'}"
         )
-    return tuple(load(name, **geometry) for name in names)
+    return tuple(load_dataset(name, **geometry) for name in names)

@@ -54,8 +54,8 @@ def autoencoder(
     clipped to [-12, 1] and mapped to [0, 2.2].
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("autoencoder", hidden=(16, 4, 16))
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("autoencoder", hidden=(16, 4, 16))
 
     Source: VeLO's parametric image MLP autoencoders (Metz et al., 2022).
     """
@@ -159,8 +159,8 @@ def vae(
     As a meta-loss, the loss per pixel is clipped to [0, 10].
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("vae", encoder=(16,), decoder=(16,), latent=4)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("vae", encoder=(16,), decoder=(16,), latent=4)
 
     Source: Kingma & Welling (2013), as in VeLO's parametric image MLP VAEs (Metz et
     al., 2022).

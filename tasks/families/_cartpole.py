@@ -40,8 +40,8 @@ def cartpole(
     The loss is in [0, 1]; as a meta-loss it is doubled, so that failing costs 2.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("cartpole", steps=20, episodes=2, pairs=2)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("cartpole", steps=20, episodes=2, pairs=2)
 
     Source: Barto, Sutton & Anderson (1983), with the constants of Gym's CartPole-v1;
     Salimans et al., "Evolution strategies as a scalable alternative to reinforcement

@@ -27,8 +27,8 @@ class Composite(NamedTuple):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from l2o.tasks import fista, lasso_problem, make
-      >>> family = make("lasso", rows=20, dim=40, nonzeros=5)
+      >>> from l2o.tasks import fista, lasso_problem, make_family
+      >>> family = make_family("lasso", rows=20, dim=40, nonzeros=5)
       >>> config = family.sample(jax.random.key(0))
       >>> problem = lasso_problem(**config)
       >>> gradient = jax.grad(problem.smooth)

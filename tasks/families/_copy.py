@@ -49,8 +49,8 @@ def copy_task(
     As a meta-loss it is clipped to `[0, 1.5 log symbols]`.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("copy_task", symbols=4, length=2, delay=1)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("copy_task", symbols=4, length=2, delay=1)
 
     Source: Hochreiter & Schmidhuber, "Long short-term memory" (1997); Arjovsky et al.,
     "Unitary evolution recurrent neural networks" (2016).

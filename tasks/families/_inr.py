@@ -106,8 +106,8 @@ def coordinate_network(
       ValueError: unknown image or model.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("coordinate_network", hidden=(16,), batch_size=32)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("coordinate_network", hidden=(16,), batch_size=32)
 
     Source: Sitzmann et al. (2020), Tancik et al. (2020).
     """

@@ -82,8 +82,8 @@ def l2o_scale(
       ValueError: unknown name; `log` of a loss with negative values.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("l2o_scale", name="norm", dim=18, power=2.5, rescale=0.123)
+      >>> from l2o.tasks import make_family
+      >>> norm = make_family("l2o_scale", name="norm", dim=18, power=2.5, rescale=0.1)
 
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017) and
     Open-L2O (Chen et al., 2022).

@@ -74,8 +74,8 @@ def landscape(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from l2o.tasks import make
-      >>> family = make("landscape", name="booth")
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("landscape", name="booth")
       >>> task = family.task({}, family.data)
       >>> float(task.loss(jnp.array([1.0, 3.0]), (), None, ())[0])
       0.0

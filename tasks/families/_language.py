@@ -52,8 +52,8 @@ def language_model(
       ValueError: unknown names, or tokens that the vocabulary does not have.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("language_model", options={"width": 16}, length=8)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("language_model", options={"width": 16}, length=8)
 
     Source: the language models of google/learned_optimization (2021); padding, id 0,
     does not count.

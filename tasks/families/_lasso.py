@@ -44,8 +44,8 @@ def lasso(
       ValueError: unknown gradient, or more non-zeros than entries.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("lasso", rows=20, dim=40, nonzeros=5, gradient="smooth")
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("lasso", rows=20, dim=40, nonzeros=5, gradient="smooth")
 
     Source: "Towards constituting mathematical structures for learning to optimize" (Liu
     et al., 2023).

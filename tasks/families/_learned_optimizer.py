@@ -42,9 +42,9 @@ def train_learned_optimizer(
       name: for reports.
 
     Example:
-      >>> from l2o.tasks import make
+      >>> from l2o.tasks import make_family
       >>> inner = {"kind": "quadratic", "options": {"dim": 3}}
-      >>> family = make("train_learned_optimizer", inner=inner, steps=3)
+      >>> family = make_family("train_learned_optimizer", inner=inner, steps=3)
 
     Source: the learned-optimizer tasks of VeLO (Metz et al., 2022).
     """

@@ -38,8 +38,8 @@ def least_squares(
       ValueError: fewer rows than coordinates.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("least_squares", rows=30, dim=5, batch_size=8)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("least_squares", rows=30, dim=5, batch_size=8)
 
     Source: the textbook's; see Bottou, Curtis & Nocedal, "Optimization methods for
     large-scale machine learning" (2018).

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._base import TaskFamily, log_scaled, stateless
-from ..data import Dataset, View, load, sample_batch
+from ..data import Dataset, View, load_dataset, sample_batch
 from ._composite import Composite, Gradient, check_gradient, spectral_square
 from ._lasso import sparse_vector
 
@@ -49,15 +49,15 @@ def logistic_regression(
         integer labels.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> random = make("logistic_regression", rows=100, dim=10, nonzeros=4)
-      >>> real = make("logistic_regression", dataset="breast_cancer", rho=0.01)
+      >>> from l2o.tasks import make_family
+      >>> random = make_family("logistic_regression", rows=100, dim=10, nonzeros=4)
+      >>> real = make_family("logistic_regression", dataset="breast_cancer", rho=0.01)
 
     Source: "Towards constituting mathematical structures for learning to optimize" (Liu
     et al., 2023).
     """
     check_gradient(gradient)
-    table = None if dataset is None else load(dataset)
+    table = None if dataset is None else load_dataset(dataset)
     if table is not None:
         labels = table.train["y"]
         if not jnp.issubdtype(labels.dtype, jnp.integer):

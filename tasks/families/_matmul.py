@@ -33,8 +33,8 @@ def matmul_algorithm(size: int = 2, rank: int = 7) -> TaskFamily:
       ValueError: a rank out of its range.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("matmul_algorithm", size=2, rank=7)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("matmul_algorithm", size=2, rank=7)
 
     Source: "Learned optimizers that scale and generalize" (Wichrowska et al., 2017).
     """

@@ -29,8 +29,8 @@ def noisy_quadratic(
     The meta-loss is `log_scaled` by what the start costs on average, `2 d S^2 / 3`.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("noisy_quadratic", dim=3, noise=10.0)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("noisy_quadratic", dim=3, noise=10.0)
 
     Source: google/learned_optimization, tasks/quadratics.py (2021).
     """
@@ -85,8 +85,8 @@ def noisy_mean(dim: int = 2, *, noise: float = 1.0, start: float = 10.0) -> Task
     The meta-loss is `log_scaled` by what the start costs, `(s^2 + sigma^2) trace(H)`.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("noisy_mean", noise=0.1)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("noisy_mean", noise=0.1)
 
     Source: google/learned_optimization, tasks/quadratics.py (2021).
     """
@@ -127,8 +127,8 @@ def log_quadratic(dim: int = 10) -> TaskFamily:
     The meta-loss is that of a `log_scaled` quadratic with `2 d` for its baseline.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("log_quadratic", dim=3)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("log_quadratic", dim=3)
 
     Source: google/learned_optimization, tasks/quadratics.py (2021).
     """

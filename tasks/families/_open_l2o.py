@@ -50,8 +50,8 @@ def open_l2o(
       ValueError: unknown name.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("open_l2o", name="rastrigin", dim=2)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("open_l2o", name="rastrigin", dim=2)
 
     Source: "Learning to learn by gradient descent by gradient descent" (Andrychowicz et
     al., 2016) for the quadratic; Open-L2O (Chen et al., 2022).

@@ -51,8 +51,8 @@ def pinn_heat(
     As a meta-loss it is `log_scaled` by lambda, about the loss of u = 0.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("pinn_heat", hidden=(16,), points=16)
+      >>> from l2o.tasks import make_family
+      >>> family = make_family("pinn_heat", hidden=(16,), points=16)
 
     Source: Raissi et al., "Physics-informed neural networks" (2019).
     """

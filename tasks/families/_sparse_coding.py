@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._base import TaskFamily, stateless
-from ..data import Dataset, load
+from ..data import Dataset, load_dataset
 from ._lasso import sparse_vector
 from ._zoo import above_floor
 
@@ -47,8 +47,9 @@ def sparse_coding(
       ValueError: more non-zeros than atoms.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make("sparse_coding", dataset=None, atoms=8, pixels=6, nonzeros=2)
+      >>> from l2o.tasks import make_family
+      >>> options = {"atoms": 8, "pixels": 6, "nonzeros": 2}
+      >>> family = make_family("sparse_coding", dataset=None, **options)
 
     Source: "Emergence of simple-cell receptive field properties by learning a sparse
     code for natural images" (Olshausen & Field, 1996); "Online dictionary learning for
@@ -56,7 +57,7 @@ def sparse_coding(
     """
     if nonzeros > atoms:
         raise ValueError(f"{nonzeros} of {atoms} atoms cannot be non-zero")
-    data = None if dataset is None else _centred(load(dataset))
+    data = None if dataset is None else _centred(load_dataset(dataset))
     if data is not None:
         pixels = data.shape[1]
 

@@ -57,8 +57,8 @@ def supervised(
       ValueError: unknown names, or datasets that do not go together.
 
     Example:
-      >>> from l2o.tasks import make
-      >>> family = make(
+      >>> from l2o.tasks import make_family
+      >>> family = make_family(
       ...     "supervised", model="conv", datasets=("digits",),
       ...     options={"channels": (4, 8)},
       ... )

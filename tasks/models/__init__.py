@@ -71,3 +71,6 @@ def make_model(
         return haiku_functions(model)
 
     return functions
+
+
+__all__ = ["MODELS", "make_model"]

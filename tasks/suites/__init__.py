@@ -3,7 +3,7 @@
 import functools
 
 from ._axes import AXES
-from ._base import Suite as Suite
+from ._base import Suite
 from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
 from ._heldout import HELDOUT_SMALL
@@ -26,3 +26,6 @@ def suites() -> dict[str, Suite]:
         CONVEX,
     )
     return {suite.name: suite for suite in every}
+
+
+__all__ = ["Suite", "suites"]

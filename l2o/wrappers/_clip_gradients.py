@@ -9,7 +9,7 @@ from .._transformation import transformation
 from ._wrapped import wrapped
 
 
-def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
+def clip_gradients(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
     r"""Cuts every entry of the gradient to a size.
 
     .. math:: u = u(\min(\max(g, -b), b))
@@ -20,11 +20,11 @@ def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
 
     Example:
       >>> import l2o
-      >>> optimizer = l2o.clip(l2o.small_fc(), bound=1.0)
+      >>> optimizer = l2o.clip_gradients(l2o.small_fc(), bound=1.0)
 
     Source: google/learned_optimization, optimizers/base.py (2021).
     """
-    arguments = checked(clip, locals())
+    arguments = checked(clip_gradients, locals())
     arguments.pop("optimizer")
 
     def bind(theta, *, num_steps=None):
@@ -34,6 +34,6 @@ def clip(optimizer: LearnedOptimizer, bound: float = 3.0) -> LearnedOptimizer:
             updates = jax.tree.map(lambda g: jnp.clip(g, -bound, bound), updates)
             return tx.update(updates, state, params, **extra_args)
 
-        return transformation(tx.init, update_fn, name="clip")
+        return transformation(tx.init, update_fn, name="clip_gradients")
 
-    return wrapped("clip", {"optimizer": optimizer}, arguments, bind)
+    return wrapped("clip_gradients", {"optimizer": optimizer}, arguments, bind)

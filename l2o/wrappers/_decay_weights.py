@@ -13,7 +13,7 @@ from ..names import check_known
 from ._wrapped import wide, with_need, wrapped
 
 
-def weight_decay(
+def decay_weights(
     optimizer: LearnedOptimizer,
     rate: Any,
     *,
@@ -39,16 +39,16 @@ def weight_decay(
 
     Example:
       >>> import l2o
-      >>> optimizer = l2o.weight_decay(l2o.small_fc(), 1e-5)
+      >>> optimizer = l2o.decay_weights(l2o.small_fc(), 1e-5)
 
     Source: google/learned_optimization, optimizers/optimizer_wrappers.py (2022);
     "Decoupled weight decay regularization" (Loshchilov & Hutter, 2019).
     """
-    arguments = checked(weight_decay, locals())
+    arguments = checked(decay_weights, locals())
     arguments.pop("optimizer")
     check_known("kind", kind, ("decoupled", "after", "l2"))
     for leaf in jax.tree.leaves(rate, is_leaf=lambda x: x is None):
-        check_number("weight_decay", "weight_decay", leaf)
+        check_number("decay_weights", "rate", leaf)
 
     def rates(params):
         if jax.tree_util.all_leaves([rate]):
@@ -59,7 +59,7 @@ def weight_decay(
         tx = optimizer.bind(theta, num_steps=num_steps)
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
-            require_params(params, "weight_decay")
+            require_params(params, "decay_weights")
             w = rates(params)
             grads = optax.tree.cast(updates, jnp.float32)
             if kind == "l2":
@@ -80,7 +80,7 @@ def weight_decay(
             )
             return updates, state
 
-        return transformation(tx.init, update_fn, name="weight_decay")
+        return transformation(tx.init, update_fn, name="decay_weights")
 
-    joined = wrapped("weight_decay", {"optimizer": optimizer}, arguments, bind)
+    joined = wrapped("decay_weights", {"optimizer": optimizer}, arguments, bind)
     return joined._replace(needs=with_need("params", optimizer.needs))
