@@ -38,12 +38,14 @@ class Available(NamedTuple):
 def available() -> list[Available]:
     """Every architecture and every set of weights that can be loaded.
 
+    Architectures of other distributions that cannot be imported are left out.
+
     Example:
       >>> import l2o
       >>> [x.needs for x in l2o.available() if x.name == "celo"]
       [('params', 'value', 'num_steps')]
     """
-    rows = [_row(name, "architecture", make(name)) for name in factories()]
+    rows = [_row(name, "architecture", make(name)) for name in factories().usable()]
     rows += [_row(name, "shipped", load_unbound(name)[0]) for name in shipped()]
     rows += [
         _row(name, "importable", make(factory, **arguments))

@@ -86,7 +86,7 @@ WRAPPERS: Door[_Factory] = Door(
 )
 
 
-def factories() -> Mapping[str, Callable[..., LearnedOptimizer]]:
+def factories() -> Door[_Factory]:
     """The learned optimizers by name: the package's, registered and installed ones.
 
     Example:
@@ -97,7 +97,7 @@ def factories() -> Mapping[str, Callable[..., LearnedOptimizer]]:
     return FACTORIES
 
 
-def wrapper_factories() -> Mapping[str, Callable[..., LearnedOptimizer]]:
+def wrapper_factories() -> Door[_Factory]:
     """The wrappers by name: the package's, registered and installed ones."""
     return WRAPPERS
 
@@ -121,7 +121,7 @@ def register(name: str, factory: Callable[..., LearnedOptimizer]) -> None:
     Example:
       >>> import l2o
       >>> def plain_sgd(learning_rate=0.1):
-      ...     made = l2o.learnable_sgd(learning_rate)
+      ...     made = l2o.learnable_sgd(learning_rate=learning_rate)
       ...     return made._replace(name="plain_sgd")
       >>> l2o.register("plain_sgd", plain_sgd)
       >>> l2o.make("plain_sgd", learning_rate=0.3).arguments

@@ -118,6 +118,24 @@ class Door(Mapping[str, T], Generic[T]):
             or name in _entry_points(self.group)
         )
 
+    def usable(self) -> dict[str, T]:
+        """What can be imported; names that others broke are left out."""
+        found = {}
+        for name in self:
+            if self.problem(name) is None:
+                found[name] = self[name]
+        return found
+
+    def problem(self, name: str) -> str | None:
+        """Why a name of another distribution cannot be used; None if it can."""
+        if name not in _entry_points(self.group):
+            return None
+        try:
+            self[name]
+        except ValueError as error:
+            return str(error)
+        return None
+
     def find(self, name: str, **message: str) -> T:
         """As `door[name]`, with a message for users where there is none.
 

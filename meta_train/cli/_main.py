@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 import l2o
 from l2o.names import unknown_name
-from l2o.tasks import suites
+from l2o.tasks import AUGMENTATIONS, DATASETS, KINDS, suites
 
 from .. import presets
 from .._config import Config, Evaluation, Following, Option
@@ -390,8 +390,15 @@ def _run_list(arguments: list[str]) -> int:
         highlight=False,
     )
     console.print(f"estimators: {', '.join(ESTIMATORS)}", highlight=False)
-    for name in presets.names():
+    for name in presets.PRESETS.usable():
         console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
+    for door in (
+        *(l2o.factories(), l2o.wrapper_factories(), presets.PRESETS),
+        *(KINDS, AUGMENTATIONS, DATASETS),
+    ):
+        for problem in filter(None, map(door.problem, door)):
+            text = f"cannot be used: {problem}"
+            console.print(text, highlight=False, soft_wrap=True)
     return 0
 
 

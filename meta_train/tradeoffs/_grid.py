@@ -62,7 +62,7 @@ def grid() -> dict[str, Variant]:
       ['nn_adam', 'nn_adam w4', 'nn_adam w8', 'nn_adam w16']
     """
     known: dict[str, Variant] = {}
-    for architecture in l2o.factories():
+    for architecture in l2o.factories().usable():
         seen = []
         for variant in _variants(architecture):
             # Among the sizes is the one that it has as it is.
