@@ -18,14 +18,14 @@ from jax.sharding import PartitionSpec as P
 from slow_forms import SlowTensor, network, normalise
 
 import l2o
-from l2o.kernels import _native
+from l2o.kernels import _backend, _library, _native, _primitive
 from l2o.kernels._dispatch import update_tensors
 from l2o.kernels._statistics import mean_and_variance
 from l2o.rule._accumulators import Accumulators, Decays, factored_axes
 from l2o.rule._features import FEATURES
 from l2o.rule._rule import Rule, Shared, Tensor
 
-MISSING = _native.unavailable()
+MISSING = _library.unavailable()
 if MISSING is None and jax.default_backend() != "cpu":
     MISSING = "the kernels are for CPUs"
 needs_kernels = pytest.mark.skipif(MISSING is not None, reason=f"{MISSING}")
@@ -754,7 +754,7 @@ def save_results_of_kernels(path):
         for name, group in results_of_kernels().items()
         for i, x in enumerate(group)
     }
-    np.savez(path, instructions=_native.instructions(), **arrays)
+    np.savez(path, instructions=_library.instructions(), **arrays)
 
 
 @pytest.fixture(scope="module")
@@ -765,10 +765,10 @@ def own_results():
 @needs_kernels
 @pytest.mark.parametrize("instructions", ["generic", "avx2"])
 def test_other_instructions_compute_the_same(instructions, own_results, tmp_path):
-    known = _native._INSTRUCTIONS
-    if known.index(instructions) > known.index(_native.instructions()):
+    known = _library.INSTRUCTIONS
+    if known.index(instructions) > known.index(_library.instructions()):
         pytest.skip(f"this processor has no {instructions}")
-    if not _native._path(instructions).exists():
+    if not _library._path(instructions).exists():
         pytest.skip(f"the compiler made no kernels for {instructions}")
     path = tmp_path / "results.npz"
     found = in_child("save_results_of_kernels", path, L2O_INSTRUCTIONS=instructions)
@@ -901,7 +901,7 @@ def test_what_is_exported_runs_without_this_package(tmp_path):
 @needs_kernels
 def test_a_jax_that_does_not_say_what_it_exports_has_kernels():
     ctx = type("", (), {"module_context": object()})()
-    assert not _native._exports(ctx)
+    assert not _primitive.exports(ctx)
 
 
 # --- The choice ---
@@ -915,8 +915,8 @@ def forgotten():
     """Kernels are looked for anew, and so they are afterwards."""
 
     def forget():
-        _native._load.cache_clear()
-        _native.unavailable.cache_clear()
+        for found in (_library._load, _library.unavailable, _backend.why_no_native):
+            found.cache_clear()
 
     forget()
     yield
@@ -987,8 +987,8 @@ def test_without_kernels_plain_jax_is_used(forgotten, there, monkeypatch, tmp_pa
     path = tmp_path / "generic.so"
     if there:
         path.write_bytes(b"no library")
-    monkeypatch.setattr(_native, "_path", lambda name: path)
-    reason = _native.unavailable()
+    monkeypatch.setattr(_library, "_path", lambda name: path)
+    reason = _library.unavailable()
     assert ("generic.so" if there else "for want of a C++ compiler") in reason
     assert l2o.chosen_backend() == "xla"
     assert l2o.native_kernels() is None
@@ -1009,6 +1009,38 @@ def test_without_registration_plain_jax_is_used(forgotten, monkeypatch):
         l2o.backend("native")
 
 
+HIDDEN = """
+import sys
+sys.modules["{module}"] = None  # as if this JAX did not have it
+import jax, jax.numpy as jnp, l2o
+tx = l2o.load("small_fc_mixed", num_steps=10)
+params = jnp.ones((3, 2))
+updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+assert jnp.all(jnp.isfinite(updates)) and l2o.chosen_backend() == "xla"
+try:
+    l2o.backend("{backend}")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "module"),
+    [
+        pytest.param("native", "jax.extend.core", marks=needs_kernels),
+        ("pallas", "jax.experimental.pallas"),
+    ],
+)
+def test_kernels_need_more_of_jax_than_the_rest(backend, module):
+    code = HIDDEN.format(backend=backend, module=module)
+    if backend == "pallas":
+        code = code.replace('== "xla"', '!= "pallas"')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = f"no {backend} kernels: this JAX lacks what they need (ModuleNotFoundError"
+    assert done.stdout.startswith(said)
+
+
 @needs_kernels
 def test_unknown_instructions(forgotten, monkeypatch):
     monkeypatch.setenv("L2O_INSTRUCTIONS", "sse9")
@@ -1020,15 +1052,15 @@ def test_unknown_instructions(forgotten, monkeypatch):
 
 @needs_kernels
 def test_kernels_are_the_best_that_were_built(forgotten, monkeypatch, tmp_path):
-    built = _native._path
+    built = _library._path
 
     def path(name):
         return built(name) if name == "generic" else tmp_path / "none"
 
     # What is in use in this process stays.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
-    monkeypatch.setattr(_native, "_path", path)
-    assert _native.instructions() == l2o.native_kernels() == "generic"
+    monkeypatch.setattr(_library, "_path", path)
+    assert _library.instructions() == l2o.native_kernels() == "generic"
 
 
 # --- The foreign-function interface, and what is compiled ---
@@ -1151,8 +1183,8 @@ def text_of(shapes, backend):
 @needs_kernels
 def test_small_tensors_share_calls():
     calls = "custom_call @l2o_update("
-    assert text_of([(5, 3)] * _native._TOGETHER, "native").count(calls) == 1
-    assert text_of([(5, 3)] * 64, "native").count(calls) == 64 / _native._TOGETHER
+    assert text_of([(5, 3)] * _library.TOGETHER, "native").count(calls) == 1
+    assert text_of([(5, 3)] * 64, "native").count(calls) == 64 / _library.TOGETHER
     large = [(5, 3), (300, 260), (300, 260), (5, 3)]
     assert text_of(large, "native").count(calls) == 3
 

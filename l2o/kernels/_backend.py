@@ -1,6 +1,8 @@
 """Which implementation of the per-parameter update is compiled in."""
 
 import contextlib
+import functools
+import importlib
 import os
 from typing import Any, Literal, get_args
 
@@ -8,7 +10,7 @@ import jax
 
 from .._tensors import sees_whole_tensors
 from ..names import check_known
-from . import _native
+from ._library import instructions, unavailable
 
 Backend = Literal["native", "pallas", "xla"]
 _VARIABLE = "L2O_BACKEND"
@@ -34,7 +36,8 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
       name: from the table.
 
     Raises:
-      ValueError: an unknown name; or the kernels were not built.
+      ValueError: an unknown name; or kernels that were not built, or that need what
+        the installed JAX lacks.
 
     Example:
       >>> import l2o
@@ -44,8 +47,9 @@ def backend(name: Backend | None) -> contextlib.AbstractContextManager[None]:
     """
     if name is not None:
         _check(name, "backend")
-    if name == "native" and _native.unavailable() is not None:
-        raise ValueError(f"no native kernels: {_native.unavailable()}")
+    reason = {"native": why_no_native, "pallas": why_no_pallas}.get(str(name))
+    if reason is not None and reason() is not None:
+        raise ValueError(f"no {name} kernels: {reason()}")
     return _context(name)
 
 
@@ -70,11 +74,33 @@ def native_kernels() -> str | None:
 
     None where there are none; `with l2o.backend("native")` says why.
     """
-    return _native.instructions() if _native.unavailable() is None else None
+    return instructions() if why_no_native() is None else None
+
+
+@functools.cache
+def why_no_native() -> str | None:
+    """Why there are no native kernels; None if there are."""
+    return unavailable() or _failure("_native", "_native_statistics")
+
+
+@functools.cache
+def why_no_pallas() -> str | None:
+    """Why there are no Pallas kernels; None if there are."""
+    return _failure("_pallas")
+
+
+def _failure(*modules: str) -> str | None:
+    """Why one of these cannot be imported: they use what JAX need not keep."""
+    try:
+        for module in modules:
+            importlib.import_module(f"{__package__}.{module}")
+    except Exception as error:  # whatever it is, there is plain JAX
+        return f"this JAX lacks what they need ({type(error).__name__}: {error})"
+    return None
 
 
 def _native_runs() -> bool:
-    return _native.unavailable() is None and jax.default_backend() == "cpu"
+    return why_no_native() is None and jax.default_backend() == "cpu"
 
 
 def _check(name: str, where: str) -> None:

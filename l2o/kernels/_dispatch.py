@@ -23,7 +23,6 @@ from ..rule._rule import (
     update_one,
     with_decay,
 )
-from . import _native
 from ._backend import chosen_backend
 
 _STACKED = 4  # so many tensors of one shape are updated as one stack
@@ -85,7 +84,10 @@ class _Kernels(NamedTuple):
 
 
 def _kernels(backend: str) -> _Kernels | None:
+    # Imported here: they use what JAX does not promise to keep, and Pallas takes time.
     if backend == "native":
+        from . import _native
+
         return _Kernels(_native.supports, _native.update)
     if backend == "pallas":
         from . import _pallas

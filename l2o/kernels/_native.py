@@ -1,208 +1,31 @@
-"""The native kernels of the per-parameter update, for CPUs.
+"""The native kernels of the per-parameter update, for CPUs."""
 
-`cpp/` is compiled when the package is built, once per instruction set, if there is a
-C++ compiler; the best for the processor is loaded when it is first needed.
-"""
-
-import ctypes
 import functools
 import itertools
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from .._tensors import gradient_bound
-from ..names import check_known
 from ..rule._accumulators import Accumulators, Decays, factored_axes
 from ..rule._features import FEATURES
 from ..rule._rule import Rule, Shared, Tensor, update_one
+from ._library import REVERSE, TOGETHER, UPDATE
+from ._primitive import make_primitive, mapped, varying_alike
 
-_UPDATE, _REVERSE = "l2o_update", "l2o_update_vjp"
-_STATISTICS = "l2o_statistics"
-_INSTRUCTIONS = ("generic", "avx2", "avx512")  # as `l2o_instructions` numbers them
-_VARIABLE = "L2O_INSTRUCTIONS"  # bounds the choice
 _WIDTHS = (4, 8, 16, 32)
 _REVERSE_WIDTHS = (4, 8)
 _PLANES = 30  # of all features
 _COUNTS = (3, 1, 3)  # momenta, second moments, factored second moments
 _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 _ALONE = 32768  # a tensor of so many elements has a call of its own
-_TOGETHER = 16  # what XLA does about a call grows with the square of its operands
 # Bits of `flags`; see cpp/kernels.h.
 _PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED, _HOLDS = 1, 2, 4, 8, 16
-
-
-@functools.cache
-def unavailable() -> str | None:
-    """Why there are no native kernels; None if there are."""
-    try:
-        _load()
-    except Exception as error:  # whatever it is, there is plain JAX
-        return str(error)
-    return None
-
-
-def instructions() -> str:
-    """The instruction set of the loaded kernels: generic, avx2 or avx512."""
-    return _load()
-
-
-@functools.cache
-def _load() -> str:
-    generic = _path("generic")
-    if not generic.exists():
-        raise ValueError(
-            "they were not built, for want of a C++ compiler when l2o was installed"
-        )
-    number = ctypes.CDLL(str(generic)).l2o_instructions()
-    highest = os.environ.get(_VARIABLE, _INSTRUCTIONS[number])
-    check_known(_VARIABLE, highest, _INSTRUCTIONS)
-    number = min(number, _INSTRUCTIONS.index(highest))
-    # A compiler may know fewer instruction sets than the processor.
-    built = [name for name in _INSTRUCTIONS[: number + 1] if _path(name).exists()]
-    library = ctypes.CDLL(str(_path(built[-1])))
-    for target in (_UPDATE, _REVERSE, _STATISTICS):
-        capsule = jax.ffi.pycapsule(getattr(library, target))
-        try:
-            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
-        except Exception as error:
-            raise ValueError(f"the installed jaxlib refuses them: {error}") from error
-    return built[-1]
-
-
-def _path(name: str) -> Path:
-    return Path(__file__).with_name("cpp") / f"{name}.so"
-
-
-def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """As `_statistics.mean_and_variance`."""
-    groups = [arrays[k : k + _TOGETHER] for k in range(0, len(arrays), _TOGETHER)]
-    results = [_mean_and_variance(*_varying_alike(group)) for group in groups]
-    means, variances = zip(*results, strict=True)
-    return jnp.concatenate(means), jnp.concatenate(variances)
-
-
-def plain_mean_and_variance(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_statistics.mean_and_variance`, in plain JAX."""
-    means = [jnp.mean(x) for x in arrays]
-    variances = [
-        jnp.mean((x - mean) ** 2) for x, mean in zip(arrays, means, strict=True)
-    ]
-    return jnp.stack(means), jnp.stack(variances)
-
-
-@jax.custom_jvp
-def _mean_and_variance(*arrays: jax.Array) -> list[jax.Array]:
-    return _statistics.bind(*arrays, layout=None, batch=0)
-
-
-@_mean_and_variance.defjvp
-def _mean_and_variance_jvp(primals, tangents):
-    means, variances = _mean_and_variance(*primals)
-    slopes = [
-        2 * jnp.mean((x - mean) * t)
-        for x, mean, t in zip(primals, means, tangents, strict=True)
-    ]
-    new_means = jnp.stack([jnp.mean(t) for t in tangents])
-    return [means, variances], [new_means, jnp.stack(slopes)]
-
-
-def _statistics_with_kernel(layout, batch, *arrays):
-    sizes = [math.prod(x.shape[batch:]) for x in arrays]
-    results = _statistics_like(layout, batch, *map(jax.typeof, arrays))
-    call = jax.ffi.ffi_call(_STATISTICS, results)
-    return list(call(*arrays, sizes=np.array(sizes, np.int64)))
-
-
-def _statistics_like(layout, batch, like, *others):
-    del layout
-    shape = (*like.shape[:batch], 1 + len(others))
-    sharding = like.sharding.update(spec=jax.P(*(None for _ in shape)))
-    return [like.update(shape=shape, sharding=sharding, weak_type=False)] * 2
-
-
-def _primitive(
-    name: str, plain: Callable, like: Callable, kernel: Any = None
-) -> Primitive:
-    """One of a `layout`, and of operands that all lead with the same `batch` axes.
-
-    For CPUs it is lowered to the kernel, but not in what is exported: there and
-    elsewhere it is plain JAX, so that what is exported runs without this package.
-
-    Args:
-      name: of the primitive.
-      plain: `(layout, *operands) -> results`, without the batch's axes.
-      like: `(layout, batch, *operands) -> types of the results`.
-      kernel: `(layout, batch, *operands) -> results`.
-    """
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-
-    def in_plain_jax(*operands, layout, batch):
-        return _mapped(functools.partial(plain, layout), batch)(*operands)
-
-    def with_kernel(*operands, layout, batch):
-        return kernel(layout, batch, *operands)
-
-    def batched(operands, axes, *, layout, batch):
-        size = next(
-            x.shape[axis]
-            for x, axis in zip(operands, axes, strict=True)
-            if axis is not None
-        )
-        operands = [
-            batching.bdim_at_front(x, axis, size)
-            for x, axis in zip(operands, axes, strict=True)
-        ]
-        results = primitive.bind(*operands, layout=layout, batch=batch + 1)
-        return results, [0] * len(results)
-
-    def jitted(*operands, layout, batch):
-        return primitive.bind(*operands, layout=layout, batch=batch)
-
-    primitive.def_impl(jax.jit(jitted, static_argnames=("layout", "batch")))
-    primitive.def_abstract_eval(
-        lambda *types, layout, batch: like(layout, batch, *types)
-    )
-    batching.primitive_batchers[primitive] = batched
-    everywhere = mlir.lower_fun(in_plain_jax, multiple_results=True)
-    mlir.register_lowering(primitive, everywhere)
-    if kernel is not None:
-        here = mlir.lower_fun(with_kernel, multiple_results=True)
-
-        def lowered(ctx, *operands, **fixed):
-            return (everywhere if _exports(ctx) else here)(ctx, *operands, **fixed)
-
-        mlir.register_lowering(primitive, lowered, platform="cpu")
-    return primitive
-
-
-def _exports(ctx: Any) -> bool:
-    """Whether what is lowered is to be exported: JAX refuses kernels there."""
-    parameters = getattr(ctx.module_context, "lowering_parameters", None)
-    return getattr(parameters, "for_export", False)
-
-
-def _mapped(f: Callable, times: int) -> Callable:
-    for _ in range(times):
-        f = jax.vmap(f)
-    return f
-
-
-_statistics = _primitive(
-    _STATISTICS,
-    lambda layout, *arrays: list(plain_mean_and_variance(*arrays)),
-    _statistics_like,
-    _statistics_with_kernel,
-)
 
 
 def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
@@ -258,7 +81,7 @@ def update(
     # all updates of a call are in memory before the first is applied.
     large = [[i] for i, t in enumerate(tensors) if t.grad.size > _ALONE]
     small = [i for i, t in enumerate(tensors) if t.grad.size <= _ALONE]
-    shared_calls = [small[k : k + _TOGETHER] for k in range(0, len(small), _TOGETHER)]
+    shared_calls = [small[k : k + TOGETHER] for k in range(0, len(small), TOGETHER)]
     results: dict[int, Any] = {}
     for members in [*large, *shared_calls]:
         index = np.array(members)
@@ -272,27 +95,11 @@ def update(
             *(x for i in members for x in _flat(tensors[i])),
         ]
         operands = [jnp.asarray(x, jnp.float32) for x in operands]
-        new = _update(layout, *_varying_alike(operands))
+        new = _update(layout, *varying_alike(operands))
         answers = iter(new)
         for i in members:
             results[i] = _answer(tensors[i].accumulators, answers)
     return [results[i] for i in range(len(tensors))]
-
-
-def _varying_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Lets all vary over the axes of a `jax.shard_map` over which any does.
-
-    A call has no rule of its own for what is equal on all devices. Derivatives by it
-    are summed over them because it is made varying here.
-    """
-    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    everywhere = frozenset().union(*varying)
-    return [
-        jax.lax.pcast(x, tuple(everywhere - own), to="varying")
-        if own < everywhere
-        else x
-        for x, own in zip(arrays, varying, strict=True)
-    ]
 
 
 def _flat(tensor: Tensor) -> list[jax.Array]:
@@ -384,7 +191,7 @@ def _update_with_kernel(layout, batch, *operands):
             aliases[k] = updates + len(aliases)
         first = last
     results = _update_like(layout, batch, *map(jax.typeof, operands))
-    return _ffi(_UPDATE, layout, operands, results, aliases)
+    return _ffi(UPDATE, layout, operands, results, aliases)
 
 
 def _update_like(layout, batch, *types):
@@ -447,7 +254,7 @@ def _update_jvp(layout, primals, tangents):
         jnp.zeros_like(x) if t.dtype == jax.dtypes.float0 else t
         for x, t in zip(primals, tangents, strict=True)
     ]
-    tangents = _varying_alike([*primals, *tangents])[len(primals) :]
+    tangents = varying_alike([*primals, *tangents])[len(primals) :]
     out = _tangents.bind(*primals, *tangents, layout=layout, batch=0)
     return _update(layout, *primals), out
 
@@ -470,8 +277,8 @@ def _tangents_transposed(cotangents, *operands, layout, batch):
         jnp.zeros(x.shape, x.dtype) if type(ct) is ad.Zero else ct
         for ct, x in zip(cotangents, results, strict=True)
     ]
-    cotangents = _varying_alike([*primals, *cotangents])[len(primals) :]
-    out = _mapped(functools.partial(_reverse, layout), batch)(*primals, *cotangents)
+    cotangents = varying_alike([*primals, *cotangents])[len(primals) :]
+    out = mapped(functools.partial(_reverse, layout), batch)(*primals, *cotangents)
     return [None] * half + out
 
 
@@ -496,7 +303,7 @@ def _reverse_with_kernel(layout, batch, *operands):
         mixed += operands[second : second + count - 1]
         first, second = first + count, second + count - 1
     results = _reverse_like(layout, batch, *map(jax.typeof, operands))
-    return _ffi(_REVERSE, layout, mixed, results, {})
+    return _ffi(REVERSE, layout, mixed, results, {})
 
 
 def _reverse_like(layout, batch, *types):
@@ -516,16 +323,16 @@ def _reverse_jvp(layout, primals, tangents):
     return jax.jvp(functools.partial(_oracle_reverse, layout), primals, tangents)
 
 
-_update_call = _primitive(_UPDATE, _oracle, _update_like, _update_with_kernel)
-_reverse_call = _primitive(
-    _REVERSE, _oracle_reverse, _reverse_like, _reverse_with_kernel
+_update_call = make_primitive(UPDATE, _oracle, _update_like, _update_with_kernel)
+_reverse_call = make_primitive(
+    REVERSE, _oracle_reverse, _reverse_like, _reverse_with_kernel
 )
 # The tangents of the results, linear in those of the operands. A primitive, because in
 # reverse it is a kernel and forwards it is the oracle's.
-_tangents = _primitive("l2o_update_tangents", _tangents_of, _tangents_like)
+_tangents = make_primitive("l2o_update_tangents", _tangents_of, _tangents_like)
 ad.primitive_transposes[_tangents] = _tangents_transposed
 ad.primitive_jvps[_tangents] = lambda primals, tangents, *, layout, batch: jax.jvp(
-    _mapped(functools.partial(_tangents_of, layout), batch),
+    mapped(functools.partial(_tangents_of, layout), batch),
     tuple(primals),
     tuple(map(ad.instantiate_zeros, tangents)),
 )

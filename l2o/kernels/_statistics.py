@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import jax
 
-from . import _native
 from ._backend import chosen_backend
+from ._plain_statistics import plain_mean_and_variance
 
 
 def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -18,5 +18,7 @@ def mean_and_variance(arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array
       Two arrays of shape (arrays,).
     """
     if chosen_backend() == "native":
-        return _native.mean_and_variance(arrays)
-    return _native.plain_mean_and_variance(*arrays)
+        from ._native_statistics import native_mean_and_variance
+
+        return native_mean_and_variance(arrays)
+    return plain_mean_and_variance(*arrays)
