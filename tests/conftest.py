@@ -1,6 +1,7 @@
 """Shared settings: how programs are compiled, here and in what the tests start."""
 
 import os
+import sys
 import tempfile
 
 import jax
@@ -32,6 +33,20 @@ def _away_from_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # What this user's earlier runs have measured decides nothing here.
     monkeypatch.setenv("L2O_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _registrations_end_with_the_test():
+    yield
+    for module, name in (
+        ("l2o._registry", "FACTORIES"),
+        ("l2o.tasks._spec", "KINDS"),
+        ("l2o.tasks.data._registry", "DATASETS"),
+    ):
+        if module in sys.modules:
+            getattr(sys.modules[module], name)._registered.clear()
+    if "l2o.tasks._registry" in sys.modules:
+        sys.modules["l2o.tasks._registry"]._registered.clear()
 
 
 @pytest.fixture

@@ -203,15 +203,7 @@ def test_what_an_entry_point_names_is_checked(announced):
         l2o.register("pi", 3.14)
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """Registrations of a test end with it."""
-    for door in (l2o.factories(), tasks.KINDS, tasks.DATASETS):
-        monkeypatch.setattr(door, "_registered", {})
-    monkeypatch.setattr("l2o.tasks._registry._registered", {})
-
-
-def test_registered_names_are_known_everywhere(fresh, tmp_path):
+def test_registered_names_are_known_everywhere(tmp_path):
     def plain_sgd(learning_rate=0.1):
         return l2o.learnable_sgd(learning_rate=learning_rate)._replace(name="plain_sgd")
 
