@@ -76,7 +76,22 @@ class LearnedOptimizer(NamedTuple):
 
 
 def trainable(optimizer: LearnedOptimizer, theta: Theta) -> Any:
-    """A tree like theta of bools: False for the parts in `optimizer.frozen`."""
+    """Which parts of theta are meta-trained.
+
+    Args:
+      optimizer: of whose `frozen` each entry names a part, such as "nn/w0".
+      theta: the optimizer's.
+
+    Returns:
+      A tree like theta of bools: False for frozen parts. `optax.masked` takes it.
+
+    Example:
+      >>> import jax, l2o
+      >>> optimizer = l2o.learnable_adam()._replace(frozen=("log_eps",))
+      >>> theta = optimizer.init_theta(jax.random.key(0))
+      >>> l2o.trainable(optimizer, theta)["log_eps"]
+      False
+    """
 
     def is_trainable(path, leaf):
         del leaf

@@ -98,7 +98,13 @@ def factories() -> Door[_Factory]:
 
 
 def wrapper_factories() -> Door[_Factory]:
-    """The wrappers by name: the package's, registered and installed ones."""
+    """The wrappers by name: the package's, registered and installed ones.
+
+    Example:
+      >>> import l2o
+      >>> l2o.wrapper_factories()["compact"] is l2o.compact
+      True
+    """
     return WRAPPERS
 
 

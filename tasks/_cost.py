@@ -116,7 +116,11 @@ def spec_cost(spec: TaskSpec, *, measure: bool = False) -> Cost:
 
 
 def remembered_cost(spec: TaskSpec) -> Cost | None:
-    """What `spec_cost` has found on a machine of this kind; None if it has not run."""
+    """What `spec_cost` has found on a machine of this kind; None if it has not run.
+
+    Args:
+      spec: whose data are not loaded.
+    """
     return _remembered(
         cache_folder() / "costs" / f"{_machine()}-{_unlabelled(spec)}.json"
     )
@@ -201,7 +205,10 @@ def _remembered(path: Path) -> Cost | None:
 
 
 def cache_folder() -> Path:
-    """`$L2O_CACHE`, or `l2o` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Where measured costs and compiled programs are kept.
+
+    It is `$L2O_CACHE`, or else `l2o` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """
     if "L2O_CACHE" in os.environ:
         return Path(os.environ["L2O_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "l2o"

@@ -22,7 +22,13 @@ def _tasks_of_suites() -> dict[str, TaskSpec]:
 
 
 def named_tasks() -> dict[str, TaskSpec]:
-    """The specs of all suites, and registered ones, by their names."""
+    """The specs of all suites, and registered ones, by their names.
+
+    Example:
+      >>> from l2o.tasks import named_tasks
+      >>> named_tasks()["mlp32"].kind
+      'image_mlp'
+    """
     return {**_tasks_of_suites(), **_registered}
 
 

@@ -326,7 +326,13 @@ def read_card(source: str | os.PathLike) -> dict[str, Any]:
 
 
 def shipped() -> list[str]:
-    """Names of the pretrained optimizers that come with the package."""
+    """Names of the pretrained optimizers that come with the package.
+
+    Example:
+      >>> import l2o
+      >>> "adaptive_muon" in l2o.shipped()
+      True
+    """
     root = resources.files("l2o.checkpoints")
     return sorted(p.name for p in root.iterdir() if p.joinpath(_CARD).is_file())
 

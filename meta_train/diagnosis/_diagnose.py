@@ -178,10 +178,20 @@ class Recommendation(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All that `diagnose` found."""
+    """All that `diagnose` found.
+
+    Attributes:
+      cells: of every estimator, at every length of an episode.
+      crossover: the length T where backprop's variance passes that of full ES; None
+        where it does not.
+      dynamics: of inner training: Lyapunov exponents and norms of derivatives.
+      slices: the meta-loss along lines through theta.
+      recommendation: an estimator, and why.
+      meta_parameters: size of theta.
+    """
 
     cells: list[Cell]
-    crossover: float | None  # T where backprop's variance passes that of full ES
+    crossover: float | None
     dynamics: Dynamics
     slices: list[Slice]
     recommendation: Recommendation

@@ -10,13 +10,21 @@ from .._mesh import PARTICLES
 
 
 class Info(NamedTuple):
-    """What an estimate tells about itself; scalars, to be logged by the caller."""
+    """What an estimate tells about itself; scalars, to be logged by the caller.
 
-    meta_loss: jax.Array  # mean objective over steps, particles and signs
-    inner_steps: jax.Array  # int32: inner steps that count, all runs
-    episodes: jax.Array  # int32: inner training runs (pairs) that ended
-    nonfinite: jax.Array  # int32: particles left out, theirs was not finite
-    particles: jax.Array  # int32: all particles
+    Attributes:
+      meta_loss: mean objective over steps, particles and signs.
+      inner_steps: that count, of all runs, int32.
+      episodes: inner training runs, or pairs of them, that ended, int32.
+      nonfinite: particles that were left out because theirs was not finite, int32.
+      particles: all of them, int32.
+    """
+
+    meta_loss: jax.Array
+    inner_steps: jax.Array
+    episodes: jax.Array
+    nonfinite: jax.Array
+    particles: jax.Array
 
 
 class MetaGradient(NamedTuple):

@@ -32,7 +32,13 @@ class InnerState(NamedTuple):
 def inner_init(
     tx: optax.GradientTransformationExtraArgs, task: Task, key: jax.Array
 ) -> InnerState:
-    """A fresh model and optimizer state."""
+    """A fresh model and optimizer state.
+
+    Args:
+      tx: a bound learned optimizer, or any of optax.
+      task: whose parameters are drawn.
+      key: for that.
+    """
     params, model_state = task.init(key)
     return InnerState(params, tx.init(params), model_state)
 

@@ -171,5 +171,11 @@ SCHEDULES = ("constant", "cosine")
 
 
 def every_baseline() -> list[str]:
-    """Names of all baselines, and of two of them under a schedule."""
+    """Names of all baselines, and of two of them under a schedule.
+
+    Example:
+      >>> from l2o.meta_train.evaluation import every_baseline
+      >>> "adamw+cosine" in every_baseline()
+      True
+    """
     return [*baselines(), "adamw+cosine", "muon+cosine"]

@@ -51,7 +51,11 @@ class Row(NamedTuple):
 
 
 def leaderboard(board: Board) -> list[Row]:
-    """All contestants, by their score."""
+    """All contestants, the best score first.
+
+    Args:
+      board: of `evaluate` or `load_board`.
+    """
     adam = board.scores(REFERENCE)
     rows = [_row(board, name, adam) for name in board.contestants]
     return sorted(rows, key=lambda row: -row.score.value)

@@ -44,7 +44,14 @@ class Protocol(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Trials of one entrant on one task."""
+    """Trials of one entrant on one task.
+
+    Attributes:
+      entrant: the optimizer.
+      task: its name.
+      spec: the task as data, or a family of one's own.
+      rates: a learning rate per trial; None for what takes none.
+    """
 
     entrant: Entrant
     task: str

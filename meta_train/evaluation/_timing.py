@@ -88,7 +88,12 @@ def read_timings(folder: Path | None) -> dict[str, Timing]:
 
 
 def write_timings(folder: Path, timings: Mapping[str, Timing]) -> None:
-    """Adds to those of a folder."""
+    """Adds timings to those that a folder holds.
+
+    Args:
+      folder: made if it is missing.
+      timings: by the key of what was timed.
+    """
     path = folder / _FILE
     every = {**_read(path, _REMEDY), **timings}
     folder.mkdir(parents=True, exist_ok=True)

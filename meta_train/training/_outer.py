@@ -16,21 +16,35 @@ from ..estimators._base import Info, MetaGradient
 
 
 class Outer(NamedTuple):
-    """What every task family's outer step shares."""
+    """What every task family's outer step shares.
+
+    Attributes:
+      theta: what is meta-trained.
+      opt_state: of the outer optimizer.
+      step: outer steps made, int32.
+      key: of the run; step s uses `fold_in(key, s)`.
+      average: of theta over outer steps; `()` where none is kept.
+    """
 
     theta: Any
-    opt_state: Any  # of the outer optimizer
-    step: jax.Array  # int32: outer steps made
-    key: jax.Array  # of the run; step s uses fold_in(key, s)
-    average: Any = ()  # of theta over outer steps; () where none is kept
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array
+    average: Any = ()
 
 
 class OuterInfo(NamedTuple):
-    """Scalars about one outer step."""
+    """Scalars about one outer step.
+
+    Attributes:
+      estimate: what the estimator tells of itself.
+      gradient_norm: of the meta-gradient, before clipping.
+      skipped: whether there was no finite meta-gradient, and theta stayed.
+    """
 
     estimate: Info
-    gradient_norm: jax.Array  # before clipping
-    skipped: jax.Array  # bool: there was no finite meta-gradient; theta stayed
+    gradient_norm: jax.Array
+    skipped: jax.Array
 
 
 OuterStep = Callable[[Outer, Any, Any], tuple[Outer, Any, OuterInfo]]

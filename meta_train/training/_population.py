@@ -12,12 +12,19 @@ _SMOOTHING = 0.9  # of the meta-loss a member is judged by: about ten outer step
 
 
 class Population(NamedTuple):
-    """P outer loops side by side; leaves lead with (P,)."""
+    """P outer loops side by side; leaves lead with (P,).
+
+    Attributes:
+      outer: the members' states.
+      hypers: numbers that differ between them, by name, each of shape (P,).
+      score: smoothed meta-loss since the last exchange; the lowest is best.
+      updates: outer steps since the last exchange, int32.
+    """
 
     outer: Outer
-    hypers: dict[str, jax.Array]  # each (P,)
-    score: jax.Array  # smoothed meta-loss since the last exchange; the lowest is best
-    updates: jax.Array  # int32: outer steps since the last exchange
+    hypers: dict[str, jax.Array]
+    score: jax.Array
+    updates: jax.Array
 
 
 def make_population(
@@ -93,7 +100,14 @@ def make_population_step(
 
 
 def best_member(population: Population) -> jax.Array:
-    """Index of the member with the lowest score."""
+    """Which member has the lowest score.
+
+    Args:
+      population: P members.
+
+    Returns:
+      An index, int32, shape ().
+    """
     return jnp.argmin(population.score)
 
 

@@ -29,13 +29,21 @@ from ._recipe import Part, Recipe, check_recipe, make_families, make_recipe, the
 
 
 class Result(NamedTuple):
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+      theta: the last one, or its average; of a population, the best member's.
+      optimizer: what was meta-trained.
+      frozen: folder of the exported optimizer; None if a signal came.
+      completed: False if a signal or `skip_limit` stopped it; the same call resumes.
+      step: outer steps made, over all sittings.
+    """
 
     theta: Any
     optimizer: l2o.LearnedOptimizer
-    frozen: Path | None  # folder of the exported optimizer; None if a signal came
-    completed: bool  # False: stopped by a signal or `skip_limit`; the same call resumes
-    step: int  # outer steps made, over all sittings
+    frozen: Path | None
+    completed: bool
+    step: int
 
 
 def run(

@@ -14,7 +14,14 @@ SHUFFLE_SEED = 0  # splits are a fact of the dataset, not of a run
 
 
 class Dataset(NamedTuple):
-    """Four disjoint splits; each a dict of arrays with a leading example axis."""
+    """Four disjoint splits; each a dict of arrays with a leading example axis.
+
+    Attributes:
+      train: what inner training draws batches of.
+      inner_valid: what a meta-objective may be measured on.
+      outer_valid: what learning rates and checkpoints are chosen by.
+      test: what results are reported on, and nothing is chosen by.
+    """
 
     train: dict[str, Any]
     inner_valid: dict[str, Any]
