@@ -14,11 +14,24 @@ ONE_DECAY = {
 }
 
 
-# A new factory or wrapper is under test as soon as it is registered.
+# A new factory or wrapper is under test as soon as it is registered. Networks are small:
+# compiling is what these tests cost, and recorded traces have the published sizes.
 SMALL = {
-    "velo": l2o.velo(lstm_hidden_size=6, param_inits=16),
     "celo": l2o.celo(lstm_hidden_size=6),
+    "celo2": l2o.celo2(hidden_size=4, ns_iters=2),
+    "celo2_velo": l2o.celo2_velo(hidden_size=4, lstm_hidden_size=6),
     "celo_adam": l2o.celo_adam(lstm_hidden_size=6),
+    "elo_celo2": l2o.elo_celo2(hidden_size=4, ns_iters=2),
+    "l2o_pa": l2o.l2o_pa(hidden_size=4),
+    "l2o_scale": l2o.l2o_scale(level_sizes=(3, 4, 4)),
+    "lstm": l2o.lstm(hidden_size=4),
+    "mlp": l2o.mlp(hidden_size=4, hidden_layers=1, momentum_decays=(0.9, 0.99)),
+    "nn_adam": l2o.nn_adam(lstm_hidden_size=4),
+    "rnn_mlp": l2o.rnn_mlp(
+        lstm_hidden_size=4, hidden_size=4, from_mlp_size=3, from_lstm_size=3, lstm_to_ff=3
+    ),
+    "rnnprop": l2o.rnnprop(hidden_size=4),
+    "velo": l2o.velo(lstm_hidden_size=6, param_inits=16),
 }
 TINY = l2o.learnable_sgdm()  # compiles fast; what is wrapped is tested unwrapped
 WRAPPED = {
@@ -38,7 +51,6 @@ FACTORIES = {
 # Other arguments of what is in the table already.
 VARIANTS = {
     "learnable_adam-eps_root": l2o.learnable_adam(eps_root=1e-8),
-    "mlp-narrow": l2o.mlp(hidden_size=4, hidden_layers=1, momentum_decays=(0.9,)),
     "small_fc-wide": l2o.small_fc(hidden_size=20, hidden_layers=1, **ONE_DECAY),
     "small_fc-deep": l2o.small_fc(hidden_size=6, hidden_layers=3, **ONE_DECAY),
     "small_fc-relative": l2o.small_fc(relative=True),
