@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -15,12 +17,29 @@ COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 HEADERS = sorted(str(path) for path in Path("l2o/kernels/cpp").glob("*.h"))
 
 
+def _is_newer(built: Path, sources: Iterable[Path]) -> bool:
+    return all(path.stat().st_mtime < built.stat().st_mtime for path in sources)
+
+
 class BuildLibraries(build_ext):
     """Names the libraries plainly: they are no Python modules."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles it, or takes the library beside its sources if that is newer."""
+        built, target = (
+            Path(x(ext.name)) for x in (self.get_ext_filename, self.get_ext_fullpath)
+        )
+        sources = map(Path, [*ext.sources, *ext.depends, __file__])
+        elsewhere = built.resolve() != target.resolve()
+        if elsewhere and built.exists() and _is_newer(built, sources):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(built, target)
+        else:
+            super().build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"

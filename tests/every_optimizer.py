@@ -14,7 +14,7 @@ ONE_DECAY = {
 }
 
 
-# A new factory or wrapper is under test as soon as it is registered. Networks are small:
+# A new factory or wrapper is under test as soon as it is there. Networks are small:
 # compiling is what these tests cost, and recorded traces have the published sizes.
 SMALL = {
     "celo": l2o.celo(lstm_hidden_size=6),
@@ -28,7 +28,11 @@ SMALL = {
     "mlp": l2o.mlp(hidden_size=4, hidden_layers=1, momentum_decays=(0.9, 0.99)),
     "nn_adam": l2o.nn_adam(lstm_hidden_size=4),
     "rnn_mlp": l2o.rnn_mlp(
-        lstm_hidden_size=4, hidden_size=4, from_mlp_size=3, from_lstm_size=3, lstm_to_ff=3
+        lstm_hidden_size=4,
+        hidden_size=4,
+        from_mlp_size=3,
+        from_lstm_size=3,
+        lstm_to_ff=3,
     ),
     "rnnprop": l2o.rnnprop(hidden_size=4),
     "velo": l2o.velo(lstm_hidden_size=6, param_inits=16),

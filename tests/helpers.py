@@ -6,6 +6,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 import scipy.stats
 
@@ -19,6 +20,18 @@ KEYS = jax.random.split(jax.random.key(1), 2000)
 
 # A sound implementation fails a check at four standard errors once in 16 000.
 ERRORS = 4
+
+
+def few(names, keep):
+    """Parameters of which only some are under test every time; all are in `test-all`.
+
+    Args:
+      names: of the parameters, their ids.
+      keep: those whose parts are not all tested elsewhere.
+    """
+    assert set(keep) <= set(names)
+    marks = {name: [] if name in keep else [pytest.mark.exhaustive] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 def assert_log_uniform(values, low, high):

@@ -38,7 +38,7 @@ OTHER = {
     "features": ("g", "m", "rms"),
     "global_input": "last_tensor",
     "init": "adam",
-    "kind": {"weight_decay": "after", "nominal": "sgd"},
+    "kind": {"decay_weights": "after", "nominal": "sgd"},
     "level_sizes": (4, 5, 6),
     "max_grad_norm": 1.0,
     "max_norm": 2.0,
@@ -111,7 +111,7 @@ def made(name):
     small = {
         k: v
         for k, v in (SMALL[name].arguments if name in SMALL else {}).items()
-        if k in ("lstm_hidden_size", "param_inits")
+        if k.endswith(("_size", "_sizes", "_inits", "_to_ff"))
     }
     arguments = {**given, **small, **BASE.get(name, {})}
     optimizer = factory(**arguments)
@@ -217,4 +217,4 @@ def test_what_is_wrapped_is_found_on_loading(tmp_path):
     loaded, theta = l2o.load_unbound(saved(tmp_path, optimizer), b1=0.5, gain=7.0)
     np.testing.assert_allclose(theta["learned"]["log_one_minus_b1"], np.log(0.5))
     np.testing.assert_allclose(theta["log_gain"], np.log(7.0), rtol=1e-6)
-    assert loaded.name == "clip"
+    assert loaded.name == "clip_gradients"

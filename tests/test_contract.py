@@ -321,6 +321,8 @@ def test_bfloat16_is_computed_in_float32(case):
 # Their parts are those of others; without jit they take half a minute each.
 _LONG = (
     "celo",
+    "celo_adam",
+    "elo_celo2",
     "celo2",
     "celo2_velo",
     "elo",
@@ -376,14 +378,11 @@ def _ones(*shape):
 
 
 TREES = {
-    "scalar": _ones(),
-    "vector": _ones(4),
-    "square": _ones(3, 3),
-    "conv": _ones(3, 3, 2, 4),
+    "bare": _ones(3, 3),
+    "shapes": {"scalar": _ones(), "vector": _ones(4), "conv": _ones(3, 3, 2, 4)},
     "size_one_axes": {"row": _ones(1, 4), "one": _ones(1, 1), "vector": _ones(1)},
     "no_elements": {"matrix": _ones(0, 3), "vector": _ones(0), "full": _ones(2)},
     "empty": {},
-    "none": {"w": _ones(3, 2), "frozen": None},
     "nested": {
         "a": (Pair(_ones(2), [_ones(3, 2)]), {}),
         "b": {"c": Pair(None, _ones())},

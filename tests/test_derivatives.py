@@ -26,6 +26,11 @@ SMALL = {
     "lstm_hidden_size": 4,
     "param_inits": 2,
     "hidden_size": 4,
+    "level_sizes": (3, 4, 4),
+    "from_mlp_size": 3,
+    "from_lstm_size": 3,
+    "lstm_to_ff": 3,
+    "ns_iters": 2,
     "max_norm": 1.0,
     "max_grad_norm": 1.0,
 }

@@ -240,7 +240,7 @@ def _momentum():
     "name",
     [
         pytest.param(name, marks=pytest.mark.exhaustive)
-        if name in ("nres", "gpes")
+        if name in ("nres", "gpes", "full_es")
         else name
         for name in UNBIASED
     ],

@@ -162,8 +162,15 @@ CLASSICAL = {
     "lasso", "logistic_regression", "landscape", "l2o_scale", "open_l2o",
     "matmul_algorithm", "sparse_coding",
 }  # fmt: skip
+# Models of which the named tasks of `test_suites` have a smaller one.
+_LONG = ("autoencoder-1", "coordinate_network-1", "language_model-1")
+_LONG += tuple(f"supervised-{i}" for i in (1, 3, 5, 6, 7, 8))
 ALL = [
-    pytest.param((kind, case), id=f"{kind}-{i}")
+    pytest.param(
+        (kind, case),
+        id=f"{kind}-{i}",
+        marks=[pytest.mark.exhaustive] if f"{kind}-{i}" in _LONG else [],
+    )
     for kind, cases in CASES.items()
     for i, case in enumerate(cases)
 ]

@@ -17,7 +17,16 @@ NAMES = [
     for name, factory in l2o.factories().items()
     if "untouched" in inspect.signature(factory).parameters
 ]
-SMALL = {"lstm_hidden_size": 4, "param_inits": 2, "hidden_size": 4}
+SMALL = {
+    "lstm_hidden_size": 4,
+    "param_inits": 2,
+    "hidden_size": 4,
+    "level_sizes": (3, 4, 4),
+    "from_mlp_size": 3,
+    "from_lstm_size": 3,
+    "lstm_to_ff": 3,
+    "ns_iters": 2,
+}
 SHAPES = {"matrix": (6, 4), "half": (5, 3), "half_vector": (6,), "one": ()}
 SIGNS = (1.0, -1.0, 1.0)
 GRADIENTS = {

@@ -55,7 +55,7 @@ for i, name in enumerate({list(ESTIMATORS)}):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-FEW = ("pes", "full_es", "truncated_backprop", "forward_gradient")
+FEW = ("pes", "truncated_backprop")
 
 
 @pytest.mark.parametrize(

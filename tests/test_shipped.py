@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "shipped"
 SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
 STEPS = 8
+NETWORKS = ("celo2_mixed", "celo2_orthogonal", "small_fc_digits", "small_fc_mixed")
 # How an update rounds decides how the eleven bits that are kept of it round.
 TOLERANCE = {
     "adaptive_muon": 1e-4,
@@ -52,8 +53,16 @@ def trajectory(name):
     return {key: np.asarray(value).ravel().tolist() for key, value in params.items()}
 
 
-@pytest.mark.parametrize("backend", ["xla", "native"])
-@pytest.mark.parametrize("name", l2o.shipped())
+def test_what_has_no_network_has_no_kernel():
+    """Else its updates would have to be tested with kernels, too."""
+    for name in set(l2o.shipped()) - set(NETWORKS):
+        assert "nn" not in str(jax.tree.structure(l2o.load_unbound(name)[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "xla") for name in l2o.shipped()] + [(name, "native") for name in NETWORKS],
+)
 def test_it_makes_the_updates_that_it_made(name, backend):
     if backend == "native" and l2o.native_kernels() is None:
         pytest.skip("no native kernels here")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, KEYS
+from helpers import KEY, KEYS, few
 
 from l2o import tasks
 from l2o.tasks import (
@@ -229,7 +229,11 @@ _CHECKED = [
 ]
 
 
-@pytest.mark.parametrize("name", _CHECKED)
+# The second of a kind, drawn with other sizes.
+_SECOND = [n for n in _CHECKED if "broad" in n and n.endswith("-1")]
+
+
+@pytest.mark.parametrize("name", few(_CHECKED, set(_CHECKED) - set(_SECOND)))
 def test_named_task_keeps_the_contract(name):
     family = tasks.make_family(name)
     assert family.name == name
