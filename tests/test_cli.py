@@ -157,7 +157,7 @@ def test_help_is_for_users(command, capsys, monkeypatch):
 def test_options_that_messages_name_exist():
     known = {"--help"}.union(*map(option_names, OPTIONS.values()))
     known |= {"--no", "--factors"}  # a prefix; an option of a script
-    folder = Path(cli.__file__).parent
+    folder = Path(cli.__file__).parents[1]
     for path in folder.rglob("*.py"):
         # Those of a page's style sheet are followed by a colon or in `var(...)`.
         option = r"(?<![\w(-])--[a-z][a-z-]*\b(?!:)"

@@ -49,7 +49,7 @@ CASES = [
     )
     for path in TRACES
 ]
-SCRIPT = ROOT / "scripts" / "check_traces.py"
+SCRIPT = ROOT / "scripts" / "checks" / "check_traces.py"
 # Random gradients of one sign are damped by Adam's second moment more than these move.
 LEAST_MOVEMENT = 5
 

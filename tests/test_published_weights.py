@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "scripts" / "published_weights.py"
+    path = ROOT / "scripts" / "checks" / "published_weights.py"
     spec = importlib.util.spec_from_file_location("published_weights", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

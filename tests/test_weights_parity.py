@@ -56,7 +56,7 @@ def test_published_weights_follow_the_trace(name, monkeypatch):
     """The optimizer and theta are those of the file, not of the trace."""
     path = _reference("weights", name, "theta.state")
     trace = _reference("traces", "jax", f"{TRACES[name]}.npz")
-    script = ROOT / "scripts" / "check_traces.py"
+    script = ROOT / "scripts" / "checks" / "check_traces.py"
     spec = importlib.util.spec_from_file_location("check_traces", script)
     check_traces = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check_traces)

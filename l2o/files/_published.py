@@ -1,8 +1,8 @@
 """The classes of google/learned_optimization and amoudgl/celo.
 
 What their constructor arguments mean here is said once, for weight files
-(`_foreign.py`) and for recorded traces (`scripts/check_traces.py`); their theta trees
-are in `_trees.py`.
+(`_foreign.py`) and for recorded traces (`scripts/checks/check_traces.py`); their theta
+trees are in `_trees.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 A published tree is a dict of dicts whose leaves are arrays; some of its keys contain a
 slash. Per architecture one layout says which published leaves make up a leaf of theta;
 it serves reading and writing, weight files (`_foreign.py`) and recorded traces
-(`scripts/check_traces.py`).
+(`scripts/checks/check_traces.py`).
 """
 
 import math

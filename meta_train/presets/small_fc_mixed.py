@@ -10,7 +10,7 @@ pass what ruins variational autoencoders (a meta-loss 2.6 times that of the star
 first run); seed 0, one run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false,
 without which rounding differs. It learns steps that are right for most families and too
 large for variational autoencoders and vision transformers. Half of them is what ships,
-chosen on train/mixed by `python scripts/choose_step.py OUT/frozen`:
+chosen on train/mixed by `python scripts/recipes/choose_step.py OUT/frozen`:
 
     _, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.small_fc(step_mult=0.005, init="adam", schedule="cosine", relative=True)

@@ -156,8 +156,8 @@ TRAIN_MIXED = Suite(
 def train_broad() -> Suite:
     """All distributions with VeLO's augmentations, drawn once.
 
-    `scripts/draw_suite.py` drew them, and a file keeps them: another version of NumPy
-    or another machine's costs would draw others.
+    `scripts/recipes/draw_suite.py` drew them, and a file keeps them: another version of
+    NumPy or another machine's costs would draw others.
     """
     file = resources.files(__package__) / "train_broad.json"
     content = json.loads(file.read_text())

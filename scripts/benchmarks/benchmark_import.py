@@ -1,6 +1,6 @@
 """Import times in fresh processes: l2o beside what it stands on.
 
-    python scripts/benchmark_import.py --repeats 10
+    python scripts/benchmarks/benchmark_import.py --repeats 10
 
 Each round starts one process per row, in turn, so that a busy machine slows all rows
 alike. Prints median, minimum and maximum of the wall time of the import statement.

@@ -4,7 +4,7 @@ Virtual devices share one CPU, so nothing here is a time: the numbers are read o
 compiled programs. XLA counts the body of a loop once: FLOPs are those of one inner step
 of all runs of a device, arguments include the dataset.
 
-    python scripts/scaling_table.py --optimizer small_fc --particles 64
+    python scripts/benchmarks/scaling_table.py --optimizer small_fc --particles 64
 """
 
 import argparse

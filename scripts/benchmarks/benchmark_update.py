@@ -1,13 +1,13 @@
 """Time and memory of one update of ten million parameters, beside `optax.adam`.
 
-    python scripts/benchmark_update.py
-    python scripts/benchmark_update.py --google google --celo celo \
+    python scripts/benchmarks/benchmark_update.py
+    python scripts/benchmarks/benchmark_update.py --google google --celo celo \
         --google-python google-env/bin/python
 
 Gradients are given; a step is `tx.update` and `optax.apply_updates` in one program,
 with parameters and state donated or not. All programs take turns, step by step, in one
 process; a rival's published code has a process of its own with an Adam of its own
-beside it (scripts/google_rival.py says how to get it).
+beside it (scripts/benchmarks/google_rival.py says how to get it).
 
 Printed per program: medians over steps of nanoseconds per parameter, wall and CPU; the
 median over steps of the ratio to the Adam step before it, with its quartiles; XLA's

@@ -1,6 +1,6 @@
 """What `l2o.compact` does to memory, time, steps and final losses.
 
-    python scripts/precision_table.py [FOLDER ...]
+    python scripts/benchmarks/precision_table.py [FOLDER ...]
 
 FOLDERs hold frozen optimizers beside the one that l2o ships. Every variant sees the
 same seeds: tasks, initialisations and batches. Printed per optimizer and variant: bytes

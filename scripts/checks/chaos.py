@@ -3,7 +3,7 @@
 The inner state is that of the logistic map x' = r x (1 - x), theta is r, the loss is x.
 Its Lyapunov exponent is about -0.92 at r = 3.2 and about +0.49 at r = 3.9.
 
-    python scripts/chaos.py
+    python scripts/checks/chaos.py
 """
 
 import argparse

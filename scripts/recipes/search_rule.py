@@ -1,7 +1,8 @@
 """Variants of an orthogonalised rule that is not meta-trained, on `train/mixed`.
 
-    python scripts/search_rule.py runs/search.json
-    python scripts/search_rule.py runs/search.json --families mixed-mlp mixed-vae
+    cd scripts/recipes
+    python search_rule.py runs/search.json
+    python search_rule.py runs/search.json --families mixed-mlp mixed-vae
 
 Each is `celo2_base` with steps relative to the parameters, Newton-Schulz iterations and
 a cosine; what differs is the mixture of Adam's direction and the gradient's that they

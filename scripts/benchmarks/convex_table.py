@@ -1,6 +1,6 @@
 """Adam, ISTA and FISTA on the LASSO of L2O-PA: relative error by iteration.
 
-python scripts/convex_table.py
+python scripts/benchmarks/convex_table.py
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Weights under two versions of l2o, on `train/mixed`.
 
-    python scripts/compare_versions.py run adaptive_muon --out old   # in one version
-    python scripts/compare_versions.py run adaptive_muon --out new   # in the other
-    python scripts/compare_versions.py compare old new
+    cd scripts/recipes
+    python compare_versions.py run adaptive_muon --out old   # in one version
+    python compare_versions.py run adaptive_muon --out new   # in the other
+    python compare_versions.py compare old new
 
 Final losses of the weights, their steps multiplied by every factor and, where theta has
 a `log_decay`, their weight decay too. A task whose file is in the folder is not run

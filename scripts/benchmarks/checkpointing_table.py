@@ -3,7 +3,7 @@
 Memory is what XLA says of the compiled program (temporaries), time the median of
 interleaved runs, relative to level 0.
 
-    python scripts/checkpointing_table.py
+    python scripts/benchmarks/checkpointing_table.py
 """
 
 import argparse

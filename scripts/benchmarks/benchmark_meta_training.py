@@ -1,12 +1,12 @@
 """Inner steps per second of meta-training, beside google/learned_optimization's.
 
-    python scripts/benchmark_meta_training.py
-    python scripts/benchmark_meta_training.py --google google --celo celo \
+    python scripts/benchmarks/benchmark_meta_training.py
+    python scripts/benchmarks/benchmark_meta_training.py --google google --celo celo \
         --google-python google-env/bin/python
 
 Ours is `l2o.meta_train.run`, the loop of `l2o meta-train` with all that it writes but
 checkpoints, on as many CPU devices as the command takes. The rival
-(scripts/google_rival.py says how to get it) makes gradient estimates only. Both train
+(`google_rival.py` says how to get it) makes gradient estimates only. Both train
 MLPs 64-32-10 on batches of 128 images in windows of 50 steps, in processes of their own
 that take turns.
 

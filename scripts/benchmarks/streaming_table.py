@@ -6,7 +6,7 @@ read from the disk. Runs are interleaved; each gives the mean time of its outer 
 after the first few. The data in memory are the stream's first window, so that both run
 the same program.
 
-    python scripts/streaming_table.py
+    python scripts/benchmarks/streaming_table.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Kills a meta-training run again and again, and compares it with an undisturbed one.
 
-    python scripts/kill_and_resume.py --kills 20
+    python scripts/checks/kill_and_resume.py --kills 20
 
 The run is a child process that gets SIGKILL while it starts and compiles, between outer
 steps and while a checkpoint is being written, and is started again each time. In the

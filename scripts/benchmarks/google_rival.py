@@ -3,7 +3,8 @@
     git clone https://github.com/google/learned_optimization google
     git clone https://github.com/amoudgl/celo
     pip install jax optax chex dm-haiku flax gin-config absl-py
-    python scripts/google_rival.py --checkout google --mode meta --optimizer small_fc
+    cd scripts/benchmarks
+    python google_rival.py --checkout google --mode meta --optimizer small_fc
 
 Needs neither TensorFlow nor tensorflow-datasets nor oryx: stand-ins of the first two,
 made in memory, hand synthetic images to the published input pipeline. The sources are

@@ -1,6 +1,6 @@
 """Published weights on the task their authors' code was measured on, beside Adam.
 
-    python scripts/published_weights.py CELO_FOLDER CELO_ADAM_FOLDER [...]
+    python scripts/checks/published_weights.py CELO_FOLDER CELO_ADAM_FOLDER [...]
 
 An MLP 64-64-10 (relu) on scikit-learn's digits, batches of 64, 1000 steps. Printed are
 the mean over seeds, with the range, of the loss over the whole training split at the

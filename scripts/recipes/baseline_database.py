@@ -1,7 +1,7 @@
 """Makes or continues the baseline database of a suite that comes with the package.
 
-    python scripts/baseline_database.py runs/baselines
-    python scripts/baseline_database.py runs/baselines --pack-only
+    python scripts/recipes/baseline_database.py runs/baselines
+    python scripts/recipes/baseline_database.py runs/baselines --pack-only
 
 Every baseline on every task of `heldout/small`, seven trials, three seeds, and Adam for
 five times the steps, for its envelope. Hours on two cores; what is in

@@ -1,6 +1,6 @@
 """Replays recorded outputs of published optimizers through l2o.
 
-    python scripts/check_traces.py tests/traces [FOLDER ...]
+    python scripts/checks/check_traces.py tests/traces [FOLDER ...]
 
 A trace is an .npz file with a published class and its constructor arguments (`meta`),
 its meta-parameters, gradients, losses, and the parameters after every update: of

@@ -1,6 +1,6 @@
 """Draws the tasks of train/broad and writes the file that keeps them.
 
-    python scripts/draw_suite.py tasks/suites/train_broad.json
+    python scripts/recipes/draw_suite.py tasks/suites/train_broad.json
 
 Two of every distribution, under a budget per inner step, with VeLO's augmentations.
 """
