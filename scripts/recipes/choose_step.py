@@ -1,9 +1,8 @@
 """Weights at several step sizes, on `train/mixed`.
 
-    cd scripts/recipes
-    python choose_step.py runs/mine/frozen --factors 0.5 1
-    python choose_step.py runs/mine/frozen adaptive_muon --factors 0.7 1 1.4
-    python choose_step.py runs/mine/frozen --steps 200 --families train/fast
+    python scripts/recipes/choose_step.py OUT/frozen --factors 0.5 1
+    python scripts/recipes/choose_step.py OUT/frozen adaptive_muon --factors 0.7 1 1.4
+    python scripts/recipes/choose_step.py OUT/frozen --steps 200 --families train/fast
 
 What the first began with (as drawn with seed 0) and the weights of every folder or
 name, their steps multiplied by every factor: which of them lowers the final losses on

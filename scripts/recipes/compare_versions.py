@@ -1,9 +1,8 @@
 """Weights under two versions of l2o, on `train/mixed`.
 
-    cd scripts/recipes
-    python compare_versions.py run adaptive_muon --out old   # in one version
-    python compare_versions.py run adaptive_muon --out new   # in the other
-    python compare_versions.py compare old new
+    python scripts/recipes/compare_versions.py run adaptive_muon --out old  # version 1
+    python scripts/recipes/compare_versions.py run adaptive_muon --out new  # version 2
+    python scripts/recipes/compare_versions.py compare old new
 
 Final losses of the weights, their steps multiplied by every factor and, where theta has
 a `log_decay`, their weight decay too. A task whose file is in the folder is not run

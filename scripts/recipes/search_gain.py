@@ -1,8 +1,7 @@
 """How fast step sizes should adapt: `l2o.learnable_muon` on `train/mixed`.
 
-    cd scripts/recipes
-    python search_gain.py
-    python search_gain.py --steps 300 --families mixed-mlp mixed-vae
+    python scripts/recipes/search_gain.py
+    python scripts/recipes/search_gain.py --steps 300 --families mixed-mlp mixed-vae
 
 The numbers of `adaptive_muon`; what differs is gain and drift, which are
 meta-parameters, and the rate. Gain 0 stands for steps that do not adapt. All tasks of

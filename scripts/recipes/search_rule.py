@@ -1,8 +1,7 @@
 """Variants of an orthogonalised rule that is not meta-trained, on `train/mixed`.
 
-    cd scripts/recipes
-    python search_rule.py runs/search.json
-    python search_rule.py runs/search.json --families mixed-mlp mixed-vae
+    python scripts/recipes/search_rule.py FILE.json
+    python scripts/recipes/search_rule.py FILE.json --families mixed-mlp mixed-vae
 
 Each is `celo2_base` with steps relative to the parameters, Newton-Schulz iterations and
 a cosine; what differs is the mixture of Adam's direction and the gradient's that they
