@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from every_optimizer import FACTORIES, NUM_STEPS, OPTIMIZERS, VARIANTS
-from helpers import momenta, normal
+from helpers import few, momenta, normal
 from jax import lax
 
 import l2o
@@ -92,6 +92,17 @@ def _assert_close(actual, expected, rtol=1e-5, atol=1e-7):
 def _assert_all_finite(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+
+
+# For what optax and flax do with any transformation: of every kind of state one.
+of_some = pytest.mark.parametrize(
+    "case",
+    few(
+        OPTIMIZERS,
+        ["small_fc", "velo", "l2o_pa", "learnable_muon", "hypergradient", "compact"],
+    ),
+    indirect=True,
+)
 
 
 def _avals(tree):
@@ -268,6 +279,7 @@ def test_vmap_over_theta_and_over_tensors(case):
             _assert_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], result), expected)
 
 
+@of_some
 def test_scan_equals_loop(case):
     def body(carry, given):
         (params, state), (grads, loss) = carry, given
@@ -492,6 +504,7 @@ def test_inside_inject_hyperparams(case):
     _assert_close(updates, optax.tree.scale(2, expected))
 
 
+@of_some
 def test_inside_multi_steps(case):
     every = optax.MultiSteps(case.tx, every_k_schedule=2)
     update = jax.jit(
@@ -505,6 +518,7 @@ def test_inside_multi_steps(case):
     _assert_close((updates, state.inner_opt_state), expected)
 
 
+@of_some
 def test_inside_apply_if_finite(case):
     guarded = optax.apply_if_finite(case.tx, max_consecutive_errors=3)
     update = jax.jit(lambda g, state: guarded.update(g, state, PARAMS, value=LOSS))
@@ -536,6 +550,7 @@ def _linear_by_hand(case, params):
     return params
 
 
+@of_some
 def test_flax_nnx_optimizer(case):
     from flax import nnx
 
