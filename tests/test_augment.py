@@ -370,7 +370,7 @@ def test_hazards_of_gradients_and_losses():
             lambda: label_noise(REGRESSION._replace(data=(UNLABELLED,)), 0.5),
             "datasets with 'y'; one of 'regression' has only x",
         ),
-        (lambda: reduced_precision(BOWL, "float32"), "known: 'bfloat16', 'float16'"),
+        (lambda: reduced_precision(BOWL, "float32"), "known: bfloat16, float16"),
         (lambda: normalized_gradient(BOWL, 0.0), "eps must be a positive"),
         (lambda: gradient_noise(BOWL, 0.0), "std must be a positive"),
         (lambda: gradient_noise(BOWL, (0.0, 1.0)), "std must be a positive"),

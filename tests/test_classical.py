@@ -937,7 +937,7 @@ def test_matmul_and_sparse_coding_start_from_unit_columns_and_small_codes(run, r
     [
         ("quadratic", {"spectrum": "flat"}, "'flat'; known: log_uniform, uniform"),
         ("least_squares", {"rows": 3, "dim": 4}, "rows >= dim, not 3 < 4"),
-        ("lasso", {"gradient": "sub"}, "'sub'; known: 'full', 'smooth'"),
+        ("lasso", {"gradient": "sub"}, "'sub'; known: full, smooth"),
         ("lasso", {"dim": 4}, "50 of 4 entries"),
         ("logistic_regression", {"dim": 4}, "20 of 4 entries"),
         ("logistic_regression", {"dataset": "diabetes"}, "integer labels"),

@@ -530,9 +530,9 @@ def test_l2o_pa_with_b_names_the_gradient_it_lacks():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: l2o.lstm(preprocess="log"), "unknown preprocess 'log'; known: 'log_s"),
+        (lambda: l2o.lstm(preprocess="log"), "unknown preprocess 'log'; known: log_s"),
         (lambda: l2o.rnnprop(variant="x"), "unknown variant 'x'; known: open_l2o, ms4"),
-        (lambda: l2o.l2o_scale(global_input="max"), "'max'; known: 'mean', 'last_"),
+        (lambda: l2o.l2o_scale(global_input="max"), "'max'; known: mean, last_"),
         (lambda: l2o.l2o_scale(level_sizes=(10, 20)), r"three levels, got \(10, 20\)"),
         (lambda: l2o.l2o_scale(min_lr=1.0), r"min_lr must be in \(0, max_lr = 0.01\]"),
         (lambda: l2o.l2o_pa(p=("tanh", 1.0)), "normaliser 'tanh' of p; known: exp, ey"),

@@ -282,4 +282,4 @@ def test_members_begin_apart_and_learn_at_their_own_rates():
 )
 def test_bad_configurations_fail_at_once(bad, match):
     with pytest.raises(ValueError, match=match):
-        _quick(**bad)
+        check_recipe(_quick(**bad))

@@ -167,7 +167,7 @@ def test_reparametrize_keeps_normalize_data_and_name():
 
 
 def test_reparametrize_names_the_known_levels():
-    with pytest.raises(ValueError, match=r"'layer'.*'global', 'tensor', 'parameter'"):
+    with pytest.raises(ValueError, match=r"'layer'.*global, tensor, parameter"):
         tasks.reparametrize(_COUNTED, "layer")
 
 

@@ -49,7 +49,7 @@ def _deterministic(records):
 
 
 @pytest.fixture(scope="module")
-def apply_step_rules(tmp_path_factory):
+def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     seen = []
     result = run(QUICK, out, on_step=seen.append)

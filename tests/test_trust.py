@@ -104,7 +104,7 @@ def test_what_has_no_gradient_only_decays(case):
     decay = kept[0]
     # The same share of every entry, to rounding.
     np.testing.assert_allclose(kept, decay, rtol=1e-5)
-    if has_decay(case.optimizer.arguments) or case.optimizer.name == "weight_decay":
+    if has_decay(case.optimizer.arguments) or case.optimizer.name == "decay_weights":
         assert 0.5 < decay < 1
     else:
         assert decay == 1
