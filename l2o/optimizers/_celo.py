@@ -11,9 +11,9 @@ from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
 from .._transformation import transformation
 from ..kernels._dispatch import update_tree
-from ..recurrent._cell import LSTMState, init_linear, init_rows, linear
+from ..recurrent._cell import LSTMState, init_rows, linear
 from ..recurrent._loss_features import LossBuffer, init_loss_buffer
-from ..recurrent._mixing_lstm import RUN_FEATURES, init_mixing_lstm, mixing_lstm
+from ..recurrent._mixing_lstm import RUN_FEATURES, mixing_lstm
 from ..rule._accumulators import (
     Accumulators,
     Decays,
@@ -21,9 +21,9 @@ from ..rule._accumulators import (
     check_factoring,
     init_accumulators,
 )
-from ..rule._features import FEATURES, check_features, feature_sizes
+from ..rule._features import FEATURES, check_features
 from ..rule._rule import Shared, Untouched
-from ._velo import init_bank, mix_bank, run_features, velo_rule
+from ._velo import init_hypernetwork, mix_bank, run_features, velo_rule, velo_sizes
 
 _SCHEDULE = ("lstm_init", "mix", "lstm", "controls", "step_size")
 
@@ -109,8 +109,7 @@ def celo(
     if train_phase not in (1, 2):
         raise ValueError(f"celo has train_phase 1 and 2, got {train_phase!r}")
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    planes = sum(feature_sizes(features, *map(len, decays)))
-    sizes = [planes, *[hidden_size] * hidden_layers, 3]
+    sizes = velo_sizes(features, decays, hidden_size, hidden_layers)
     rule = velo_rule(
         features,
         exp_mult,
@@ -122,19 +121,15 @@ def celo(
     )
 
     def init_theta(key):
-        keys = jax.random.split(key, 4)
-        return {
-            **init_mixing_lstm(
-                keys[0],
-                RUN_FEATURES + (validation_mode is not None),
-                lstm_hidden_size,
-                mix_layers=mix_layers,
-                dead_mix_layer=dead_mix_layer,
-            ),
-            "controls": init_linear(keys[1], lstm_hidden_size, param_inits),
-            "step_size": init_linear(keys[2], lstm_hidden_size, 1),
-            "bank": init_bank(keys[3], param_inits, sizes),
-        }
+        return init_hypernetwork(
+            key,
+            RUN_FEATURES + (validation_mode is not None),
+            lstm_hidden_size,
+            param_inits,
+            sizes,
+            mix_layers=mix_layers,
+            dead_mix_layer=dead_mix_layer,
+        )
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "celo")
@@ -156,10 +151,8 @@ def celo(
             if validation_mode is not None:
                 run = jnp.append(run, jnp.float32(validation_mode))
             after = mixing_lstm(theta, run[None], state.lstm)
-            controls = jax.nn.softmax(linear(theta["controls"], after.hidden))
-            network = mix_bank(theta["bank"], controls)
+            network = _network(theta, after)
             step_size = schedule(theta, after) if train_phase == 2 else 1.0
-
             updates, accumulators = update_tree(
                 rule,
                 updates,
@@ -179,12 +172,22 @@ def celo(
 
         return transformation(init_fn, update_fn, name="celo", finite=False)
 
-    needs = (
-        ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
-    )
-    schedule_keys = tuple(k for k in _SCHEDULE if mix_layers or k != "mix")
-    frozen = schedule_keys if train_phase == 1 else ("bank",)
+    loss = () if constant_loss else ("value",)
+    needs = ("params", *loss, "num_steps")
+    frozen = _frozen(train_phase, mix_layers)
     return LearnedOptimizer(init_theta, bind, "celo", arguments, needs, frozen)
+
+
+def _frozen(train_phase: int, mix_layers: bool) -> tuple[str, ...]:
+    """The parts of theta that a phase does not train."""
+    schedule_keys = tuple(k for k in _SCHEDULE if mix_layers or k != "mix")
+    return schedule_keys if train_phase == 1 else ("bank",)
+
+
+def _network(theta: dict, state: LSTMState) -> dict[str, jax.Array]:
+    """The bank mixed by softmax, with a first axis of size one."""
+    controls = jax.nn.softmax(linear(theta["controls"], state.hidden))
+    return mix_bank(theta["bank"], controls)
 
 
 def schedule(theta: dict, state: LSTMState) -> jax.Array:

@@ -1,5 +1,6 @@
 """`celo2`: Celo2-base on orthogonalised matrices, Adam on vectors and embeddings."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,13 +24,14 @@ from ..kernels._dispatch import one_network, update_tensors
 from ..names import check_known
 from ..rule._accumulators import (
     Accumulators,
+    Decays,
     Factoring,
     init_accumulators,
     update_moment,
 )
 from ..rule._features import FEATURES
 from ..rule._newton_schulz import NS_COEFFS
-from ..rule._rule import Shared, Tensor, Untouched
+from ..rule._rule import Rule, Shared, Tensor, Untouched
 from ..rule._schedule import decay_of, rate_at
 from ._celo2_base import init_celo2, make_rule
 
@@ -65,6 +67,19 @@ _VARIANTS = {
     "jax": _Variant(20.0, False, False, True, False, "stable", False),
     "pylo": _Variant(1.0, True, True, False, True, "torch", True),
 }
+
+
+class _Adam(NamedTuple):
+    """The rule of vectors and embeddings."""
+
+    b1: float
+    b2: float
+    eps: float
+    eps_in_root: bool
+    corrects: bool  # the moments' start at zero
+    bound: float | None  # of gradients
+    mult: float
+    weight_decay: float
 
 
 def celo2(
@@ -163,52 +178,33 @@ def celo2(
     check_known("variant", variant, _VARIANTS)
     form = _VARIANTS[variant]
     pattern = re.compile(regex_1d) if regex_1d else None
-    mult = form.mult_1d if mult_1d is None else mult_1d
-    decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
-    correct = (
-        form.adam_bias_correction
-        if adam_bias_correction is None
-        else adam_bias_correction
+    adam = _Adam(
+        b1=adam_b1,
+        b2=adam_b2,
+        eps=adam_eps,
+        eps_in_root=form.eps_in_root,
+        corrects=_or(adam_bias_correction, form.adam_bias_correction),
+        bound=gradient_bound if form.bounds_adam else None,
+        mult=_or(mult_1d, form.mult_1d),
+        weight_decay=_or(weight_decay_1d, weight_decay),
     )
     rule, decays = make_rule(
         arguments,
-        factoring=form.factoring if factoring is None else factoring,
+        factoring=_or(factoring, form.factoring),
         torch_layout=form.torch_layout,
         gradient_bound=gradient_bound,
     )
 
-    def to_adam(path, param):
-        if pattern is None:
-            return False
-        is_vector = form.routes_vectors and jnp.ndim(param) < 2
-        return is_vector or matches(pattern, path)
+    to_adam = functools.partial(goes_to_adam, pattern, form.routes_vectors)
 
     def init_theta(key):
         return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        adam_bound = gradient_bound if form.bounds_adam else None
 
         def init_fn(params):
-            routes = jax.tree_util.tree_map_with_path(to_adam, params)
-
-            def where(adam, tree):
-                return jax.tree.map(
-                    lambda route, x: x if route == adam else jnp.zeros(1, x.dtype),
-                    routes,
-                    tree,
-                )
-
-            accumulators = init_accumulators(params, decays, rule.factoring)
-            return Celo2State(
-                jnp.zeros([], jnp.int32),
-                Accumulators(
-                    *(tuple(where(False, x) for x in group) for group in accumulators)
-                ),
-                where(True, state_zeros(params)),
-                where(True, state_zeros(params)),
-            )
+            return _init_state(to_adam, decays, rule.factoring, params)
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
@@ -216,37 +212,16 @@ def celo2(
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
             count = optax.safe_increment(state.count)
-            routes = [
-                to_adam(path, grad)
-                for path, grad in jax.tree_util.tree_leaves_with_path(updates)
-                if grad.size
-            ]
-
+            routes = routes_of(to_adam, updates)
             rate = rate_at(learning_rate, state.count)
             shared = Shared(decays, decay_of(rate, weight_decay), None, count)
             network = one_network(theta["nn"])
-
-            def learned(tensors):
-                old = [Tensor(g, p, Accumulators(*x)) for g, p, *x, _, _ in tensors]
-                new = update_tensors(
-                    rule,
-                    old,
-                    network,
-                    jnp.full(1, rate * rmsmult, jnp.float32),
-                    shared,
-                )
-                rest = [t[-2:] for t in tensors]
-                return [(u, *x, *adam) for (u, x), adam in zip(new, rest, strict=True)]
-
-            def adam(grad, param, *rest):
-                *slots, momentum, rms = rest
-                grad = finite_gradient(grad, adam_bound)
-                step, m, v = adam_step(grad, momentum[0], rms[0], count)
-                update = -mult * rate * (step + decay_1d * param)
-                return update, *slots, (m,), (v,)
-
+            by_adam = functools.partial(_update_by_adam, adam, rate, count)
+            by_network = functools.partial(
+                _update_rest, rule, network, rate, rmsmult, shared
+            )
             updates, *slots, (momentum,), (rms,) = map_together(
-                routed(routes, adam, learned),
+                routed(routes, by_adam, by_network),
                 updates,
                 params,
                 *state.accumulators,
@@ -257,22 +232,113 @@ def celo2(
 
         return transformation(init_fn, update_fn, name="celo2")
 
-    def adam_step(grad, momentum, rms, count):
-        if form.eps_in_root:  # the JAX code, whose decays are float32 arrays
-            m = update_moment(momentum, grad, adam_b1)
-            v = update_moment(rms, grad * grad, adam_b2)
-        else:
-            m = adam_b1 * momentum + (1 - adam_b1) * grad
-            v = adam_b2 * rms + (1 - adam_b2) * grad * grad
-        m_hat, v_hat = m, v
-        if correct:
-            m_hat, v_hat = m / (1 - adam_b1**count), v / (1 - adam_b2**count)
-        if form.eps_in_root:
-            return m_hat * lax.rsqrt(v_hat + adam_eps), m, v
-        return m_hat / (square_root(v_hat) + adam_eps), m, v
-
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "celo2", arguments, needs)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _init_state(
+    to_adam: Callable[..., bool], decays: Decays, factoring: Factoring, params: Any
+) -> Celo2State:
+    """The first state, where each parameter has the arrays of its own rule alone."""
+    routes = jax.tree_util.tree_map_with_path(to_adam, params)
+
+    def where(adam, tree):
+        return jax.tree.map(
+            lambda route, x: x if route == adam else jnp.zeros(1, x.dtype),
+            routes,
+            tree,
+        )
+
+    accumulators = init_accumulators(params, decays, factoring)
+    return Celo2State(
+        jnp.zeros([], jnp.int32),
+        Accumulators(
+            *(tuple(where(False, x) for x in group) for group in accumulators)
+        ),
+        where(True, state_zeros(params)),
+        where(True, state_zeros(params)),
+    )
+
+
+def _update_by_adam(adam, rate, count, grad, param, *slots):
+    """The update of one tensor, and its slots: those of the learned rule stay."""
+    *others, momentum, rms = slots
+    grad = finite_gradient(grad, adam.bound)
+    step, m, v = _adam_step(adam, grad, momentum[0], rms[0], count)
+    update = -adam.mult * rate * (step + adam.weight_decay * param)
+    return update, *others, (m,), (v,)
+
+
+def _adam_step(adam, grad, momentum, rms, count):
+    """Adam's direction, and its new moments."""
+    if adam.eps_in_root:  # the JAX code, whose decays are float32 arrays
+        m = update_moment(momentum, grad, adam.b1)
+        v = update_moment(rms, grad * grad, adam.b2)
+    else:
+        m = adam.b1 * momentum + (1 - adam.b1) * grad
+        v = adam.b2 * rms + (1 - adam.b2) * grad * grad
+    m_hat, v_hat = m, v
+    if adam.corrects:
+        m_hat, v_hat = m / (1 - adam.b1**count), v / (1 - adam.b2**count)
+    if adam.eps_in_root:
+        return m_hat * lax.rsqrt(v_hat + adam.eps), m, v
+    return m_hat / (square_root(v_hat) + adam.eps), m, v
+
+
+def _update_rest(rule, network, rate, rmsmult, shared, tensors):
+    """The updates by the learned rule, and the slots: Adam's stay."""
+    seen = [tensor[:-2] for tensor in tensors]
+    new = update_by_network(rule, network, rate, rmsmult, shared, seen)
+    return [(*x, *tensor[-2:]) for x, tensor in zip(new, tensors, strict=True)]
+
+
+def update_by_network(
+    rule: Rule,
+    network: Any,
+    rate: Any,
+    rmsmult: float,
+    shared: Shared,
+    tensors: list[tuple],
+) -> list[tuple]:
+    """The learned rule, as `map_together` takes it.
+
+    Args:
+      rule, network, shared: as `update_tensors` has them.
+      rate, rmsmult: whose product multiplies steps.
+      tensors: `(grad, param, *accumulators)` of each.
+    """
+    old = [Tensor(g, p, Accumulators(*x)) for g, p, *x in tensors]
+    scale = jnp.full(1, rate * rmsmult, jnp.float32)
+    return [(u, *x) for u, x in update_tensors(rule, old, network, scale, shared)]
+
+
+def goes_to_adam(
+    pattern: re.Pattern | None, vectors: bool, path: Sequence[Any], param: Any
+) -> bool:
+    """Whether Adam updates a parameter.
+
+    Args:
+      pattern: to be found in its path, keys joined by `/`; None sends nothing to Adam.
+      vectors: whether vectors and scalars go there too.
+      path, param: as `tree_map_with_path` has them.
+    """
+    if pattern is None:
+        return False
+    is_vector = vectors and jnp.ndim(param) < 2
+    return is_vector or _matches(pattern, path)
+
+
+def routes_of(to_adam: Callable[..., bool], grads: Any) -> list[bool]:
+    """Which of the tensors that `map_together` gives to its rule go to Adam."""
+    return [
+        to_adam(path, grad)
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
+        if grad.size
+    ]
 
 
 def routed(
@@ -290,6 +356,6 @@ def routed(
     return rule
 
 
-def matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:
+def _matches(pattern: re.Pattern, path: Sequence[Any]) -> bool:
     """Whether the pattern is found in the path, its keys joined by `/`."""
     return bool(pattern.search("/".join(str(getattr(k, "key", k)) for k in path)))

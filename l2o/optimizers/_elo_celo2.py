@@ -1,10 +1,10 @@
 """`elo_celo2`: Celo2's rule, and AdamW on the accumulators that it has anyway."""
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -12,7 +12,7 @@ from .._arguments import checked
 from .._base import LearnedOptimizer, require_params
 from .._tensors import clip_by_global_norm, finite_gradient, map_together, square_root
 from .._transformation import transformation
-from ..kernels._dispatch import one_network, update_tensors
+from ..kernels._dispatch import one_network
 from ..rule._accumulators import (
     Accumulators,
     Factoring,
@@ -22,9 +22,9 @@ from ..rule._accumulators import (
 )
 from ..rule._features import FEATURES
 from ..rule._newton_schulz import NS_COEFFS
-from ..rule._rule import Shared, Tensor, Untouched
+from ..rule._rule import Shared, Untouched
 from ..rule._schedule import decay_of, rate_at
-from ._celo2 import REGEX_1D, matches, routed
+from ._celo2 import REGEX_1D, goes_to_adam, routed, routes_of, update_by_network
 from ._celo2_base import Celo2BaseState, init_celo2, make_rule
 
 
@@ -113,8 +113,7 @@ def elo_celo2(
         gradient_bound=gradient_bound,
     )
 
-    def to_adam(path, grad):
-        return pattern is not None and (grad.ndim < 2 or matches(pattern, path))
+    to_adam = functools.partial(goes_to_adam, pattern, True)
 
     def init_theta(key):
         return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
@@ -130,44 +129,23 @@ def elo_celo2(
             del extra_args
             require_params(params, "elo_celo2")
             count = optax.safe_increment(state.count)
-            routes = [
-                to_adam(path, grad)
-                for path, grad in jax.tree_util.tree_leaves_with_path(updates)
-                if grad.size
-            ]
+            routes = routes_of(to_adam, updates)
             if max_norm is not None:
                 updates = clip_by_global_norm(updates, max_norm)
-
             rate = rate_at(learning_rate, state.count)
             shared = Shared(decays, decay_of(rate, weight_decay), None, count)
             network = one_network(theta["nn"])
-
-            def learned(tensors):
-                old = [Tensor(g, p, Accumulators(*x)) for g, p, *x in tensors]
-                new = update_tensors(
-                    rule,
-                    old,
-                    network,
-                    jnp.full(1, rate * rmsmult, jnp.float32),
-                    shared,
-                )
-                return [(u, *x) for u, x in new]
-
-            def adam(grad, param, *slots):
-                grad = finite_gradient(grad, gradient_bound)
-                axes = factored_axes(grad.shape, factoring)
-                accumulators = update_accumulators(
-                    Accumulators(*slots), grad, decays, axes
-                )
-                m, v = accumulators.momentum[0], accumulators.rms[-1]
-                m_hat = m / (1 - decays.momentum[0] ** count)
-                v_hat = v / (1 - decays.rms[-1] ** count)
-                step = m_hat / (square_root(v_hat) + 1e-8)
-                update = -mult_1d * rate * (step + decay_1d * param)
-                return update, *accumulators
-
+            by_adam = functools.partial(
+                _update_by_adam, rule, shared, rate, mult_1d, decay_1d
+            )
+            by_network = functools.partial(
+                update_by_network, rule, network, rate, rmsmult, shared
+            )
             updates, *accumulators = map_together(
-                routed(routes, adam, learned), updates, params, *state.accumulators
+                routed(routes, by_adam, by_network),
+                updates,
+                params,
+                *state.accumulators,
             )
             return updates, Celo2BaseState(count, Accumulators(*accumulators))
 
@@ -175,3 +153,17 @@ def elo_celo2(
 
     needs = ("params", "learning_rate")
     return LearnedOptimizer(init_theta, bind, "elo_celo2", arguments, needs)
+
+
+def _update_by_adam(rule, shared, rate, mult, weight_decay, grad, param, *slots):
+    """The update of one tensor, and its accumulators, of which two are Adam's."""
+    grad = finite_gradient(grad, rule.grad_bound)
+    axes = factored_axes(grad.shape, rule.factoring)
+    decays = shared.decays
+    accumulators = update_accumulators(Accumulators(*slots), grad, decays, axes)
+    m, v = accumulators.momentum[0], accumulators.rms[-1]
+    m_hat = m / (1 - decays.momentum[0] ** shared.count)
+    v_hat = v / (1 - decays.rms[-1] ** shared.count)
+    step = m_hat / (square_root(v_hat) + 1e-8)
+    update = -mult * rate * (step + weight_decay * param)
+    return update, *accumulators

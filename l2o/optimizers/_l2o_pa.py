@@ -1,7 +1,7 @@
 """`l2o_pa`: proximal gradient descent with learned preconditioner and momentum."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,14 @@ class L2OPAState(NamedTuple):
 
     z: Any  # tree like params, float32: the last point that came out of the prox
     lstm: StackState
+
+
+class _Rule(NamedTuple):
+    """What the arguments of `l2o_pa` say of an update."""
+
+    controls: dict[str, tuple[str, Any]]  # those that are on: normaliser and factor
+    prox: Callable[[jax.Array, jax.Array], jax.Array]
+    rho: float
 
 
 def l2o_pa(
@@ -112,71 +120,18 @@ def l2o_pa(
     et al., 2023).
     """
     arguments = checked(l2o_pa, locals())
-    controls = dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True))
-    for name, given in controls.items():
-        if given is not None and not (
-            isinstance(given, list | tuple)
-            and len(given) == 2
-            and isinstance(given[0], str)
-        ):
-            raise ValueError(
-                f"l2o_pa needs {name} to be None or a normaliser and a factor, such as "
-                f'("sigmoid", 1.0), got {given!r}'
-            )
-        if given is not None:
-            check_number("l2o_pa", f"the factor of {name}", given[1])
-    norms = {k: c[0] for k, c in controls.items() if c is not None}
-    factors = {k: c[1] for k, c in controls.items() if c is not None}
-    for name, norm in norms.items():
-        check_known(f"normaliser of {name}", norm, _NORMS)
+    controls = _on(dict(zip(_CONTROLS, (p, b, a, b1, b2), strict=True)))
     check_known("prox", prox, _PROX)
-    if b_norm_for_all and b is None:
-        raise ValueError(
-            "b_norm_for_all needs b; where b is off, name the normaliser in b1 and b2"
-        )
     if b_norm_for_all:
-        norms |= {k: norms["b"] for k in ("b1", "b2") if k in norms}
+        controls = _with_norm_of_b(controls)
+    rule = _Rule(controls, _PROX[prox], rho)
 
     def init_theta(key):
-        keys = iter(jax.random.split(key, layers + 1 + len(_CONTROLS)))
-        sizes = [2] + [hidden_size] * (layers - 1)
-        return {
-            **{
-                f"lstm_{i}": init_torch_lstm(next(keys), size, hidden_size)
-                for i, size in enumerate(sizes)
-            },
-            "linear": init_torch_linear(next(keys), hidden_size, hidden_size),
-            "heads": {
-                k: init_torch_linear(next(keys), hidden_size, 1) for k in _CONTROLS
-            },
-        }
+        return _init_theta(key, layers, hidden_size)
 
     def bind(theta, *, num_steps=None):
         del num_steps
         stack = [merge_biases(theta[f"lstm_{i}"]) for i in range(layers)]
-
-        def control(name, features, off):
-            if name not in norms:
-                return off
-            out = linear(theta["heads"][name], features)[..., 0]
-            return _NORMS[norms[name]](out) * factors[name]
-
-        def update_tensor(grad, x, z, z_grad, hidden, cell, step):
-            (z,), (z_grad,) = z, z_grad
-            # As published: the network's inputs are constants to the meta-gradient.
-            seen = lax.stop_gradient(jnp.stack([grad, x], -1))
-            features, hidden, cell = apply_stack(stack, seen, hidden, cell, 0.0)
-            features = jax.nn.relu(linear(theta["linear"], features))
-            step = step * control("p", features, jnp.float32(1))
-            u = x - step * grad
-            if "b" in norms:
-                share = control("b", features, None)
-                u = share * u + (1 - share) * (z - step * z_grad)
-            u += control("b1", features, 0)
-            new_z = _PROX[prox](u, rho * step)
-            new_x = new_z + control("a", features, 0) * (new_z - z)
-            new_x += control("b2", features, 0)
-            return new_x - x, (new_z,), (z_grad,), hidden, cell
 
         def init_fn(params):
             return L2OPAState(
@@ -193,17 +148,11 @@ def l2o_pa(
             del extra
             require_params(params, "l2o_pa")
             z_grads = updates
-            if "b" in norms:
-                if grad_fn is None:
-                    raise ValueError(
-                        "l2o_pa with b needs the gradient at a second point: call "
-                        "`updates, state = tx.update(grads, state, params, "
-                        "grad_fn=grad_fn)` with grad_fn(params) the gradient of f"
-                    )
-                z_grads = grad_fn(optax.tree.cast_like(state.z, params))
+            if "b" in controls:
+                z_grads = _gradient_at_z(grad_fn, state.z, params)
             step = _STEP / jnp.asarray(lipschitz, jnp.float32)
             updates, z, _, hidden, cell = map_tensors(
-                functools.partial(update_tensor, step=step),
+                functools.partial(_update_tensor, theta, stack, rule, step),
                 updates,
                 params,
                 (state.z,),
@@ -216,3 +165,105 @@ def l2o_pa(
         return transformation(init_fn, update_fn, name="l2o_pa", reads_params=True)
 
     return LearnedOptimizer(init_theta, bind, "l2o_pa", arguments)
+
+
+def _on(controls: dict[str, Control]) -> dict[str, tuple[str, Any]]:
+    """Those that are not None, each a known normaliser and a factor.
+
+    Raises:
+      ValueError: one is something else.
+    """
+    for name, given in controls.items():
+        if given is not None and not (
+            isinstance(given, list | tuple)
+            and len(given) == 2
+            and isinstance(given[0], str)
+        ):
+            raise ValueError(
+                f"l2o_pa needs {name} to be None or a normaliser and a factor, such as "
+                f'("sigmoid", 1.0), got {given!r}'
+            )
+        if given is not None:
+            check_number("l2o_pa", f"the factor of {name}", given[1])
+    on = {k: (c[0], c[1]) for k, c in controls.items() if c is not None}
+    for name, (norm, _) in on.items():
+        check_known(f"normaliser of {name}", norm, _NORMS)
+    return on
+
+
+def _with_norm_of_b(controls: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """B1 and B2 with the normaliser of B.
+
+    Raises:
+      ValueError: B is off.
+    """
+    if "b" not in controls:
+        raise ValueError(
+            "b_norm_for_all needs b; where b is off, name the normaliser in b1 and b2"
+        )
+    norm, _ = controls["b"]
+    shared = {k: (norm, controls[k][1]) for k in ("b1", "b2") if k in controls}
+    return controls | shared
+
+
+def _init_theta(key: jax.Array, layers: int, hidden_size: int) -> dict[str, Any]:
+    """The stack of LSTMs, a layer on it and a head for each control, on or off."""
+    keys = iter(jax.random.split(key, layers + 1 + len(_CONTROLS)))
+    sizes = [2] + [hidden_size] * (layers - 1)
+    return {
+        **{
+            f"lstm_{i}": init_torch_lstm(next(keys), size, hidden_size)
+            for i, size in enumerate(sizes)
+        },
+        "linear": init_torch_linear(next(keys), hidden_size, hidden_size),
+        "heads": {k: init_torch_linear(next(keys), hidden_size, 1) for k in _CONTROLS},
+    }
+
+
+def _gradient_at_z(grad_fn: Callable[[Any], Any] | None, z: Any, params: Any) -> Any:
+    """The gradient of f where B needs it.
+
+    Raises:
+      ValueError: `update` was called without `grad_fn`.
+    """
+    if grad_fn is None:
+        raise ValueError(
+            "l2o_pa with b needs the gradient at a second point: call "
+            "`updates, state = tx.update(grads, state, params, "
+            "grad_fn=grad_fn)` with grad_fn(params) the gradient of f"
+        )
+    return grad_fn(optax.tree.cast_like(z, params))
+
+
+def _update_tensor(theta, stack, rule, step, grad, x, z, z_grad, hidden, cell):
+    """x' - x for one tensor, and what follows in its slots."""
+    (z,), (z_grad,) = z, z_grad
+    features, hidden, cell = _see(theta, stack, grad, x, hidden, cell)
+    control = functools.partial(_control, theta["heads"], rule.controls, features)
+    step = step * control("p", jnp.float32(1))
+    u = x - step * grad
+    if "b" in rule.controls:
+        share = control("b", None)
+        u = share * u + (1 - share) * (z - step * z_grad)
+    u += control("b1", 0)
+    new_z = rule.prox(u, rule.rho * step)
+    new_x = new_z + control("a", 0) * (new_z - z)
+    new_x += control("b2", 0)
+    return new_x - x, (new_z,), (z_grad,), hidden, cell
+
+
+def _see(theta, stack, grad, x, hidden, cell):
+    """What the network makes of (grad f(x), x), and its new states."""
+    # As published: the network's inputs are constants to the meta-gradient.
+    seen = lax.stop_gradient(jnp.stack([grad, x], -1))
+    features, hidden, cell = apply_stack(stack, seen, hidden, cell, 0.0)
+    return jax.nn.relu(linear(theta["linear"], features)), hidden, cell
+
+
+def _control(heads, controls, features, name, off):
+    """One number per coordinate; `off` where the control is off."""
+    if name not in controls:
+        return off
+    norm, factor = controls[name]
+    out = linear(heads[name], features)[..., 0]
+    return _NORMS[norm](out) * factor

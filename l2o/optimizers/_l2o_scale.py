@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,152 +102,204 @@ def l2o_scale(
     if not 0 < min_lr <= max_lr:
         raise ValueError(f"min_lr must be in (0, max_lr = {max_lr}], got {min_lr}")
     holds = check_untouched(untouched)
-    size, tensor_size, problem_size = level_sizes
+    sizes = tuple(level_sizes)
 
     def init_theta(key):
-        keys = iter(jax.random.split(key, 16))
-
-        def initial(n):
-            return jax.random.uniform(next(keys), (n,), jnp.float32, -1, 1)
-
-        return {
-            "coordinate": _init_gru(next(keys), _INPUTS, size),
-            "tensor": _init_gru(next(keys), size + _INPUTS, tensor_size),
-            "problem": _init_gru(next(keys), tensor_size, problem_size),
-            "initial": {
-                "coordinate": initial(size),
-                "tensor": initial(tensor_size),
-                "problem": initial(problem_size),
-            },
-            "bias": {
-                "tensor_to_coordinate": _init(next(keys), tensor_size, 3 * size),
-                "problem_to_coordinate": _init(next(keys), problem_size, 3 * size),
-                "problem_to_tensor": _init(next(keys), problem_size, 3 * tensor_size),
-            },
-            "direction": _init(next(keys), size, 1)["w"],
-            "shortcut": 0.25 + 0.1 * _init(next(keys), _SCALES, 1)["w"] / _WEIGHT_SCALE,
-            "scale_decay": _init(next(keys), size, 1, _SCALE_DECAY_LOGIT),
-            "input_decay": _init(next(keys), size, 1, _INPUT_DECAY_LOGIT),
-            "log_lr": optax.tree.zeros_like(_init(next(keys), size, 1)),
-            "log_lr_momentum": jnp.float32(_LR_MOMENTUM_LOGIT),
-            "log_lr_offset": jnp.float32(-1),
-        }
+        return _init_theta(key, *sizes)
 
     def bind(theta, *, num_steps=None):
         del num_steps
 
-        def update_tensor(
-            grad, _, hidden, tensor, decays, log_lr, momentum, square, problem, mean_lr
-        ):
-            # A scalar comes as one coordinate; its hidden state is not reshaped.
-            hidden = hidden[0].reshape(*grad.shape, size)
-            tensor, log_lr, (scale_decay, input_decay) = tensor[0], log_lr[0], decays
-            momentum = _update_momentum(momentum, grad, input_decay)
-            square = tuple(
-                _update_square(s, m, scale_decay)
-                for s, m in zip(square, momentum, strict=True)
-            )
-            scaled = [
-                jnp.arcsinh(m * lax.rsqrt(s + 1e-16))
-                for m, s in zip(momentum, square, strict=True)
-            ]
-            inputs = _features(scaled, square, log_lr - mean_lr)
-
-            above = linear(theta["bias"]["tensor_to_coordinate"], tensor)
-            above += linear(theta["bias"]["problem_to_coordinate"], problem)
-            hidden = _gru(theta["coordinate"], inputs, hidden, above)
-            means = jnp.concatenate([hidden, inputs], -1)
-            means = jnp.mean(means, range(means.ndim - 1))
-            above = linear(theta["bias"]["problem_to_tensor"], problem)
-            tensor = _gru(theta["tensor"], means, tensor, above)
-
-            direction = _project(theta["direction"], hidden)
-            direction += _project(theta["shortcut"], jnp.stack(scaled, -1))
-            direction *= lax.rsqrt(jnp.mean(direction**2) + 1e-16)
-            decays = (
-                jax.nn.sigmoid(linear(theta["scale_decay"], hidden)[..., 0]),
-                jax.nn.sigmoid(linear(theta["input_decay"], hidden)[..., 0]),
-            )
-            step_lr = log_lr + linear(theta["log_lr"], hidden)[..., 0]
-            # Clipped in value but not in gradient, so that theta can leave the bounds.
-            step_lr += lax.stop_gradient(
-                jnp.clip(step_lr, -_MAX_LOG_LR, _MAX_LOG_LR) - step_lr
-            )
-            keep = jax.nn.sigmoid(theta["log_lr_momentum"])
-            log_lr = keep * log_lr + (1 - keep) * step_lr
-            step = jnp.exp(step_lr + theta["log_lr_offset"]) * direction
-            if holds:
-                step = jnp.where(is_held(momentum[0]), 0.0, step)
-            return -step, (hidden,), (tensor,), decays, (log_lr,), momentum, square
-
         def init_fn(params):
-            leaves = jax.tree.leaves(params)
-            structure: Any = jax.tree.structure(params)
-
-            def tree(new):
-                return structure.unflatten(
-                    [
-                        sharded_like(new(i, jnp.shape(leaf)), leaf)
-                        for i, leaf in enumerate(leaves)
-                    ]
-                )
-
-            def start(level, shape=()):
-                # A buffer of its own for every leaf, so that states can be donated.
-                initial = theta["initial"][level]
-                return jnp.zeros((*shape, initial.size), jnp.float32) + initial
-
-            return L2OScaleState(
-                coordinate=tree(lambda _, shape: start("coordinate", shape)),
-                tensor=structure.unflatten([start("tensor") for _ in leaves]),
-                problem=start("problem"),
-                # Decays of zero: the first averages and squares are the gradient's.
-                scale_decay=zeros_like(params, jnp.float32),
-                input_decay=zeros_like(params, jnp.float32),
-                log_lr=tree(functools.partial(_initial_log_lr, seed, min_lr, max_lr)),
-                momentum=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
-                square=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
-            )
+            new_log_lr = functools.partial(_initial_log_lr, seed, min_lr, max_lr)
+            return _init_state(theta["initial"], new_log_lr, params)
 
         def update_fn(updates, state, params=None, **extra_args):
             del params, extra_args
-            log_lrs = jax.tree.leaves(state.log_lr)
-            used = [i for i, x in enumerate(log_lrs) if x.size]
-            if not used:
-                return updates, state
-            mean_lr = sum(jnp.sum(x) for x in log_lrs) / sum(x.size for x in log_lrs)
-            updates, hidden, tensor, decays, log_lr, momentum, square = map_tensors(
-                functools.partial(
-                    update_tensor, problem=state.problem, mean_lr=mean_lr
-                ),
-                updates,
-                updates,
-                (state.coordinate,),
-                (state.tensor,),
-                (state.scale_decay, state.input_decay),
-                (state.log_lr,),
-                state.momentum,
-                state.square,
-            )
-            tensors = [jax.tree.leaves(tensor[0])[i] for i in used]
-            if global_input == "last_tensor":
-                tensors = tensors[-1:]
-            below = jnp.mean(jnp.stack(tensors), 0)
-            problem = _gru(theta["problem"], below, state.problem)
-            return updates, L2OScaleState(
-                coordinate=hidden[0],
-                tensor=tensor[0],
-                problem=problem,
-                scale_decay=decays[0],
-                input_decay=decays[1],
-                log_lr=log_lr[0],
-                momentum=momentum,
-                square=square,
-            )
+            return _update(theta, global_input, holds, updates, state)
 
         return transformation(init_fn, update_fn, name="l2o_scale")
 
     return LearnedOptimizer(init_theta, bind, "l2o_scale", arguments, ())
+
+
+def _init_theta(
+    key: jax.Array, size: int, tensor_size: int, problem_size: int
+) -> dict[str, Any]:
+    """Weights of the three levels, and of what is read from the lowest."""
+    keys = iter(jax.random.split(key, 16))
+
+    def initial(n):
+        return jax.random.uniform(next(keys), (n,), jnp.float32, -1, 1)
+
+    return {
+        "coordinate": _init_gru(next(keys), _INPUTS, size),
+        "tensor": _init_gru(next(keys), size + _INPUTS, tensor_size),
+        "problem": _init_gru(next(keys), tensor_size, problem_size),
+        "initial": {
+            "coordinate": initial(size),
+            "tensor": initial(tensor_size),
+            "problem": initial(problem_size),
+        },
+        "bias": {
+            "tensor_to_coordinate": _init(next(keys), tensor_size, 3 * size),
+            "problem_to_coordinate": _init(next(keys), problem_size, 3 * size),
+            "problem_to_tensor": _init(next(keys), problem_size, 3 * tensor_size),
+        },
+        "direction": _init(next(keys), size, 1)["w"],
+        "shortcut": 0.25 + 0.1 * _init(next(keys), _SCALES, 1)["w"] / _WEIGHT_SCALE,
+        "scale_decay": _init(next(keys), size, 1, _SCALE_DECAY_LOGIT),
+        "input_decay": _init(next(keys), size, 1, _INPUT_DECAY_LOGIT),
+        "log_lr": optax.tree.zeros_like(_init(next(keys), size, 1)),
+        "log_lr_momentum": jnp.float32(_LR_MOMENTUM_LOGIT),
+        "log_lr_offset": jnp.float32(-1),
+    }
+
+
+def _init_state(
+    initial: dict[str, jax.Array],
+    new_log_lr: Callable[[int, tuple[int, ...]], jax.Array],
+    params: Any,
+) -> L2OScaleState:
+    """The first state.
+
+    Args:
+      initial: h, H and G.
+      new_log_lr: `(index, shape) -> log alpha` of one tensor.
+      params: to be optimized.
+    """
+    leaves = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
+
+    def tree(new):
+        return structure.unflatten(
+            [
+                sharded_like(new(i, jnp.shape(leaf)), leaf)
+                for i, leaf in enumerate(leaves)
+            ]
+        )
+
+    def start(level, shape=()):
+        # A buffer of its own for every leaf, so that states can be donated.
+        return jnp.zeros((*shape, initial[level].size), jnp.float32) + initial[level]
+
+    return L2OScaleState(
+        coordinate=tree(lambda _, shape: start("coordinate", shape)),
+        tensor=structure.unflatten([start("tensor") for _ in leaves]),
+        problem=start("problem"),
+        # Decays of zero: the first averages and squares are the gradient's.
+        scale_decay=zeros_like(params, jnp.float32),
+        input_decay=zeros_like(params, jnp.float32),
+        log_lr=tree(new_log_lr),
+        momentum=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
+        square=tuple(zeros_like(params, jnp.float32) for _ in range(_SCALES)),
+    )
+
+
+def _update(
+    theta: Any, global_input: str, holds: bool, updates: Any, state: L2OScaleState
+) -> tuple[Any, L2OScaleState]:
+    """All tensors, then the level of the problem."""
+    log_lrs = jax.tree.leaves(state.log_lr)
+    used = [i for i, x in enumerate(log_lrs) if x.size]
+    if not used:
+        return updates, state
+    mean_lr = sum(jnp.sum(x) for x in log_lrs) / sum(x.size for x in log_lrs)
+    updates, hidden, tensor, decays, log_lr, momentum, square = map_tensors(
+        functools.partial(_update_tensor, theta, state.problem, mean_lr, holds),
+        updates,
+        updates,
+        (state.coordinate,),
+        (state.tensor,),
+        (state.scale_decay, state.input_decay),
+        (state.log_lr,),
+        state.momentum,
+        state.square,
+    )
+    tensors = [jax.tree.leaves(tensor[0])[i] for i in used]
+    return updates, L2OScaleState(
+        coordinate=hidden[0],
+        tensor=tensor[0],
+        problem=_next_problem(theta, global_input, tensors, state.problem),
+        scale_decay=decays[0],
+        input_decay=decays[1],
+        log_lr=log_lr[0],
+        momentum=momentum,
+        square=square,
+    )
+
+
+def _update_tensor(theta, problem, mean_lr, holds, grad, _, *slots):
+    """The update of one tensor, and what follows in its slots."""
+    (hidden,), (tensor,), decays, (log_lr,), momentum, square = slots
+    # A scalar comes as one coordinate; its hidden state is not reshaped.
+    hidden = hidden.reshape(*grad.shape, -1)
+    scale_decay, input_decay = decays
+    momentum = _update_momentum(momentum, grad, input_decay)
+    square = tuple(
+        _update_square(s, m, scale_decay) for s, m in zip(square, momentum, strict=True)
+    )
+    scaled = [
+        jnp.arcsinh(m * lax.rsqrt(s + 1e-16))
+        for m, s in zip(momentum, square, strict=True)
+    ]
+    inputs = _features(scaled, square, log_lr - mean_lr)
+    hidden = _next_coordinates(theta, inputs, hidden, tensor, problem)
+    tensor = _next_tensor(theta, inputs, hidden, tensor, problem)
+    direction = _direction(theta, hidden, scaled)
+    decays = _next_decays(theta, hidden)
+    step_lr, log_lr = _next_log_lr(theta, hidden, log_lr)
+    step = jnp.exp(step_lr + theta["log_lr_offset"]) * direction
+    if holds:
+        step = jnp.where(is_held(momentum[0]), 0.0, step)
+    return -step, (hidden,), (tensor,), decays, (log_lr,), momentum, square
+
+
+def _next_coordinates(theta, inputs, hidden, tensor, problem):
+    """`h' = GRU(x, h; H, G)` of the coordinates of a tensor."""
+    above = linear(theta["bias"]["tensor_to_coordinate"], tensor)
+    above += linear(theta["bias"]["problem_to_coordinate"], problem)
+    return _gru(theta["coordinate"], inputs, hidden, above)
+
+
+def _next_tensor(theta, inputs, hidden, tensor, problem):
+    """`H' = GRU(mean([h', x]), H; G)`."""
+    means = jnp.concatenate([hidden, inputs], -1)
+    means = jnp.mean(means, range(means.ndim - 1))
+    above = linear(theta["bias"]["problem_to_tensor"], problem)
+    return _gru(theta["tensor"], means, tensor, above)
+
+
+def _next_problem(theta, global_input, tensors, problem):
+    """`G' = GRU(mean(H'), G)`, the mean over all tensors or of the last alone."""
+    if global_input == "last_tensor":
+        tensors = tensors[-1:]
+    below = jnp.mean(jnp.stack(tensors), 0)
+    return _gru(theta["problem"], below, problem)
+
+
+def _direction(theta, hidden, scaled):
+    """delta, whose mean square over the tensor is one."""
+    direction = _project(theta["direction"], hidden)
+    direction += _project(theta["shortcut"], jnp.stack(scaled, -1))
+    return direction * lax.rsqrt(jnp.mean(direction**2) + 1e-16)
+
+
+def _next_decays(theta, hidden):
+    """Those of the squares and of the averages, for the next update."""
+    return (
+        jax.nn.sigmoid(linear(theta["scale_decay"], hidden)[..., 0]),
+        jax.nn.sigmoid(linear(theta["input_decay"], hidden)[..., 0]),
+    )
+
+
+def _next_log_lr(theta, hidden, log_lr):
+    """l, the logarithm of this update's rate, and log alpha, which follows it."""
+    step_lr = log_lr + linear(theta["log_lr"], hidden)[..., 0]
+    # Clipped in value but not in gradient, so that theta can leave the bounds.
+    step_lr += lax.stop_gradient(jnp.clip(step_lr, -_MAX_LOG_LR, _MAX_LOG_LR) - step_lr)
+    keep = jax.nn.sigmoid(theta["log_lr_momentum"])
+    return step_lr, keep * log_lr + (1 - keep) * step_lr
 
 
 def _initial_log_lr(seed, min_lr, max_lr, index, shape):

@@ -117,29 +117,14 @@ def learnable_muon(
 
     def init_theta(key):
         del key  # the start is not random
-        start = {
-            "exponent": exponent,
-            "horizon": 0.0,
-            "log_decay": log_of("learnable_muon", "weight_decay", starting_decay),
-            "log_gradient": 0.0,
-            "log_one_minus_b1": math.log1p(-b1),
-            "log_one_minus_b2": math.log1p(-b2),
-            "log_power": 0.0,
-            "log_rate": 0.0,
-            "log_vectors": 0.0,
-            "log_warmup": math.log(0.05),
-            "plain": 0.0,
-        }
         return {
-            "learned": jax.tree.map(jnp.float32, start),
+            "learned": _init_learned(starting_decay, b1, b2, exponent),
             **factor_theta(log_of("learnable_muon", "gain", gain), drift, fade),
         }
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "learnable_muon")
-        numbers = theta["learned"]
-        horizon = numbers["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
-        alpha = learning_rate * jnp.exp(numbers["log_rate"] + horizon)
+        alpha = _peak(theta["learned"], learning_rate, num_steps)
 
         def init_fn(params):
             return LearnableMuonState(
@@ -164,37 +149,14 @@ def learnable_muon(
                 decay=_AGREEMENT_DECAY,
                 bounds=(1 / bound, bound),
             )
-            rate = alpha * warmup_cosine(
-                state.count,
-                num_steps,
-                warmup=jnp.exp(numbers["log_warmup"]),
-                power=jnp.exp(numbers["log_power"]),
-            )
-            scales = step_scales(updates, params, state.limits, state.second)
-            # A factor for every leaf, a scale for each that has elements.
-            leaves = jax.tree.leaves(updates)
-            used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
-            scales = rate * scales * jnp.exp(factors.log_factors)[used]
-
-            def rule(grad, param, momentum, second, scale):
-                del param
-                step, m, v = _step(numbers, grad, momentum[0], second[0])
-                return -scale * step, (m,), (v,)
-
-            updates, (momentum,), (second,) = map_tensors(
-                rule,
-                grads,
-                params,
-                (state.momentum,),
-                (state.second,),
-                given=[list(scales)],
+            rate = _rate(theta["learned"], alpha, state.count, num_steps)
+            scales = _scales(rate, updates, params, state, factors)
+            updates, momentum, second = _move(
+                theta["learned"], grads, params, state, scales
             )
             factors = remember(factors, updates)
             if decays:
-                shrinkage = rate * jnp.exp(numbers["log_decay"])
-                updates = jax.tree.map(
-                    lambda u, p: u - shrinkage * p.astype(jnp.float32), updates, params
-                )
+                updates = _decayed(theta["learned"], rate, updates, params)
             return updates, LearnableMuonState(
                 optax.safe_increment(state.count),
                 state.num_steps,
@@ -218,6 +180,88 @@ def learnable_muon(
     needs = ("params", "learning_rate", "num_steps")
     return LearnedOptimizer(
         init_theta, bind, "learnable_muon", arguments, needs, starts=starts
+    )
+
+
+def _init_learned(
+    weight_decay: Any, b1: float, b2: float, exponent: float
+) -> dict[str, jax.Array]:
+    """The numbers of the rule at the start, without those of `hypergradient`."""
+    start = {
+        "exponent": exponent,
+        "horizon": 0.0,
+        "log_decay": log_of("learnable_muon", "weight_decay", weight_decay),
+        "log_gradient": 0.0,
+        "log_one_minus_b1": math.log1p(-b1),
+        "log_one_minus_b2": math.log1p(-b2),
+        "log_power": 0.0,
+        "log_rate": 0.0,
+        "log_vectors": 0.0,
+        "log_warmup": math.log(0.05),
+        "plain": 0.0,
+    }
+    return jax.tree.map(jnp.float32, start)
+
+
+def _peak(numbers: Any, learning_rate: Any, num_steps: jax.Array) -> jax.Array:
+    """The largest rate of the run, `alpha e^rho (T / 1000)^h`."""
+    horizon = numbers["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
+    return learning_rate * jnp.exp(numbers["log_rate"] + horizon)
+
+
+def _rate(
+    numbers: Any, alpha: jax.Array, count: jax.Array, num_steps: jax.Array
+) -> jax.Array:
+    """alpha_t: the largest rate under the warm-up and the cosine."""
+    return alpha * warmup_cosine(
+        count,
+        num_steps,
+        warmup=jnp.exp(numbers["log_warmup"]),
+        power=jnp.exp(numbers["log_power"]),
+    )
+
+
+def _scales(
+    rate: jax.Array,
+    updates: Any,
+    params: Any,
+    state: LearnableMuonState,
+    factors: Factors,
+) -> jax.Array:
+    """`alpha_t e^r s` of each tensor with elements."""
+    scales = step_scales(updates, params, state.limits, state.second)
+    # A factor for every leaf, a scale for each that has elements.
+    leaves = jax.tree.leaves(updates)
+    used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
+    return rate * scales * jnp.exp(factors.log_factors)[used]
+
+
+def _move(
+    numbers: Any, grads: Any, params: Any, state: LearnableMuonState, scales: jax.Array
+) -> tuple[Any, Any, Any]:
+    """The updates without decay, and the new moments."""
+
+    def rule(grad, param, momentum, second, scale):
+        del param
+        step, m, v = _step(numbers, grad, momentum[0], second[0])
+        return -scale * step, (m,), (v,)
+
+    updates, (momentum,), (second,) = map_tensors(
+        rule,
+        grads,
+        params,
+        (state.momentum,),
+        (state.second,),
+        given=[list(scales)],
+    )
+    return updates, momentum, second
+
+
+def _decayed(numbers: Any, rate: jax.Array, updates: Any, params: Any) -> Any:
+    """The updates less `alpha_t w p`."""
+    shrinkage = rate * jnp.exp(numbers["log_decay"])
+    return jax.tree.map(
+        lambda u, p: u - shrinkage * p.astype(jnp.float32), updates, params
     )
 
 

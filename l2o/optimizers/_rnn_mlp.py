@@ -1,6 +1,7 @@
 """`rnn_mlp`: an LSTM per tensor over a per-parameter MLP (hierarchical)."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +64,24 @@ class RNNMLPState(NamedTuple):
     grad_scale: jax.Array  # shape (): running root mean square of clipped gradients
 
 
+class _Rule(NamedTuple):
+    """What the arguments of `rnn_mlp` say of an update."""
+
+    decays: tuple[float, ...]
+    exp_mult: float
+    step_mult: float
+    holds: bool
+
+
+class _Tensor(NamedTuple):
+    """One tensor, and its m and v for each decay."""
+
+    grad: jax.Array
+    param: jax.Array
+    momentum: list[jax.Array]
+    rms: list[jax.Array]
+
+
 def rnn_mlp(
     *,
     step_mult: float = 1e-3,
@@ -119,11 +138,10 @@ def rnn_mlp(
     learned optimizers, and using them to train themselves" (Metz et al., 2020).
     """
     arguments = checked(rnn_mlp, locals())
-    holds = check_untouched(untouched)
-    decays = tuple(decays)
+    rule = _Rule(tuple(decays), exp_mult, step_mult, check_untouched(untouched))
     lstm_inputs = from_lstm_size + from_mlp_size + _TENSOR_FEATURES
     # Of g, p and log|p|, and four per decay; then what is equal for the tensor.
-    mlp_inputs = 3 + 4 * len(decays) + len(TIME_SCALES) + 3 + lstm_to_ff
+    mlp_inputs = 3 + 4 * len(rule.decays) + len(TIME_SCALES) + 3 + lstm_to_ff
     sizes = [mlp_inputs, *[hidden_size] * hidden_layers, 2 + from_mlp_size]
 
     def init_theta(key):
@@ -144,110 +162,8 @@ def rnn_mlp(
     def bind(theta, *, num_steps=None):
         del num_steps
 
-        def update_tensor(param, planes, constants):
-            """The step, and the message to the LSTM."""
-            planes = [jnp.atleast_1d(plane) for plane in planes]
-            scales = jnp.stack([inverse_rms(plane, _EPS) for plane in planes])
-            direction, magnitude, *message = apply_mlp(
-                theta["nn"], planes, scales, constants, planes[0].shape
-            )
-            step = direction * jnp.exp(magnitude * exp_mult) * step_mult
-            return -step.reshape(param.shape), jnp.stack([jnp.mean(x) for x in message])
-
         def init_fn(params):
-            tensors = state_rows(params)
-
-            def loss():
-                return LossStatistics(
-                    jnp.zeros([], jnp.float32),
-                    jnp.zeros([], jnp.float32),
-                    jnp.zeros([], jnp.int32),
-                )
-
-            return RNNMLPState(
-                count=jnp.zeros([], jnp.int32),
-                momentum=tuple(state_zeros(params) for _ in decays),
-                rms=tuple(state_zeros(params) for _ in decays),
-                lstm=init_rows(theta["lstm_init"], tensors),
-                from_mlp=repeated(theta["initial_from_mlp"], tensors),
-                from_lstm=jnp.array(theta["initial_from_lstm"], copy=True),
-                train_loss=loss(),
-                valid_loss=loss(),
-                grad_scale=jnp.float32(1 - _CLIP_DECAY),
-            )
-
-        def validate(updates, state, params, *, value):
-            del params
-            seen = _see_loss(state.valid_loss, value, _VALID_DECAY)
-            count = optax.safe_increment(state.count)
-            state = state._replace(count=count, valid_loss=seen)
-            return optax.tree.zeros_like(updates), state
-
-        def train(updates, state, params, *, value):
-            count = optax.safe_increment(state.count)
-            train_loss = _see_loss(state.train_loss, value, _TRAIN_DECAY)
-            valid = state.valid_loss
-            # Both losses are measured by the statistics of the training loss.
-            losses = [
-                _normalised_loss(train_loss, value),
-                _normalised_loss(
-                    train_loss, valid.mean * _correction(_VALID_DECAY, valid.count)
-                ),
-            ]
-            params = rows_of(updates, params)
-            if not params:
-                return updates, state._replace(count=count, train_loss=train_loss)
-
-            grads, grad_scale = _clip(
-                rows_of(updates, updates), state.grad_scale, train_loss.count
-            )
-            momentum, rms = [], []  # per decay, a list of tensors
-            for d, old_m, old_v in zip(decays, state.momentum, state.rms, strict=True):
-                olds = zip(rows_of(updates, old_m), grads, strict=True)
-                momentum.append([update_moment(m, g, jnp.float32(d)) for m, g in olds])
-                olds = zip(rows_of(updates, old_v), grads, strict=True)
-                rms.append([update_moment(v, g * g, jnp.float32(d)) for v, g in olds])
-            tensors = [
-                (grad, param, [m[i] for m in momentum], [v[i] for v in rms])
-                for i, (grad, param) in enumerate(zip(grads, params, strict=True))
-            ]
-
-            rows = [_tensor_features(*tensor, *losses) for tensor in tensors]
-            shared = jnp.tile(state.from_lstm, (len(tensors), 1))
-            cell = lstm(
-                theta["lstm"],
-                jnp.concatenate([shared, state.from_mlp, jnp.stack(rows)], -1),
-                state.lstm,
-            )
-            from_lstm = jnp.mean(linear(theta["rnn_to_in"], cell.hidden), 0)
-            to_mlp = linear(theta["rnn_to_ff"], cell.hidden)
-
-            time = _sine_embedding(state.count)
-            steps, from_mlp = [], []
-            for row, tensor in zip(to_mlp, tensors, strict=True):
-                constants = _constants(tensor[1], len(tensors))
-                step, message = update_tensor(
-                    tensor[1],
-                    _planes(*tensor),
-                    jnp.concatenate([time, constants, row]),
-                )
-                if holds:
-                    _, _, moments, squares = tensor
-                    step = jnp.where(is_held(moments[0], squares[-1]), 0.0, step)
-                steps.append(step)
-                from_mlp.append(message)
-
-            return tree_of(updates, steps), RNNMLPState(
-                count=count,
-                momentum=tuple(tree_of(updates, m) for m in momentum),
-                rms=tuple(tree_of(updates, v) for v in rms),
-                lstm=cell,
-                from_mlp=jnp.stack(from_mlp),
-                from_lstm=from_lstm,
-                train_loss=train_loss,
-                valid_loss=valid,
-                grad_scale=grad_scale,
-            )
+            return _init_state(theta, len(rule.decays), params)
 
         def update_fn(
             updates, state, params=None, *, value=None, is_valid=False, **extra_args
@@ -255,24 +171,172 @@ def rnn_mlp(
             del extra_args
             require_params(params, "rnn_mlp")
             value = require_value(value, "rnn_mlp")
-
-            def call(kind):
-                def branch():
-                    new, after = kind(updates, state, params, value=value)
-                    # The branches of `cond` must agree.
-                    new = optax.tree.cast_like(new, updates)
-                    return new, optax.tree.cast_like(after, state)
-
-                return branch
-
+            kinds = _validate, functools.partial(_train, theta, rule, params)
+            validate, train = (
+                functools.partial(_with_types, kind, updates, state, value)
+                for kind in kinds
+            )
             if isinstance(is_valid, bool | np.bool_):
-                return call(validate if is_valid else train)()
-            return lax.cond(is_valid, call(validate), call(train))
+                return validate() if is_valid else train()
+            return lax.cond(is_valid, validate, train)
 
         return transformation(init_fn, update_fn, name="rnn_mlp")
 
     needs = ("params", "value")
     return LearnedOptimizer(init_theta, bind, "rnn_mlp", arguments, needs)
+
+
+def _init_state(theta: Any, decays: int, params: Any) -> RNNMLPState:
+    """The first state, with trees for so many decays."""
+    tensors = state_rows(params)
+    return RNNMLPState(
+        count=jnp.zeros([], jnp.int32),
+        momentum=tuple(state_zeros(params) for _ in range(decays)),
+        rms=tuple(state_zeros(params) for _ in range(decays)),
+        lstm=init_rows(theta["lstm_init"], tensors),
+        from_mlp=repeated(theta["initial_from_mlp"], tensors),
+        from_lstm=jnp.array(theta["initial_from_lstm"], copy=True),
+        train_loss=_no_loss(),
+        valid_loss=_no_loss(),
+        grad_scale=jnp.float32(1 - _CLIP_DECAY),
+    )
+
+
+def _no_loss() -> LossStatistics:
+    return LossStatistics(
+        jnp.zeros([], jnp.float32),
+        jnp.zeros([], jnp.float32),
+        jnp.zeros([], jnp.int32),
+    )
+
+
+def _with_types(
+    kind: Callable[..., tuple[Any, RNNMLPState]],
+    updates: Any,
+    state: RNNMLPState,
+    value: jax.Array,
+) -> tuple[Any, RNNMLPState]:
+    """A call of that kind, its results of the types of what is given."""
+    new, after = kind(updates, state, value)
+    # The branches of `cond` must agree.
+    new = optax.tree.cast_like(new, updates)
+    return new, optax.tree.cast_like(after, state)
+
+
+def _validate(
+    updates: Any, state: RNNMLPState, value: jax.Array
+) -> tuple[Any, RNNMLPState]:
+    """Zero updates, and the state that has seen a validation loss."""
+    seen = _see_loss(state.valid_loss, value, _VALID_DECAY)
+    count = optax.safe_increment(state.count)
+    state = state._replace(count=count, valid_loss=seen)
+    return optax.tree.zeros_like(updates), state
+
+
+def _train(
+    theta: Any,
+    rule: _Rule,
+    params: Any,
+    updates: Any,
+    state: RNNMLPState,
+    value: jax.Array,
+) -> tuple[Any, RNNMLPState]:
+    """The updates, and the state that has seen gradients and a training loss."""
+    count = optax.safe_increment(state.count)
+    train_loss = _see_loss(state.train_loss, value, _TRAIN_DECAY)
+    losses = _normalised_losses(train_loss, state.valid_loss, value)
+    params = rows_of(updates, params)
+    if not params:
+        return updates, state._replace(count=count, train_loss=train_loss)
+
+    grads, grad_scale = _clip(
+        rows_of(updates, updates), state.grad_scale, train_loss.count
+    )
+    momentum, rms = _next_moments(rule.decays, updates, state, grads)
+    tensors = [
+        _Tensor(grad, param, [m[i] for m in momentum], [v[i] for v in rms])
+        for i, (grad, param) in enumerate(zip(grads, params, strict=True))
+    ]
+    cell = _next_lstm(theta, tensors, losses, state)
+    from_lstm = jnp.mean(linear(theta["rnn_to_in"], cell.hidden), 0)
+    to_mlp = linear(theta["rnn_to_ff"], cell.hidden)
+    steps, from_mlp = _step(theta, rule, tensors, to_mlp, state.count)
+
+    return tree_of(updates, steps), RNNMLPState(
+        count=count,
+        momentum=tuple(tree_of(updates, m) for m in momentum),
+        rms=tuple(tree_of(updates, v) for v in rms),
+        lstm=cell,
+        from_mlp=jnp.stack(from_mlp),
+        from_lstm=from_lstm,
+        train_loss=train_loss,
+        valid_loss=state.valid_loss,
+        grad_scale=grad_scale,
+    )
+
+
+def _next_moments(
+    decays: Sequence[float], updates: Any, state: RNNMLPState, grads: list[jax.Array]
+) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+    """m and v, per decay a list of tensors."""
+    momentum, rms = [], []
+    for d, old_m, old_v in zip(decays, state.momentum, state.rms, strict=True):
+        olds = zip(rows_of(updates, old_m), grads, strict=True)
+        momentum.append([update_moment(m, g, jnp.float32(d)) for m, g in olds])
+        olds = zip(rows_of(updates, old_v), grads, strict=True)
+        rms.append([update_moment(v, g * g, jnp.float32(d)) for v, g in olds])
+    return momentum, rms
+
+
+def _next_lstm(
+    theta: Any, tensors: list[_Tensor], losses: list[jax.Array], state: RNNMLPState
+) -> LSTMState:
+    """The LSTM has seen both messages and the statistics of all tensors."""
+    rows = [_tensor_features(*tensor, *losses) for tensor in tensors]
+    shared = jnp.tile(state.from_lstm, (len(tensors), 1))
+    inputs = jnp.concatenate([shared, state.from_mlp, jnp.stack(rows)], -1)
+    return lstm(theta["lstm"], inputs, state.lstm)
+
+
+def _step(
+    theta: Any,
+    rule: _Rule,
+    tensors: list[_Tensor],
+    to_mlp: jax.Array,
+    count: jax.Array,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The updates of all tensors, and their messages to the LSTM."""
+    time = _sine_embedding(count)
+    steps, from_mlp = [], []
+    for row, tensor in zip(to_mlp, tensors, strict=True):
+        of_tensor = _constants(tensor.param, len(tensors))
+        planes = _planes(*tensor)
+        constants = jnp.concatenate([time, of_tensor, row])
+        step, message = _step_of_tensor(theta["nn"], rule, tensor, planes, constants)
+        steps.append(step)
+        from_mlp.append(message)
+    return steps, from_mlp
+
+
+def _step_of_tensor(
+    nn: Any,
+    rule: _Rule,
+    tensor: _Tensor,
+    planes: list[jax.Array],
+    constants: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`-lambda_1 d e^(lambda_2 a)`, and the means of the MLP's further outputs."""
+    planes = [jnp.atleast_1d(plane) for plane in planes]
+    scales = jnp.stack([inverse_rms(plane, _EPS) for plane in planes])
+    direction, magnitude, *message = apply_mlp(
+        nn, planes, scales, constants, planes[0].shape
+    )
+    step = direction * jnp.exp(magnitude * rule.exp_mult) * rule.step_mult
+    step = -step.reshape(tensor.param.shape)
+    from_mlp = jnp.stack([jnp.mean(x) for x in message])
+    if rule.holds:
+        step = jnp.where(is_held(tensor.momentum[0], tensor.rms[-1]), 0.0, step)
+    return step, from_mlp
 
 
 def _init_message(key: jax.Array, size: int) -> jax.Array:
@@ -289,6 +353,16 @@ def _see_loss(seen: LossStatistics, value: jax.Array, decay: float) -> LossStati
     mean = update_moment(seen.mean, value, jnp.float32(decay))
     variance = update_moment(seen.variance, (mean - value) ** 2, jnp.float32(decay))
     return LossStatistics(mean, variance, optax.safe_increment(seen.count))
+
+
+def _normalised_losses(
+    train_loss: LossStatistics, valid_loss: LossStatistics, value: jax.Array
+) -> list[jax.Array]:
+    """This loss and the mean of the validation losses, as the LSTM sees them."""
+    # Both are measured by the statistics of the training loss.
+    train = _normalised_loss(train_loss, value)
+    valid = valid_loss.mean * _correction(_VALID_DECAY, valid_loss.count)
+    return [train, _normalised_loss(train_loss, valid)]
 
 
 def _normalised_loss(seen: LossStatistics, value: jax.Array) -> jax.Array:

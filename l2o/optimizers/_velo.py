@@ -1,7 +1,7 @@
 """`velo`: a per-tensor LSTM that mixes a bank of per-parameter MLPs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,8 +130,7 @@ def velo(
     check_factoring(factoring)
     features = check_features(features)
     decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    planes = sum(feature_sizes(features, *map(len, decays)))
-    sizes = [planes, *[hidden_size] * hidden_layers, 3]
+    sizes = velo_sizes(features, decays, hidden_size, hidden_layers)
     inputs = tensor_feature_count(decays) + (validation_mode is not None)
     rule = velo_rule(
         features,
@@ -144,19 +143,15 @@ def velo(
     )
 
     def init_theta(key):
-        keys = jax.random.split(key, 4)
-        return {
-            **init_mixing_lstm(
-                keys[0],
-                inputs,
-                lstm_hidden_size,
-                mix_layers=mix_layers,
-                dead_mix_layer=dead_mix_layer,
-            ),
-            "controls": init_linear(keys[1], lstm_hidden_size, param_inits),
-            "step_size": init_linear(keys[2], lstm_hidden_size, 1),
-            "bank": init_bank(keys[3], param_inits, sizes),
-        }
+        return init_hypernetwork(
+            key,
+            inputs,
+            lstm_hidden_size,
+            param_inits,
+            sizes,
+            mix_layers=mix_layers,
+            dead_mix_layer=dead_mix_layer,
+        )
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "velo")
@@ -176,26 +171,22 @@ def velo(
             require_params(params, "velo")
             value = require_value(1.0 if constant_loss else value, "velo")
             loss, run = run_features(state.loss, value, state.count, num_steps)
+            after, accumulators = state.lstm, state.accumulators
             if with_elements(updates):
-                rows = tensor_features(updates, params, state.accumulators, run)
-                if validation_mode is not None:
-                    last = jnp.full((len(rows), 1), validation_mode, jnp.float32)
-                    rows = jnp.concatenate([rows, last], 1)
-                after = mixing_lstm(theta, rows, state.lstm)
-                controls = linear(theta["controls"], after.hidden)
-                step_sizes = linear(theta["step_size"], after.hidden)[:, 0] * step_mult
-                networks = mix_bank(theta["bank"], ff_mult * controls)
+                rows = tensor_features(updates, params, accumulators, run)
+                rows = _with_mode(rows, validation_mode)
+                after, step_sizes, networks = _hypernetwork(
+                    theta, rows, state.lstm, step_mult, ff_mult
+                )
                 updates, accumulators = update_tree(
                     rule,
                     updates,
                     params,
-                    state.accumulators,
+                    accumulators,
                     networks,
                     step_sizes,
                     Shared(decays),
                 )
-            else:
-                after, accumulators = state.lstm, state.accumulators
             if use_bugged_next_lstm_state:
                 after = state.lstm
             after = optax.tree.scale(1 - rnn_state_decay, after)
@@ -204,15 +195,65 @@ def velo(
 
         return transformation(init_fn, update_fn, name="velo", finite=False)
 
-    needs = (
-        ("params", "num_steps") if constant_loss else ("params", "value", "num_steps")
-    )
+    loss = () if constant_loss else ("value",)
+    needs = ("params", *loss, "num_steps")
     return LearnedOptimizer(init_theta, bind, "velo", arguments, needs)
 
 
-def init_bank(key: jax.Array, size: int, sizes: Sequence[int]) -> dict[str, jax.Array]:
+def init_hypernetwork(
+    key: jax.Array,
+    inputs: int,
+    lstm_hidden_size: int,
+    param_inits: int,
+    sizes: Sequence[int],
+    *,
+    mix_layers: bool,
+    dead_mix_layer: bool,
+) -> dict[str, Any]:
+    """Theta of VeLO and Celo: an LSTM, two layers on it, and a bank of networks.
+
+    Args:
+      key: of their random weights.
+      inputs: features that the LSTM sees.
+      lstm_hidden_size, param_inits, mix_layers, dead_mix_layer: as in `velo`.
+      sizes: of the layers of each network.
+    """
+    keys = jax.random.split(key, 4)
+    return {
+        **init_mixing_lstm(
+            keys[0],
+            inputs,
+            lstm_hidden_size,
+            mix_layers=mix_layers,
+            dead_mix_layer=dead_mix_layer,
+        ),
+        "controls": init_linear(keys[1], lstm_hidden_size, param_inits),
+        "step_size": init_linear(keys[2], lstm_hidden_size, 1),
+        "bank": _init_bank(keys[3], param_inits, sizes),
+    }
+
+
+def _init_bank(key: jax.Array, size: int, sizes: Sequence[int]) -> dict[str, jax.Array]:
     """So many independent networks, stacked along a first axis."""
     return jax.vmap(lambda k: init_mlp(k, sizes))(jax.random.split(key, size))
+
+
+def _with_mode(rows: jax.Array, validation_mode: bool | None) -> jax.Array:
+    """The rows, with that as a last feature unless it is None."""
+    if validation_mode is None:
+        return rows
+    last = jnp.full((len(rows), 1), validation_mode, jnp.float32)
+    return jnp.concatenate([rows, last], 1)
+
+
+def _hypernetwork(
+    theta: Any, rows: jax.Array, state: LSTMState, step_mult: float, ff_mult: float
+) -> tuple[LSTMState, jax.Array, dict[str, jax.Array]]:
+    """The LSTM's new state; per tensor `lambda_1 eta`, and W from c."""
+    after = mixing_lstm(theta, rows, state)
+    controls = linear(theta["controls"], after.hidden)
+    step_sizes = linear(theta["step_size"], after.hidden)[:, 0] * step_mult
+    return after, step_sizes, mix_bank(theta["bank"], ff_mult * controls)
 
 
 def mix_bank(bank: dict[str, jax.Array], controls: jax.Array) -> dict[str, jax.Array]:
@@ -221,6 +262,14 @@ def mix_bank(bank: dict[str, jax.Array], controls: jax.Array) -> dict[str, jax.A
         name: jnp.tensordot(controls, x, 1, precision=lax.Precision.HIGHEST) / len(x)
         for name, x in bank.items()
     }
+
+
+def velo_sizes(
+    features: tuple[str, ...], decays: Decays, hidden_size: int, hidden_layers: int
+) -> list[int]:
+    """Layer sizes of the per-parameter networks of VeLO and Celo."""
+    planes = sum(feature_sizes(features, *map(len, decays)))
+    return [planes, *[hidden_size] * hidden_layers, 3]
 
 
 def velo_rule(
