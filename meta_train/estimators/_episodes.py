@@ -47,6 +47,7 @@ RUNS_SPECS = Runs(
     length=LEADS,
     offset=LEADS,
 )
+_NONE: Any = ()  # where there is no state yet
 
 
 class Window(NamedTuple):
@@ -229,7 +230,7 @@ def _restart(
         thetas, runs.inner, new.config, k_init, new.length, done, data
     )
     previous = jax.tree.map(lambda x: jnp.where(done, 0.0, x), runs.previous)
-    rest = where(done, new, runs._replace(inner=(), previous=()))
+    rest = where(done, new, runs._replace(inner=_NONE, previous=_NONE))
     return rest._replace(inner=inner, previous=previous)
 
 
@@ -278,10 +279,9 @@ def _begin(
     config, length, k_init, k_steps = jax.vmap(draw, in_axes=(0, None))(
         jax.random.split(key, particles), step
     )
-    none: Any = ()
     runs = Runs(
-        inner=none,
-        previous=none,
+        inner=_NONE,
+        previous=_NONE,
         config=config,
         key=k_steps,
         step=jnp.zeros(particles, jnp.int32),
