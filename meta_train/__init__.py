@@ -10,13 +10,14 @@ except ModuleNotFoundError as error:
 from ._config import Config, Evaluation, Following
 from ._mesh import PARTICLES, Topology, make_mesh, place, run_shardings
 from ._processes import ProcessLost, initialize
-from .diagnosis._diagnose import Diagnosis, Findings, diagnose
+from .diagnosis._diagnose import Findings, diagnose
 from .diagnosis._dynamics import (
     largest_singular_value,
     lyapunov_exponent,
     spectral_radius,
 )
 from .diagnosis._report import diagnose_source
+from .diagnosis._settings import Diagnosis
 from .estimators._backprop import backprop, truncated_backprop
 from .estimators._base import Info, MetaGradient
 from .estimators._combine import accumulate, average

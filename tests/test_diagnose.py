@@ -13,18 +13,12 @@ import l2o
 from l2o import meta_train as mt
 from l2o.meta_train import learn_optimizer
 from l2o.meta_train.cli._main import main
-from l2o.meta_train.diagnosis import _diagnose
-from l2o.meta_train.diagnosis._diagnose import (
-    ESTIMATORS,
-    Diagnosis,
-    Samples,
-    compare,
-    crossover,
-    diagnose,
-    measure_dynamics,
-    sample_gradients,
-    squared_mean,
-)
+from l2o.meta_train.diagnosis import _samples
+from l2o.meta_train.diagnosis._compare import compare, crossover, squared_mean
+from l2o.meta_train.diagnosis._diagnose import diagnose
+from l2o.meta_train.diagnosis._probes import measure_dynamics
+from l2o.meta_train.diagnosis._samples import Samples, sample_gradients
+from l2o.meta_train.diagnosis._settings import ESTIMATORS, Diagnosis
 from l2o.tasks import TaskFamily, make_family, stateless
 
 STD = 0.01
@@ -65,7 +59,7 @@ def _column(samples, length, config):
 @pytest.fixture(scope="module", autouse=True)
 def _large_batches():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_diagnose, "_BATCH", 4096)  # for tiny problems
+        patch.setattr(_samples, "_BATCH", 4096)  # for tiny problems
         yield
 
 

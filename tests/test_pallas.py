@@ -9,7 +9,7 @@ import pytest
 from helpers import KEY, few, normal
 
 import l2o
-from l2o.kernels import _pallas
+from l2o.kernels import _pallas, _pallas_tiles
 
 MATRIX = {"matrix": (21, 150)}  # several blocks, the last ones ragged
 CONV = {"conv": (2, 2, 10, 9)}  # four matrices
@@ -274,8 +274,8 @@ def test_a_gpu_stays_within_tensors(monkeypatch):
     monkeypatch.setattr(_pallas, "_platform", lambda: "gpu")
     for name in ("load", "store"):
         monkeypatch.setattr(triton, name, recorded(getattr(triton, name)))
-    call = functools.partial(interpreted, _pallas.pl.pallas_call)
-    monkeypatch.setattr(_pallas.pl, "pallas_call", call)
+    call = functools.partial(interpreted, _pallas_tiles.pl.pallas_call)
+    monkeypatch.setattr(_pallas_tiles.pl, "pallas_call", call)
     optimizer = CASES["small_fc"][0]
     actual, expected = (
         jit(update)(*arguments)

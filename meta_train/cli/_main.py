@@ -20,8 +20,8 @@ from .. import presets
 from .._config import Config, Evaluation, Following, Option
 from .._mesh import Topology
 from .._processes import ProcessLost, is_main
-from ..diagnosis._diagnose import Diagnosis
 from ..diagnosis._report import diagnose_source
+from ..diagnosis._settings import Diagnosis
 from ..evaluation._follow import follow
 from ..tradeoffs import Options, study
 from ..training._recipe import ESTIMATORS

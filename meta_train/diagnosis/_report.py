@@ -23,7 +23,9 @@ from l2o.tasks import task_specs
 
 from .._palette import BLACK, BLUE, GREEN, OLIVE, ORANGE, PURPLE, SKY, VERMILION
 from ..estimators._problem import learn_optimizer
-from ._diagnose import ESTIMATORS, Cell, Diagnosis, Findings, diagnose
+from ._compare import Cell
+from ._diagnose import Findings, diagnose
+from ._settings import ESTIMATORS, Diagnosis
 
 # A marker and a dash each: estimators may coincide.
 _LOOK = {

@@ -5,6 +5,7 @@ K, the steps past its end do not count. So a window never holds two episodes, an
 estimator splits a window's losses at a reset.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ RUNS_SPECS = Runs(
     length=LEADS,
     offset=LEADS,
 )
+_NONE: Any = ()  # where there is no state yet
 
 
 class Window(NamedTuple):
@@ -101,111 +103,21 @@ def make_episodes(
             f"not {particles}, {truncation}, {max_offset}"
         )
     check_objective(objective, windows=True)
-    telescoping = objective.over == "telescoping"
-
-    def start(theta, config, key, length, data):
-        return inner_init(*problem.inner(theta, config, data, length), key)
-
-    def run(theta, inner, config, key, length, steps, data):
-        tx, task = problem.inner(theta, config, data, length)
-        inner, values = unroll(
-            tx,
-            task,
-            inner,
-            key,
-            steps,
-            objective,
-            # An end that lies inside the window is where the state must stay.
-            length=length if objective.at_end else None,
-            levels=levels,
-            second_derivatives=second_derivatives,
-        )
-        if objective.at_end:
-            end = measure_end(task, inner, key, steps[-1], objective)
-            values = values.at[0].set(end)
-        return inner, normalized(objective, task, values)
-
-    def renewed(theta, inner, config, key, length, done, data):
-        new = start(theta, config, key, length, data)
-        return (jax.tree.map(lambda x, y: jnp.where(done, x, y), new, inner),)
-
-    def draw(key, step):
-        k_config, k_length, k_init, k_steps = jax.random.split(key, 4)
-        return problem.sample(k_config), schedule(k_length, step), k_init, k_steps
-
-    def begin(key, offset, step):
-        """N particles at their first step, and the keys of their missing states."""
-        config, length, k_init, k_steps = jax.vmap(draw, in_axes=(0, None))(
-            jax.random.split(key, particles), step
-        )
-        none: Any = ()
-        runs = Runs(
-            inner=none,
-            previous=none,
-            config=config,
-            key=k_steps,
-            step=jnp.zeros(particles, jnp.int32),
-            length=jnp.maximum(length - offset, 1),
-            offset=jnp.zeros(particles, jnp.int32),
-        )
-        return runs, k_init
-
-    def init(key, thetas, data):
-        k_offset, k_episodes = jax.random.split(key)
-        offset = jax.random.randint(k_offset, (particles,), 0, max_offset + 1)
-
-        def whole(thetas, data):
-            runs, k_init = begin(k_episodes, offset, 0)
-            inner = over_runs(start, 1, 3)(
-                thetas, runs.config, k_init, runs.length, data
-            )
-            signs = len(jax.tree.leaves(thetas)[0])
-            previous = jnp.zeros((signs, particles)) if telescoping else ()
-            return runs._replace(inner=inner, previous=previous)
-
-        # Steps 0 of length 0: every particle has ended, so the first window begins
-        # episodes, and what is in this state but the offsets is never read.
-        shapes = jax.eval_shape(whole, thetas, data)
-        return jax.tree.map(_placeholder, shapes)._replace(offset=offset)
-
-    def restart(runs, key, thetas, data, step):
-        done = runs.step >= runs.length
-        new, k_init = begin(key, runs.offset, step)
-        # Where it has ended only, so that there is no second state of all.
-        (inner,) = over_runs(renewed, 2, 4, replaced=1)(
-            thetas, runs.inner, new.config, k_init, new.length, done, data
-        )
-        previous = jax.tree.map(lambda x: jnp.where(done, 0.0, x), runs.previous)
-        rest = where(done, new, runs._replace(inner=(), previous=()))
-        return rest._replace(inner=inner, previous=previous)
-
-    def advance(runs, thetas, data):
-        steps = runs.step[:, None] + jnp.arange(truncation)
-        inner, values = over_runs(run, 2, 4, replaced=1)(
-            thetas, runs.inner, runs.config, runs.key, runs.length, steps, data
-        )
-        counts = steps < runs.length[:, None]  # (N, K)
-        runs = runs._replace(inner=inner, step=steps[:, -1] + 1)
-        if objective.over in ("mean", "late"):
-            length = runs.length[:, None]
-            terms = weighted(objective, values, steps, length)  # (S, N, K)
-            measured = jnp.where(counts, values, 0.0)
-            return runs, Window(terms, truncation, measured, counts)
-        if objective.at_end:
-            end = values[..., 0]
-        else:
-            last = jnp.sum(counts, -1) - 1  # the last step of the window that counts
-            end = jnp.take_along_axis(values, last[None, :, None], -1)[..., 0]
-        windows = -(-runs.length // truncation)
-        if telescoping:
-            value = (end - runs.previous) * windows
-            runs = runs._replace(previous=end)
-        else:
-            value = jnp.where(runs.step >= runs.length, end, 0.0) * windows
-        always = jnp.ones((particles, 1), bool)
-        return runs, Window(value[..., None], 1, end[..., None], always)
-
-    return Episodes(init, restart, advance)
+    settings = _Settings(
+        problem,
+        schedule,
+        objective,
+        particles,
+        truncation,
+        max_offset,
+        levels,
+        second_derivatives,
+    )
+    return Episodes(
+        functools.partial(_init, settings),
+        functools.partial(_restart, settings),
+        functools.partial(_advance, settings),
+    )
 
 
 def window_info(before: Runs, after: Runs, window: Window, finite: jax.Array) -> Info:
@@ -250,6 +162,178 @@ def over_runs(
     return per_device(_pair_by_pair(over, signed, replaced), signed, shared)
 
 
+def where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`jnp.where` on trees whose leaves lead with `condition`'s axis."""
+
+    def select(x, y):
+        return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(select, new, old)
+
+
+def spread(theta: Any, *lead: int) -> Any:
+    """theta with leading axes of these sizes, all copies equal."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*lead, *x.shape)), theta)
+
+
+class _Settings(NamedTuple):
+    """The arguments of `make_episodes`."""
+
+    problem: Bilevel
+    schedule: Schedule
+    objective: Objective
+    particles: int
+    truncation: int
+    max_offset: int
+    levels: int
+    second_derivatives: bool
+
+    @property
+    def telescoping(self) -> bool:
+        return self.objective.over == "telescoping"
+
+
+def _init(settings: _Settings, key: jax.Array, thetas: Any, data: Any) -> Runs:
+    """The `init` of `Episodes`."""
+    particles = settings.particles
+    k_offset, k_episodes = jax.random.split(key)
+    offset = jax.random.randint(k_offset, (particles,), 0, settings.max_offset + 1)
+
+    def whole(thetas, data):
+        runs, k_init = _begin(settings, k_episodes, offset, 0)
+        inner = over_runs(functools.partial(_start, settings), 1, 3)(
+            thetas, runs.config, k_init, runs.length, data
+        )
+        signs = len(jax.tree.leaves(thetas)[0])
+        previous = jnp.zeros((signs, particles)) if settings.telescoping else ()
+        return runs._replace(inner=inner, previous=previous)
+
+    # Steps 0 of length 0: every particle has ended, so the first window begins
+    # episodes, and what is in this state but the offsets is never read.
+    shapes = jax.eval_shape(whole, thetas, data)
+    return jax.tree.map(_placeholder, shapes)._replace(offset=offset)
+
+
+def _restart(
+    settings: _Settings, runs: Runs, key: jax.Array, thetas: Any, data: Any, step: Any
+) -> Runs:
+    """The `restart` of `Episodes`."""
+    done = runs.step >= runs.length
+    new, k_init = _begin(settings, key, runs.offset, step)
+
+    def renewed(theta, inner, config, key, length, done, data):
+        new = _start(settings, theta, config, key, length, data)
+        return (jax.tree.map(lambda x, y: jnp.where(done, x, y), new, inner),)
+
+    # Where it has ended only, so that there is no second state of all.
+    (inner,) = over_runs(renewed, 2, 4, replaced=1)(
+        thetas, runs.inner, new.config, k_init, new.length, done, data
+    )
+    previous = jax.tree.map(lambda x: jnp.where(done, 0.0, x), runs.previous)
+    rest = where(done, new, runs._replace(inner=_NONE, previous=_NONE))
+    return rest._replace(inner=inner, previous=previous)
+
+
+def _advance(
+    settings: _Settings, runs: Runs, thetas: Any, data: Any
+) -> tuple[Runs, Window]:
+    """The `advance` of `Episodes`."""
+    objective, truncation = settings.objective, settings.truncation
+    steps = runs.step[:, None] + jnp.arange(truncation)
+    inner, values = over_runs(functools.partial(_run, settings), 2, 4, replaced=1)(
+        thetas, runs.inner, runs.config, runs.key, runs.length, steps, data
+    )
+    counts = steps < runs.length[:, None]  # (N, K)
+    runs = runs._replace(inner=inner, step=steps[:, -1] + 1)
+    if objective.over in ("mean", "late"):
+        length = runs.length[:, None]
+        terms = weighted(objective, values, steps, length)  # (S, N, K)
+        measured = jnp.where(counts, values, 0.0)
+        return runs, Window(terms, truncation, measured, counts)
+    if objective.at_end:
+        end = values[..., 0]
+    else:
+        last = jnp.sum(counts, -1) - 1  # the last step of the window that counts
+        end = jnp.take_along_axis(values, last[None, :, None], -1)[..., 0]
+    windows = -(-runs.length // truncation)
+    if settings.telescoping:
+        value = (end - runs.previous) * windows
+        runs = runs._replace(previous=end)
+    else:
+        value = jnp.where(runs.step >= runs.length, end, 0.0) * windows
+    always = jnp.ones((settings.particles, 1), bool)
+    return runs, Window(value[..., None], 1, end[..., None], always)
+
+
+def _begin(
+    settings: _Settings, key: jax.Array, offset: jax.Array, step: Any
+) -> tuple[Runs, jax.Array]:
+    """N particles at their first step, and the keys of their missing states."""
+    particles = settings.particles
+
+    def draw(key, step):
+        k_config, k_length, k_init, k_steps = jax.random.split(key, 4)
+        config = settings.problem.sample(k_config)
+        return config, settings.schedule(k_length, step), k_init, k_steps
+
+    config, length, k_init, k_steps = jax.vmap(draw, in_axes=(0, None))(
+        jax.random.split(key, particles), step
+    )
+    runs = Runs(
+        inner=_NONE,
+        previous=_NONE,
+        config=config,
+        key=k_steps,
+        step=jnp.zeros(particles, jnp.int32),
+        length=jnp.maximum(length - offset, 1),
+        offset=jnp.zeros(particles, jnp.int32),
+    )
+    return runs, k_init
+
+
+def _start(
+    settings: _Settings,
+    theta: Any,
+    config: Any,
+    key: jax.Array,
+    length: jax.Array,
+    data: Any,
+) -> InnerState:
+    """One run's first inner state."""
+    return inner_init(*settings.problem.inner(theta, config, data, length), key)
+
+
+def _run(
+    settings: _Settings,
+    theta: Any,
+    inner: InnerState,
+    config: Any,
+    key: jax.Array,
+    length: jax.Array,
+    steps: jax.Array,
+    data: Any,
+) -> tuple[InnerState, jax.Array]:
+    """One run's inner state after a window, and the objective of its steps."""
+    objective = settings.objective
+    tx, task = settings.problem.inner(theta, config, data, length)
+    inner, values = unroll(
+        tx,
+        task,
+        inner,
+        key,
+        steps,
+        objective,
+        # An end that lies inside the window is where the state must stay.
+        length=length if objective.at_end else None,
+        levels=settings.levels,
+        second_derivatives=settings.second_derivatives,
+    )
+    if objective.at_end:
+        end = measure_end(task, inner, key, steps[-1], objective)
+        values = values.at[0].set(end)
+    return inner, normalized(objective, task, values)
+
+
 def _pair_by_pair(over: Callable, signed: int, replaced: int | None) -> Callable:
     """On a CPU one particle with two runs after the other.
 
@@ -284,20 +368,6 @@ def _pair_by_pair(over: Callable, signed: int, replaced: int | None) -> Callable
         return jax.lax.fori_loop(0, particles, at, empty)
 
     return one_by_one
-
-
-def where(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`jnp.where` on trees whose leaves lead with `condition`'s axis."""
-
-    def select(x, y):
-        return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(select, new, old)
-
-
-def spread(theta: Any, *lead: int) -> Any:
-    """theta with leading axes of these sizes, all copies equal."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*lead, *x.shape)), theta)
 
 
 def _placeholder(x: jax.ShapeDtypeStruct) -> jax.Array:

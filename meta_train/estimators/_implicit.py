@@ -1,6 +1,8 @@
 """Implicit differentiation: hyper-gradients at the solution of the inner problem."""
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -14,6 +16,7 @@ from ._episode_lengths import Schedule
 from ._episodes import RUNS_SPECS, make_episodes, over_runs, spread, window_info
 from ._objective import Objective, evaluate_objective
 from ._problem import Bilevel
+from ._unroll import InnerState
 
 
 def implicit(
@@ -102,44 +105,12 @@ def implicit(
         max_offset=max_offset,
     )
 
-    def solve(hessian, b):
-        if solver == "cg":
-            return cg(hessian, b, maxiter=iterations)[0]
-
-        def term(carry, _):
-            power, total = carry
-            total = optax.tree.add(total, power)
-            power = optax.tree.add_scale(power, -rate, hessian(power))
-            return (power, total), None
-
-        start = (b, optax.tree.zeros_like(b))
-        (_, total), _ = jax.lax.scan(term, start, length=iterations)
-        return optax.tree.scale(rate, total)
-
-    def hypergradient(theta, inner, config, key, length, data):
-        k_train, k_loss, k_outer = jax.random.split(key, 3)
-        model_state = inner.model_state
-
-        def inner_slope(w, theta):
-            _, task = problem.inner(theta, config, data, length)
-            batch = task.batch(k_train, "train")
-            return jax.grad(task.loss, has_aux=True)(w, model_state, k_loss, batch)[0]
-
-        def outer(theta, w):
-            _, task = problem.inner(theta, config, data, length)
-            return evaluate_objective(objective, task, w, model_state, k_outer)
-
-        w = inner.params
-        direct, b = jax.grad(outer, argnums=(0, 1))(theta, w)
-
-        def hessian(v):
-            _, product = jax.jvp(lambda w: inner_slope(w, theta), (w,), (v,))
-            return optax.tree.add_scale(product, damping, v)
-
-        adjoint = solve(hessian, b)
-        _, pull = jax.vjp(lambda theta: inner_slope(w, theta), theta)
-        (indirect,) = pull(adjoint)
-        return optax.tree.sub(direct, indirect)
+    hypergradient = functools.partial(
+        _hypergradient,
+        problem,
+        objective,
+        _Solver(solver, iterations, rate, damping),
+    )
 
     def init(key, theta):
         return episodes.init(key, spread(theta, 1, particles), problem.data)
@@ -163,3 +134,65 @@ def implicit(
         return masked(problem, theta, gradient), runs, info
 
     return MetaGradient(init, estimate, RUNS_SPECS)
+
+
+class _Solver(NamedTuple):
+    """Of the linear equations; the arguments of `implicit`."""
+
+    name: str
+    iterations: int
+    rate: float
+    damping: float
+
+
+def _hypergradient(
+    problem: Bilevel,
+    objective: Objective,
+    solver: _Solver,
+    theta: Any,
+    inner: InnerState,
+    config: Any,
+    key: jax.Array,
+    length: jax.Array,
+    data: Any,
+) -> Any:
+    """The gradient of one run, at the parameters that it has come to."""
+    k_train, k_loss, k_outer = jax.random.split(key, 3)
+    model_state = inner.model_state
+
+    def inner_slope(w, theta):
+        _, task = problem.inner(theta, config, data, length)
+        batch = task.batch(k_train, "train")
+        return jax.grad(task.loss, has_aux=True)(w, model_state, k_loss, batch)[0]
+
+    def outer(theta, w):
+        _, task = problem.inner(theta, config, data, length)
+        return evaluate_objective(objective, task, w, model_state, k_outer)
+
+    w = inner.params
+    direct, b = jax.grad(outer, argnums=(0, 1))(theta, w)
+
+    def hessian(v):
+        _, product = jax.jvp(lambda w: inner_slope(w, theta), (w,), (v,))
+        return optax.tree.add_scale(product, solver.damping, v)
+
+    adjoint = _solved(solver, hessian, b)
+    _, pull = jax.vjp(lambda theta: inner_slope(w, theta), theta)
+    (indirect,) = pull(adjoint)
+    return optax.tree.sub(direct, indirect)
+
+
+def _solved(solver: _Solver, hessian: Callable[[Any], Any], b: Any) -> Any:
+    """H^-1 b, nearly."""
+    if solver.name == "cg":
+        return cg(hessian, b, maxiter=solver.iterations)[0]
+
+    def term(carry, _):
+        power, total = carry
+        total = optax.tree.add(total, power)
+        power = optax.tree.add_scale(power, -solver.rate, hessian(power))
+        return (power, total), None
+
+    start = (b, optax.tree.zeros_like(b))
+    (_, total), _ = jax.lax.scan(term, start, length=solver.iterations)
+    return optax.tree.scale(solver.rate, total)

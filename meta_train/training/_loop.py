@@ -75,60 +75,26 @@ def loop(
     outer, workers = state
     bar = ProgressBar(config.outer_steps, step, console)
     feeds = _feeds(parts, outer, devices, counters)
-    pending: deque[tuple[int, int, OuterInfo]] = deque()
-    clock = time.perf_counter()
-
-    def read(keep: int) -> None:
-        nonlocal clock
-        while len(pending) > keep:
-            number, part, info = pending.popleft()
-            with processes_may_be_lost():
-                values = jax.device_get(info)  # waits for that step
-            now = time.perf_counter()
-            seconds, clock = now - clock, now
-            record = _record(number, parts[part].name, values, seconds)
-            counters["seconds"] += seconds
-            for name in ("inner_steps", "nonfinite", "skipped"):
-                counters[name] += record[name]
-            in_a_row = counters["skipped_in_a_row"] + 1
-            counters["skipped_in_a_row"] = in_a_row if record["skipped"] else 0
-            if metrics is not None:
-                metrics.write(record)
-            bar.update(number, record["meta_loss"], record["inner_steps"], seconds)
-            if on_step is not None:
-                on_step(record)
+    flight = _Flight(parts, counters, metrics, bar, on_step)
 
     def save() -> None:
-        read(0)
+        flight.land(0)
         with processes_may_be_lost():
             checkpoints.save(step, (outer, workers), dict(counters))
 
-    def due() -> bool:
-        return any(
-            step % every == 0
-            for every in (config.checkpoint_every, config.keep_every)
-            if every is not None
-        )
-
-    def diverged() -> bool:
-        return counters["skipped_in_a_row"] >= config.skip_limit
-
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)  # comes last, because it waits for a save
-        if metrics is not None:
-            stack.callback(metrics.close)
-        for feed in feeds:
-            stack.callback(feed.close)
-        stack.callback(bar.close)
-        stopped = stack.enter_context(_signals())
-        stack.enter_context(devices.context())
-        # Without the lost one, nobody would ever answer what these wait for.
-        stack.push(lambda kind, error, trace: _abandon(stack, error))
+        # Checkpoints are closed last, because that waits for a save.
+        written = [checkpoints] if metrics is None else [checkpoints, metrics]
+        stopped = _entered(stack, devices, [*written, *feeds, bar])
         exchange_ = _exchange(outer, workers, parts, devices)
         if step < config.outer_steps:
             programs = _compile(parts, outer, workers, numbers, devices, console)
-            clock = time.perf_counter()
-        while step < config.outer_steps and not stopped(step) and not diverged():
+            flight.start_clock()
+        while (
+            step < config.outer_steps
+            and not stopped(step)
+            and not _diverged(config, counters)
+        ):
             # A function of seed and step alone, so that a resumed run draws the same.
             draw = np.random.default_rng((config.seed, step))
             i = int(draw.integers(len(parts)))
@@ -137,25 +103,110 @@ def loop(
                 outer, workers[i], info = programs[i](outer, workers[i], data, numbers)
             del data  # or one more window than is in flight would stay
             step += 1
-            pending.append((step, i, info))
-            read(_IN_FLIGHT)
+            flight.add(step, i, info)
+            flight.land(_IN_FLIGHT)
             # Where those in flight could reach the limit, none may be dispatched past.
-            if counters["skipped_in_a_row"] + len(pending) >= config.skip_limit:
-                read(0)
+            if counters["skipped_in_a_row"] + len(flight) >= config.skip_limit:
+                flight.land(0)
             if config.population > 1 and step % config.exchange_every == 0:
                 key = jax.random.fold_in(jax.random.key(config.seed), _SALT + step)
                 outer, workers = exchange_(key, outer, workers)
-            if due():
+            if _due(config, step):
                 save()
         save()
         with processes_may_be_lost():
             checkpoints.wait()
-    if step < config.outer_steps and diverged():
-        reason = (
+    return step, (outer, workers), _ending(config, step, counters, console)
+
+
+def _entered(
+    stack: contextlib.ExitStack, devices: Devices, opened: Sequence[Any]
+) -> Callable[[int], bool]:
+    """As `_signals`; at the end of the stack all that is open is closed, backwards."""
+    for each in opened:
+        stack.callback(each.close)
+    stopped = stack.enter_context(_signals())
+    stack.enter_context(devices.context())
+    # Without the lost one, nobody would ever answer what these wait for.
+    stack.push(lambda kind, error, trace: _abandon(stack, error))
+    return stopped
+
+
+class _Flight:
+    """Outer steps that are dispatched, until their numbers are read and told."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        counters: dict[str, float],
+        metrics: Metrics | None,
+        bar: ProgressBar,
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._parts, self._counters = parts, counters
+        self._metrics, self._bar, self._on_step = metrics, bar, on_step
+        self._pending: deque[tuple[int, int, OuterInfo]] = deque()
+        self.start_clock()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def start_clock(self) -> None:
+        """What was before is no step's time."""
+        self._clock = time.perf_counter()
+
+    def add(self, step: int, part: int, info: OuterInfo) -> None:
+        """A step of the part of this number, with what the device will tell of it."""
+        self._pending.append((step, part, info))
+
+    def land(self, keep: int) -> None:
+        """Reads the oldest, until there are `keep`."""
+        while len(self._pending) > keep:
+            step, part, info = self._pending.popleft()
+            with processes_may_be_lost():
+                values = jax.device_get(info)  # waits for that step
+            now = time.perf_counter()
+            seconds, self._clock = now - self._clock, now
+            self._tell(_record(step, self._parts[part].name, values, seconds))
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        counters, seconds = self._counters, record["seconds"]
+        counters["seconds"] += seconds
+        for name in ("inner_steps", "nonfinite", "skipped"):
+            counters[name] += record[name]
+        in_a_row = counters["skipped_in_a_row"] + 1
+        counters["skipped_in_a_row"] = in_a_row if record["skipped"] else 0
+        if self._metrics is not None:
+            self._metrics.write(record)
+        self._bar.update(
+            record["step"], record["meta_loss"], record["inner_steps"], seconds
+        )
+        if self._on_step is not None:
+            self._on_step(record)
+
+
+def _due(config: Config, step: int) -> bool:
+    """Whether there is a checkpoint after this step."""
+    return any(
+        step % every == 0
+        for every in (config.checkpoint_every, config.keep_every)
+        if every is not None
+    )
+
+
+def _diverged(config: Config, counters: dict[str, float]) -> bool:
+    return counters["skipped_in_a_row"] >= config.skip_limit
+
+
+def _ending(
+    config: Config, step: int, counters: dict[str, float], console: Console
+) -> str | None:
+    """What happened where too many steps were skipped; a signal is told at once."""
+    if step < config.outer_steps and _diverged(config, counters):
+        return (
             f"the last {config.skip_limit} of {step} outer steps had no finite "
             "meta-gradient"
         )
-        return step, (outer, workers), reason
     if step < config.outer_steps:
         console.print(
             f"stopped by a signal at outer step {step}; the checkpoint is saved, run "
@@ -163,7 +214,7 @@ def loop(
             highlight=False,
             soft_wrap=True,
         )
-    return step, (outer, workers), None
+    return None
 
 
 def _record(step: int, family: str, info: OuterInfo, seconds: float) -> dict[str, Any]:

@@ -140,93 +140,17 @@ def make_recipe(
       start: theta to go on from; None draws one.
     """
     optimizer = optimizer._replace(frozen=(*optimizer.frozen, *config.frozen))
-    estimators = [
-        _estimator(config, learn_optimizer(optimizer, family, config.rate_range))
-        for family in families
-    ]
-    names = [family.name for family in families]
-    datas = [family.data for family in families]
-    streams = [family.stream for family in families]
-    if config.families_per_step == "all" and len(families) > 1:
-        estimators = [average(estimators)]
-        names, datas = ["all"], [tuple(datas)]
-        streams = [side_by_side(families)]
-    if config.windows_per_step > 1:
-        estimators = [accumulate(e, config.windows_per_step) for e in estimators]
-
+    jobs = _jobs(config, optimizer, families)
     k_theta, k_run, *k_workers = jax.random.split(
-        jax.random.key(config.seed), 2 + len(estimators)
+        jax.random.key(config.seed), 2 + len(jobs)
     )
     theta = optimizer.init_theta(k_theta)
     if start is not None:
         theta = start
     numbers = jax.tree.map(jnp.float32, _numbers(config))
-    decay = config.theta_average
-
-    def outer_tx(numbers):
-        tx = _outer_tx(config, numbers)
-        return _but_frozen(tx, optimizer, theta, config.frozen)
-
-    def begin(theta, tx, key):
-        # A copy: both are given to the first step to be replaced.
-        mean = () if decay is None else jax.tree.map(jnp.copy, theta)
-        return Outer(theta, tx.init(theta), jnp.int32(0), key, mean)
-
-    if config.population == 1:
-
-        def single_step(estimator):
-            def step(outer, worker, data, numbers):
-                one = make_outer_step(estimator, outer_tx(numbers), decay)
-                return one(outer, worker, data)
-
-            return step
-
-        parts = [
-            Part(name, single_step(e), data, e.specs, stream)
-            for name, e, data, stream in zip(
-                names, estimators, datas, streams, strict=True
-            )
-        ]
-        outer: Any = begin(theta, outer_tx(numbers), k_run)
-        workers = [
-            e.init(key, theta) for e, key in zip(estimators, k_workers, strict=True)
-        ]
-        return Recipe(parts, (outer, workers), numbers)
-
-    def member_tx(hypers, numbers):
-        return optax.chain(outer_tx(numbers), optax.scale(hypers["outer_lr_factor"]))
-
-    def member_init(hypers, key):
-        # Chosen by the key, so that no two members begin alike.
-        drawn = theta if start is not None else optimizer.init_theta(key)
-        return begin(drawn, member_tx(hypers, numbers), key)
-
-    low, high = config.population_range
-    factors = np.geomspace(low, high, config.population, dtype=np.float32)
-    population = make_population(
-        member_init, {"outer_lr_factor": jnp.asarray(factors)}, k_run
-    )
-
-    def member_step(estimator):
-        def step(population, worker, data, numbers):
-            def member(hypers):
-                return make_outer_step(estimator, member_tx(hypers, numbers), decay)
-
-            return make_population_step(member)(population, worker, data)
-
-        return step
-
-    parts = [
-        Part(name, member_step(e), data, _after_members(e.specs), stream)
-        for name, e, data, stream in zip(names, estimators, datas, streams, strict=True)
-    ]
-    workers = [
-        jax.vmap(e.init)(
-            jax.random.split(key, config.population), population.outer.theta
-        )
-        for e, key in zip(estimators, k_workers, strict=True)
-    ]
-    return Recipe(parts, (population, workers), numbers)
+    outer_loop = _OuterLoop(config, optimizer, theta, start is not None)
+    make = _single if config.population == 1 else _several
+    return make(outer_loop, jobs, numbers, k_run, k_workers)
 
 
 def theta_of(outer: Outer | Population) -> Any:
@@ -242,6 +166,141 @@ def check_recipe(config: Config) -> None:
     optimizer = l2o.learnable_sgd()
     _estimator(config, learn_optimizer(optimizer, make_family("quadratic10")))
     _outer_tx(config, _numbers(config))
+
+
+class _Job(NamedTuple):
+    """What one program of a run estimates, and on which data."""
+
+    name: str
+    estimator: MetaGradient
+    data: Any
+    stream: Stream | None
+
+
+def _jobs(
+    config: Config, optimizer: l2o.LearnedOptimizer, families: Sequence[TaskFamily]
+) -> list[_Job]:
+    """One per family, or one for all of them."""
+    estimators = [
+        _estimator(config, learn_optimizer(optimizer, family, config.rate_range))
+        for family in families
+    ]
+    names = [family.name for family in families]
+    datas = [family.data for family in families]
+    streams = [family.stream for family in families]
+    if config.families_per_step == "all" and len(families) > 1:
+        estimators = [average(estimators)]
+        names, datas = ["all"], [tuple(datas)]
+        streams = [side_by_side(families)]
+    if config.windows_per_step > 1:
+        estimators = [accumulate(e, config.windows_per_step) for e in estimators]
+    return [_Job(*job) for job in zip(names, estimators, datas, streams, strict=True)]
+
+
+class _OuterLoop(NamedTuple):
+    """How theta begins and is updated."""
+
+    config: Config
+    optimizer: l2o.LearnedOptimizer
+    theta: Any
+    given: bool  # theta was not drawn
+
+    def tx(self, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+        tx = _outer_tx(self.config, numbers)
+        return _but_frozen(tx, self.optimizer, self.theta, self.config.frozen)
+
+    def member_tx(
+        self, hypers: Mapping[str, Any], numbers: Mapping[str, Any]
+    ) -> optax.GradientTransformation:
+        """That of a member of a population."""
+        return optax.chain(self.tx(numbers), optax.scale(hypers["outer_lr_factor"]))
+
+    def begin(
+        self, theta: Any, tx: optax.GradientTransformation, key: jax.Array
+    ) -> Outer:
+        # A copy: both are given to the first step to be replaced.
+        averages = self.config.theta_average is not None
+        mean = jax.tree.map(jnp.copy, theta) if averages else ()
+        return Outer(theta, tx.init(theta), jnp.int32(0), key, mean)
+
+
+def _single(
+    outer_loop: _OuterLoop,
+    jobs: Sequence[_Job],
+    numbers: dict[str, jax.Array],
+    k_run: jax.Array,
+    k_workers: Sequence[jax.Array],
+) -> Recipe:
+    """The recipe of one outer loop."""
+    decay = outer_loop.config.theta_average
+
+    def single_step(estimator):
+        def step(outer, worker, data, numbers):
+            one = make_outer_step(estimator, outer_loop.tx(numbers), decay)
+            return one(outer, worker, data)
+
+        return step
+
+    parts = [
+        Part(name, single_step(e), data, e.specs, stream)
+        for name, e, data, stream in jobs
+    ]
+    theta = outer_loop.theta
+    outer = outer_loop.begin(theta, outer_loop.tx(numbers), k_run)
+    workers = [
+        job.estimator.init(key, theta) for job, key in zip(jobs, k_workers, strict=True)
+    ]
+    return Recipe(parts, (outer, workers), numbers)
+
+
+def _several(
+    outer_loop: _OuterLoop,
+    jobs: Sequence[_Job],
+    numbers: dict[str, jax.Array],
+    k_run: jax.Array,
+    k_workers: Sequence[jax.Array],
+) -> Recipe:
+    """The recipe of a population of outer loops."""
+    decay = outer_loop.config.theta_average
+    population = _population(outer_loop, numbers, k_run)
+
+    def member_step(estimator):
+        def step(population, worker, data, numbers):
+            def member(hypers):
+                tx = outer_loop.member_tx(hypers, numbers)
+                return make_outer_step(estimator, tx, decay)
+
+            return make_population_step(member)(population, worker, data)
+
+        return step
+
+    parts = [
+        Part(name, member_step(e), data, _after_members(e.specs), stream)
+        for name, e, data, stream in jobs
+    ]
+    workers = [
+        jax.vmap(job.estimator.init)(
+            jax.random.split(key, outer_loop.config.population), population.outer.theta
+        )
+        for job, key in zip(jobs, k_workers, strict=True)
+    ]
+    return Recipe(parts, (population, workers), numbers)
+
+
+def _population(
+    outer_loop: _OuterLoop, numbers: dict[str, jax.Array], key: jax.Array
+) -> Population:
+    """Its first state."""
+    config, optimizer, theta, given = outer_loop
+
+    def member_init(hypers, key):
+        # Chosen by the key, so that no two members begin alike.
+        drawn = theta if given else optimizer.init_theta(key)
+        return outer_loop.begin(drawn, outer_loop.member_tx(hypers, numbers), key)
+
+    low, high = config.population_range
+    factors = np.geomspace(low, high, config.population, dtype=np.float32)
+    return make_population(member_init, {"outer_lr_factor": jnp.asarray(factors)}, key)
 
 
 def _estimator(config: Config, problem: Bilevel) -> MetaGradient:

@@ -143,26 +143,9 @@ def _run(
     parts, state, numbers = _placed(recipe, devices)
 
     say(_machine(devices))
-    counters = dict.fromkeys(
-        ("seconds", "inner_steps", "nonfinite", "skipped", "skipped_in_a_row"), 0.0
-    )
-    step = 0
-    restored = restore(out / "checkpoints", state, aside=out / "unreadable", report=say)
-    if restored is not None:
-        step, state, counters = restored
-        say(f"resuming {out} at outer step {step}")
-    elif old is not None:
-        say(f"starting {out} again: it holds no checkpoint")
-    if step > config.outer_steps:
-        raise ValueError(
-            f"{out} has made {step} outer steps, more than outer_steps "
-            f"({config.outer_steps}); give at least as many, or another folder"
-        )
+    step, state, counters, last = _resumed(config, out, state, old, say)
     overrides = by_main(lambda: record_overrides(out, content, old, step, say))
     by_main(lambda: check_space(out, state, config.keep_checkpoints))
-    if counters["skipped_in_a_row"] >= config.skip_limit:
-        counters["skipped_in_a_row"] = 0.0  # it has stopped once; another try
-
     step, state, stopped_early = loop(
         config,
         step,
@@ -175,7 +158,7 @@ def _run(
             out / "checkpoints",
             config.keep_checkpoints,
             config.keep_every,
-            last=None if restored is None else step,
+            last=last,
             check=lock.check if lock is not None else lambda: None,
         ),
         Metrics(out, step) if is_main() else None,
@@ -186,30 +169,12 @@ def _run(
     completed = step == config.outer_steps
     frozen = None
     if completed or stopped_early:
-        card = {
-            "config": dataclasses.asdict(config),
-            "task_families": [family.name for family in families],
-            "task_specs": [spec.to_dict() for spec in specs.values()],
-            "outer_steps": step,
-            "inner_steps": int(counters["inner_steps"]),
-            "seconds": round(counters["seconds"], 1),
-            "nonfinite_pairs": int(counters["nonfinite"]),
-            "skipped_outer_steps": int(counters["skipped"]),
-            "device": jax.devices()[0].device_kind,
-            "jax_version": jax.__version__,
-        }
+        card = _card(config, families, specs, step, counters)
         if overrides:
             card["overrides"] = overrides
         if stopped_early:
             card["stopped_early"] = stopped_early
-        frozen = out / "frozen"
-        by_main(lambda: _export(frozen, optimizer, theta, card))
-    if stopped_early:
-        say(
-            f"stopped early: {stopped_early}. Theta as it was before them is in "
-            f"{frozen}; run again to try on, or start in another folder with a smaller "
-            "outer_lr or std"
-        )
+        frozen = _exported(out, optimizer, theta, card, say)
     return Result(theta, optimizer, frozen, completed, step)
 
 
@@ -251,11 +216,83 @@ def _placed(recipe: Recipe, devices: Devices) -> tuple[list[Part], Any, Any]:
     return parts, (outer_, placed), numbers
 
 
-def _export(
-    folder: Path, optimizer: l2o.LearnedOptimizer, theta: Any, card: dict[str, Any]
-) -> None:
-    with writing(folder):
-        l2o.save(folder, optimizer, theta, card=card)
+def _resumed(
+    config: Config,
+    out: Path,
+    state: Any,
+    old: dict[str, Any] | None,
+    say: Callable[[str], None],
+) -> tuple[int, Any, dict[str, float], int | None]:
+    """The step to go on from, its state and counters, and the checkpoint they are of.
+
+    Args:
+      state: the first one, for a run without a checkpoint.
+      old: what `config.json` held before.
+    """
+    counters = dict.fromkeys(
+        ("seconds", "inner_steps", "nonfinite", "skipped", "skipped_in_a_row"), 0.0
+    )
+    step = 0
+    restored = restore(out / "checkpoints", state, aside=out / "unreadable", report=say)
+    if restored is not None:
+        step, state, counters = restored
+        say(f"resuming {out} at outer step {step}")
+    elif old is not None:
+        say(f"starting {out} again: it holds no checkpoint")
+    if step > config.outer_steps:
+        raise ValueError(
+            f"{out} has made {step} outer steps, more than outer_steps "
+            f"({config.outer_steps}); give at least as many, or another folder"
+        )
+    if counters["skipped_in_a_row"] >= config.skip_limit:
+        counters["skipped_in_a_row"] = 0.0  # it has stopped once; another try
+    return step, state, counters, None if restored is None else step
+
+
+def _card(
+    config: Config,
+    families: Sequence[TaskFamily],
+    specs: Mapping[str, TaskSpec],
+    step: int,
+    counters: Mapping[str, float],
+) -> dict[str, Any]:
+    """What is told of the training with the weights."""
+    return {
+        "config": dataclasses.asdict(config),
+        "task_families": [family.name for family in families],
+        "task_specs": [spec.to_dict() for spec in specs.values()],
+        "outer_steps": step,
+        "inner_steps": int(counters["inner_steps"]),
+        "seconds": round(counters["seconds"], 1),
+        "nonfinite_pairs": int(counters["nonfinite"]),
+        "skipped_outer_steps": int(counters["skipped"]),
+        "device": jax.devices()[0].device_kind,
+        "jax_version": jax.__version__,
+    }
+
+
+def _exported(
+    out: Path,
+    optimizer: l2o.LearnedOptimizer,
+    theta: Any,
+    card: dict[str, Any],
+    say: Callable[[str], None],
+) -> Path:
+    """The folder that theta is saved to."""
+    frozen = out / "frozen"
+
+    def save() -> None:
+        with writing(frozen):
+            l2o.save(frozen, optimizer, theta, card=card)
+
+    by_main(save)
+    if "stopped_early" in card:
+        say(
+            f"stopped early: {card['stopped_early']}. Theta as it was before them is "
+            f"in {frozen}; run again to try on, or start in another folder with a "
+            "smaller outer_lr or std"
+        )
+    return frozen
 
 
 def _machine(devices: Devices) -> str:
