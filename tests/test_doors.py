@@ -279,3 +279,14 @@ def test_old_names_work_and_warn():
     tx = optimizer.bind(optimizer.init_theta(jax.random.key(0)))
     updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
     assert float(updates[0]) == pytest.approx(-0.5 * 0.01)
+
+
+def test_a_run_whose_optimizer_had_another_name_is_the_same_run():
+    from l2o.meta_train.training._folder import _completed
+
+    inner = {"name": "learnable_sgd", "arguments": {"learning_rate": 0.1}}
+    wrapped = {"name": "clip", "arguments": {"optimizer": inner, "bound": 3.0}}
+    options = {"optimizer": wrapped, "rate": 0.1}
+    now = _completed({"optimizer": "weight_decay", "optimizer_options": options})
+    assert now["optimizer"] == "decay_weights"
+    assert now["optimizer_options"]["optimizer"]["name"] == "clip_gradients"

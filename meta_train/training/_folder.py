@@ -80,7 +80,8 @@ def _completed(old: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError):  # one of the user's own
         return content
     options = json.loads(json.dumps(dict(optimizer.arguments)))
-    return {**content, "optimizer_options": options}
+    # Its name may be an older one.
+    return {**content, "optimizer": optimizer.name, "optimizer_options": options}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
