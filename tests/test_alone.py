@@ -83,7 +83,7 @@ def test_a_name_that_orbax_takes_for_another_is_refused(name):
 HOLD = """
 import sys
 from pathlib import Path
-from l2o.meta_train._lock import locked
+from l2o.meta_train.files._lock import locked
 with locked(Path(sys.argv[1]), "another run", "Wait", print):
     print("held", flush=True)
     sys.stdin.read()

@@ -413,7 +413,7 @@ def test_a_resumed_run_goes_on_counting_what_it_skipped(tmp_path, monkeypatch):
 CHILD = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-from l2o.meta_train._cli import main
+from l2o.meta_train.cli._main import main
 sys.exit(main(sys.argv[2:]))
 """
 SMALL = [

@@ -90,7 +90,7 @@ def test_images_are_grey_in_the_unit_range_with_ten_classes(dataset):
 
 
 def test_python_docs_are_shifted_windows_of_the_text():
-    raw = tasks.data._text._python_docs_bytes()
+    raw = tasks.data._text.python_docs_bytes()
     ascii_only = bytes(byte if byte < 128 else ord("?") for byte in raw)
     data = tasks.python_docs(7)
     x, y = _whole(data, "x"), _whole(data, "y")
@@ -108,7 +108,7 @@ def test_python_docs_are_shifted_windows_of_the_text():
 def test_text_fingerprint_is_of_the_text(monkeypatch):
     fingerprint = tasks.text_fingerprint()
     assert len(fingerprint) == 12 and int(fingerprint, 16) >= 0
-    monkeypatch.setattr(tasks.data._text, "_python_docs_bytes", lambda: b"abc")
+    monkeypatch.setattr(tasks.data._text, "python_docs_bytes", lambda: b"abc")
     assert tasks.text_fingerprint() == "ba7816bf8f01"  # FIPS 180-4's example
 
 
