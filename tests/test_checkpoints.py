@@ -446,6 +446,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_full_disk_ends_the_run_and_room_resumes_it(tmp_path):
     """A small file system, on which every checkpoint stays."""
     command = [sys.executable, "-m", "l2o.meta_train", *SMALL, "600"]

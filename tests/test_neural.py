@@ -368,7 +368,7 @@ def test_datasets_and_choices_that_do_not_go_together_are_refused():
         make_family("supervised", model="mlp", datasets=("digits",), init_scale=(2, 1))
     with pytest.raises(ValueError, match="unknown dataset 'minst'; known: digits"):
         make_family("supervised", model="mlp", datasets=("minst",))
-    with pytest.raises(ValueError, match="unknown kind of task 'mlp'; known: image_"):
+    with pytest.raises(ValueError, match="unknown task 'mlp'; `l2o tasks` lists"):
         make_family("mlp")
     with pytest.raises(ValueError, match="supervised needs the option datasets"):
         make_family("supervised", model="mlp")

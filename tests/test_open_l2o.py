@@ -535,7 +535,7 @@ def test_l2o_pa_with_b_names_the_gradient_it_lacks():
         (lambda: l2o.l2o_scale(global_input="max"), "'max'; known: mean, last_"),
         (lambda: l2o.l2o_scale(level_sizes=(10, 20)), r"three levels, got \(10, 20\)"),
         (lambda: l2o.l2o_scale(min_lr=1.0), r"min_lr must be in \(0, max_lr = 0.01\]"),
-        (lambda: l2o.l2o_pa(p=("tanh", 1.0)), "normaliser 'tanh' of p; known: exp, ey"),
+        (lambda: l2o.l2o_pa(p=("tanh", 1.0)), "normaliser of p 'tanh'; known: exp, ey"),
         (lambda: l2o.l2o_pa(prox="l2"), "unknown prox 'l2'; known: none, l1"),
         (lambda: l2o.l2o_pa(b_norm_for_all=True), "b_norm_for_all needs b"),
     ],

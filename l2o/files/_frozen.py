@@ -22,7 +22,7 @@ from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
 from ._reading import read_json, read_safetensors, reading
 from ._recorded import check_recorded, extent, holder_of, with_changes
-from ._writing import write_json, write_whole
+from ._writing import json_text, write_whole
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -101,9 +101,10 @@ def save(
         "l2o_version": metadata.version("l2o"),
         "card": dict(card or {}),
     }
+    card_text = json_text(content)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / _WEIGHTS, weights)
-    write_json(folder / _CARD, content)
+    write_whole(folder / _CARD, card_text)
     return folder
 
 

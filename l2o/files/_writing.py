@@ -49,4 +49,9 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
       ValueError: it has numbers that are not finite.
     """
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
