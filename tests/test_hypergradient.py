@@ -221,6 +221,7 @@ def test_arguments_of_what_is_wrapped_can_be_changed_on_loading(tmp_path):
     )
     assert loaded.arguments == expected.arguments
     assert optimizer.arguments["optimizer"]["arguments"]["gain"] == 10.0
-    message = "clip_gradients has no argument 'rate'; known: .*also takes gain, .*learning_rate"
+    known = "known: .*also takes gain, .*learning_rate"
+    message = f"clip_gradients has no argument 'rate'; {known}"
     with pytest.raises(ValueError, match=message):
         l2o.load(tmp_path, rate=0.5, num_steps=T)
