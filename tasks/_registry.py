@@ -154,7 +154,8 @@ def make_family(name: str, /, **options: Any) -> TaskFamily:
     Args:
       name: a named task (`l2o tasks` lists them), or a key of `KINDS`.
       **options: keyword arguments of the kind; datasets of one's own may be among them,
-        which a `TaskSpec` cannot hold. A named task has its own.
+        which a `TaskSpec` cannot hold. A named task has its own: of a name that is both,
+        options make it the kind.
 
     Raises:
       ValueError: an unknown name or option; the message suggests a known one.
@@ -166,7 +167,7 @@ def make_family(name: str, /, **options: Any) -> TaskFamily:
       >>> make_family("quadratic", dim=3).name
       'quadratic3'
     """
-    if name in KINDS:
+    if name in KINDS and (options or name not in named_tasks()):
         return make_kind(name, options)
     if name not in named_tasks():
         raise ValueError(_unknown(name))

@@ -361,7 +361,7 @@ def test_our_own_images_come_back_in_the_same_splits(tmp_path):
 def test_our_own_texts_come_back_in_disjoint_complete_splits(tmp_path):
     data.prepare("python_docs", tmp_path)
     dataset = data.tfds_text("python_docs", 40, documents=None, data_dir=tmp_path)
-    raw = data._text._python_docs_bytes()
+    raw = data._text.python_docs_bytes()
     paragraphs = [x for x in raw.split(b"\n\n") if x.strip()]
     assert sum(_sizes(dataset)) == len(paragraphs) > 2000
     inner, outer, train, test = (

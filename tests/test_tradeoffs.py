@@ -298,7 +298,7 @@ def test_a_damaged_measurement_is_named(tmp_path, measured, undrawn, damage, mes
         (lambda text: text.replace("l2o tradeoffs", "other"), "damaged"),
         (
             lambda text: text.replace(
-                '"version": 2,\n "scale', '"version": 7,\n "scale'
+                '"version": 2,\n  "scale', '"version": 7,\n  "scale'
             ),
             "version 7",
         ),
