@@ -153,7 +153,7 @@ def make_family(name: str, /, **options: Any) -> TaskFamily:
 
     Args:
       name: a named task (`l2o tasks` lists them), or a key of `KINDS`.
-      **options: keyword arguments of the kind; datasets of one's own may be among them,
+      **options: keyword arguments of the kind; one's own datasets may be among them,
         which a `TaskSpec` cannot hold. A named task has its own: of a name that is both,
         options make it the kind.
 
