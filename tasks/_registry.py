@@ -154,8 +154,8 @@ def make_family(name: str, /, **options: Any) -> TaskFamily:
     Args:
       name: a named task (`l2o tasks` lists them), or a key of `KINDS`.
       **options: keyword arguments of the kind; one's own datasets may be among them,
-        which a `TaskSpec` cannot hold. A named task has its own: of a name that is both,
-        options make it the kind.
+        which a `TaskSpec` cannot hold. A named task has its own; of a name that is
+        both, options make it the kind.
 
     Raises:
       ValueError: an unknown name or option; the message suggests a known one.

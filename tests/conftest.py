@@ -1,5 +1,6 @@
 """Shared settings: how programs are compiled, here and in what the tests start."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -14,6 +15,11 @@ COMPILE_FAST = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
 )
+
+
+# Tracing makes millions of small objects, which the collector would go through again and
+# again: a fifth of the suite's time.
+gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_configure(config):
