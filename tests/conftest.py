@@ -17,8 +17,8 @@ COMPILE_FAST = (
 )
 
 
-# Tracing makes millions of small objects, which the collector would go through again and
-# again: a fifth of the suite's time.
+# Tracing makes millions of small objects, which the collector would go through again
+# and again: a fifth of the suite's time.
 gc.set_threshold(200_000, 20, 100)
 
 
