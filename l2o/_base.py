@@ -13,7 +13,6 @@ Theta = Any  # a pytree of float arrays: the meta-parameters
 
 _LARGEST = 1e15  # of a loss
 
-ALL_NEEDS = ("params", "value", "num_steps")
 PARAMS_MISSING = (
     "{name} needs the current parameters: call "
     "`updates, state = tx.update(grads, state, params, value=loss)`."

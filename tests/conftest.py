@@ -18,7 +18,7 @@ COMPILE_FAST = (
 
 
 # Tracing makes millions of small objects, which the collector would go through again
-# and again: a fifth of the suite's time.
+# and again.
 gc.set_threshold(200_000, 20, 100)
 
 

@@ -14,8 +14,6 @@ from typing import Any
 from .._spec import Augmentation, TaskSpec
 from ._base import Suite, labelled
 
-_RGB = {"grey": False}
-
 
 def _mlp(
     dataset: str, *hidden: int, size: int, grey: bool = False, **options: Any
