@@ -5,6 +5,7 @@ from typing import Any as _Any
 
 from ._available import Available, available
 from ._base import LearnedOptimizer, trainable
+from ._options import defaults_of
 from ._registry import factories, make, register, wrapper_factories
 from ._transformation import transformation
 from .files._frozen import load, load_unbound, read_card, save, shipped
@@ -29,7 +30,9 @@ from .optimizers._nn_adam import NNAdamState, nn_adam
 from .optimizers._rnn_mlp import RNNMLPState, rnn_mlp
 from .optimizers._rnnprop import RNNPropState, rnnprop
 from .optimizers._small_fc import SmallFCState, small_fc
-from .optimizers._velo import VeLOState, velo
+from .optimizers._velo import VeLOOptions, VeLOState, velo
+from .recurrent._options import ScheduleOptions
+from .rule._options import Celo2Options, NetworkOptions, RuleOptions
 from .wrappers._clip_gradients import clip_gradients
 from .wrappers._compact import CompactState, compact
 from .wrappers._decay_weights import decay_weights
@@ -65,6 +68,7 @@ __all__ = [
     "Available",
     "Backend",
     "Celo2BaseState",
+    "Celo2Options",
     "Celo2State",
     "Celo2VeLOState",
     "CeloAdamState",
@@ -81,10 +85,14 @@ __all__ = [
     "MLPState",
     "NAdamWState",
     "NNAdamState",
+    "NetworkOptions",
     "NominalState",
     "RNNMLPState",
     "RNNPropState",
+    "RuleOptions",
+    "ScheduleOptions",
     "SmallFCState",
+    "VeLOOptions",
     "VeLOState",
     "__version__",
     "available",
@@ -98,6 +106,7 @@ __all__ = [
     "clip_gradients",
     "compact",
     "decay_weights",
+    "defaults_of",
     "elo",
     "elo_celo2",
     "extend_horizon",

@@ -1,7 +1,6 @@
 """What factories accept: every argument is checked once, by its type and its name."""
 
 import functools
-import inspect
 import math
 import numbers
 import typing
@@ -13,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._options import hints_of
+
 # Numbers without a rule of their own are finite.
 _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(
         (
             "adam_eps",
+            "decay_per_step",
             "decay_strength",
             "eps",
             "eps_root",
@@ -28,7 +30,6 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "ns_iters",
             "rho",
             "seed",
-            "shrinkage",
             "state_scale",
             "weight_decay",
             "weight_decay_1d",
@@ -37,15 +38,15 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     ),
     **dict.fromkeys(
         (
-            "bound",
-            "clip_param_scale_amount",
+            "factor_bound",
             "gain",
             "gradient_bound",
             "lipschitz",
-            "max_grad_norm",
-            "max_lr",
+            "max_learning_rate",
             "max_norm",
-            "min_lr",
+            "max_tensor_norm",
+            "min_learning_rate",
+            "param_scale_bound",
             "preprocess_scale",
             "step_size",
         ),
@@ -58,7 +59,6 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(
         (
             "adafactor_decays",
-            "decays",
             "momentum_decays",
             "rms_decay",
             "rms_decays",
@@ -72,7 +72,6 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "from_mlp_size",
             "hidden_layers",
             "hidden_size",
-            "layers",
             "level_sizes",
             "lstm_hidden_size",
             "lstm_to_ff",
@@ -89,6 +88,7 @@ def checked(
 ) -> dict[str, Any]:
     """A factory's `locals()` as JSON has them, each of its type and in its range.
 
+    Options, which the factory takes as `**options`, are among them.
     Tuples become lists and scalar arrays become numbers. A traced number is not
     checked, and stays.
 
@@ -96,9 +96,10 @@ def checked(
       ValueError: an argument of another type or out of range; the message names the
         factory, the argument and what was expected.
     """
+    given = {**arguments, **arguments.get("options", {})}
     result = {}
     for name, hint in _hints(factory).items():
-        value = _unboxed(arguments[name])
+        value = _unboxed(given[name])
         expected = _mismatch(hint, name, value)
         if expected is not None:
             got = "None" if value is None else f"{value!r}"
@@ -159,8 +160,7 @@ def log_of(factory: str, name: str, value: Any) -> Any:
 
 @functools.cache
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(factory)
-    return {name: hints[name] for name in inspect.signature(factory).parameters}
+    return hints_of(factory)
 
 
 def _unboxed(value: Any) -> Any:

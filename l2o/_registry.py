@@ -1,10 +1,10 @@
 """The architectures by name, so that a folder on disk can name one."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._base import LearnedOptimizer
+from ._options import defaults_of, old_names_of, translated
 from .doors import Door
 from .optimizers._celo import celo
 from .optimizers._celo2 import celo2
@@ -163,7 +163,7 @@ def find_factory(name: str) -> Callable[..., LearnedOptimizer]:
 
 _REMEDIES = {
     "learning_rate": "; to scale its updates, chain `optax.scale(...)` after it",
-    "weight_decay": "; to add decay, wrap it in `l2o.decay_weights(optimizer, rate)`",
+    "weight_decay": "; to add decay, wrap it in `l2o.decay_weights(optimizer, ...)`",
 }
 
 
@@ -173,7 +173,8 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     Args:
       name: of `l2o.factories()` or `l2o.wrapper_factories()`. An optimizer that is
         wrapped is a mapping with its `name` and `arguments`.
-      **arguments: keyword arguments of the factory.
+      **arguments: keyword arguments of the factory, by their present names or by those
+        that older files have.
 
     Raises:
       ValueError: unknown name or argument; the message lists the known ones.
@@ -183,7 +184,8 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
       >>> optimizer = l2o.make("small_fc", hidden_size=8)
     """
     factory = find_factory(name)
-    known = inspect.signature(factory).parameters
+    arguments = translated(factory, arguments)
+    known = defaults_of(factory)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         remedies = [_REMEDIES[x] for x in unknown if x in _REMEDIES]
@@ -196,6 +198,33 @@ def make(name: str, **arguments: Any) -> LearnedOptimizer:
     if _RENAMED.get(name, name) in WRAPPERS:
         arguments = {key: _unwrapped(value) for key, value in arguments.items()}
     return factory(**arguments)
+
+
+def present_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of an optimizer's arguments, by their present names.
+
+    Args:
+      name: of the optimizer, as `make` takes it; those of an unknown one stay.
+      arguments: its own, and in them those of what it wraps.
+
+    Raises:
+      ValueError: an argument that has no counterpart now.
+    """
+    if not isinstance(name, str) or not is_known(name):
+        return dict(arguments)
+    result = translated(find_factory(name), arguments)
+    for key, value in result.items():
+        if _is_wrapped(value):
+            inner = present_arguments(value["name"], value["arguments"])
+            result[key] = {"name": value["name"], "arguments": inner}
+    return result
+
+
+def present_names(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments to be changed, those that were only renamed by their present names."""
+    old = old_names_of(find_factory(name))
+    moved = {old: new for old, new in old.items() if isinstance(new, str)}
+    return {moved.get(k, k): v for k, v in arguments.items()}
 
 
 def _names_of_wrapped(arguments: Mapping[str, Any]) -> list[str]:

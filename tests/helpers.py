@@ -97,3 +97,9 @@ def cpu_devices(count):
     """Environment of a process with so many: the number is set before jax starts."""
     flag = f"--xla_force_host_platform_device_count={count}"
     return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}"}
+
+
+def read_arrays(path):
+    """name -> array, of an npz file that is closed again."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

@@ -143,7 +143,7 @@ class SlowHyper:
 
     def __init__(self, name, theta, a, params):
         self.name, self.theta, self.a, self.t = name, theta, a, 0
-        bugged = a.get("use_bugged_loss_features", False)
+        bugged = "bugged_loss_features" in a.get("published", ())
         self.loss = SlowLoss(10 if bugged else NUM_STEPS)
         rows = np.ones((len(params), 1))
         init = theta["lstm_init"]
@@ -185,7 +185,7 @@ class SlowHyper:
         i, g, f, o = np.split(gates, 4, 1)
         cell = sigmoid(f + 1) * self.cell + sigmoid(i) * np.tanh(g)
         hidden = sigmoid(o) * np.tanh(cell)
-        if not a.get("use_bugged_next_lstm_state", False):
+        if "bugged_next_lstm_state" not in a.get("published", ()):
             self.hidden, self.cell = hidden, cell
         self.hidden = (1 - a["rnn_state_decay"]) * self.hidden
         self.cell = (1 - a["rnn_state_decay"]) * self.cell
@@ -221,8 +221,8 @@ class SlowHyper:
         x = tensor.features(g, p, a["features"])
         out = network(nn, normalise(x, tuple(range(x.ndim - 1)), 1e-5))
         step = out[..., 0] * np.exp(a["exp_mult"] * out[..., 1]) * a["step_mult"]
-        if a["clip_param_scale_amount"] is not None:
-            p_scale = min(p_scale, a["clip_param_scale_amount"] * p.size**0.5)
+        if a["param_scale_bound"] is not None:
+            p_scale = min(p_scale, a["param_scale_bound"] * p.size**0.5)
         if a["param_scale_mult"]:
             step = step * p_scale
         if a["precondition_output"]:
@@ -338,7 +338,7 @@ class SlowCelo2:
         if a.get("orthogonalize") and g.ndim > 1:
             step = self.orthogonal(step)
         step = normalise(step, over, 1e-9) if a["normalize_output"] else step
-        step = step * a["rmsmult"]
+        step = step * a["step_mult"]
         if a["precondition_output"]:
             rms = tensor.corrected()[1] if correct else tensor.rms
             step = step * rsqrt(rms[..., -1] + 1e-6)
@@ -392,7 +392,7 @@ class SlowCelo2VeLO(SlowHyper):
             params,
         )
         fixed = dict.fromkeys(("bias_correction", "aggregate_mag", "param_scale_mult"))
-        once = {"rmsmult": 1.0, "exp_mult": 0.0, "precondition_output": False}
+        once = {"step_mult": 1.0, "exp_mult": 0.0, "precondition_output": False}
         same = {"activation": "relu", "normalize_input": 1, "normalize_output": 1}
         same |= {"ns_coeffs": (3.4445, -4.775, 2.0315), "ns_iters": 5, "ns_eps": 1e-8}
         self.rule = SlowCelo2(
@@ -422,11 +422,11 @@ class SlowCelo2VeLO(SlowHyper):
 
 
 class SlowElo:
-    """elo and mulo; in PyTorch's layout where its factoring is asked for."""
+    """elo and mulo; in PyTorch's layout where that is asked for."""
 
     def __init__(self, name, theta, a, params):
         self.theta, self.a, self.name, self.t = theta, a, name, 0
-        self.torch = a["factoring"] == "torch"
+        self.torch = a["layout"] == "torch"
         decays = slow_decays(a)
         if name == "mulo":
             kinds = ("momentum_decays", "rms_decays", "adafactor_decays")
@@ -434,7 +434,9 @@ class SlowElo:
                 np.clip(1 - (1 - float32(d)) * np.exp(10 * theta[kind]), 0, 1)
                 for d, kind in zip(decays, kinds)
             ]
-        self.tensors = {k: SlowTensor(*decays, a["fused_row_mean"]) for k in params}
+        self.tensors = {
+            k: SlowTensor(*decays, "fused_row_mean" in a["published"]) for k in params
+        }
 
     def update(self, grads, params, loss):
         a = self.a
@@ -447,9 +449,9 @@ class SlowElo:
         self.t += 1
         for k, tensor in self.tensors.items():
             g, p = grads[k], params[k]
-            if a.get("max_grad_norm") is not None:
+            if a.get("max_tensor_norm") is not None:
                 norm = np.sqrt(np.sum(g**2))
-                g = g * min(1.0, a["max_grad_norm"] / (norm + 1e-6))
+                g = g * min(1.0, a["max_tensor_norm"] / (norm + 1e-6))
             if self.torch:
                 g, p = to_torch(g), to_torch(p)
             tensor.see(g)

@@ -18,20 +18,21 @@ PACKAGES = {
 # what stands in its row, of other packages only what is public.
 ROOMS = {
     "l2o": {
-        "__init__": "files kernels optimizers wrappers _available _base _registry "
-        "_transformation names",
+        "__init__": "files kernels optimizers wrappers recurrent rule _available _base "
+        "_options _registry _transformation names",
         "_available": "files _base _registry",
-        "files": "rule _arguments _base _registry names",
-        "_registry": "optimizers wrappers _base doors",
-        "optimizers": "kernels recurrent rule wrappers _arguments _base _tensors "
-        "_transformation names",
-        "wrappers": "rule _arguments _base _tensors _transformation names",
+        "files": "recurrent rule _arguments _base _options _registry names",
+        "_registry": "optimizers wrappers _base _options doors",
+        "optimizers": "kernels recurrent rule wrappers _arguments _base _options "
+        "_tensors _transformation names",
+        "wrappers": "rule _arguments _base _options _tensors _transformation names",
         "kernels": "rule _tensors names",
         "rule": "_tensors names",
         "recurrent": "_tensors",
         "_transformation": "_tensors",
         "_base": "_arguments",
-        "_arguments": "",
+        "_arguments": "_options",
+        "_options": "names",
         "_tensors": "",
         "doors": "names",
         "names": "",

@@ -1,7 +1,6 @@
 """Gradients of any size, and half precision: state and updates stay finite."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from l2o._tensors import finite_gradient, gradient_bound, state_dtype, state_zer
 NAMES = [
     name
     for name, factory in l2o.factories().items()
-    if "untouched" in inspect.signature(factory).parameters
+    if "untouched" in l2o.defaults_of(factory)
 ]
 SMALL = {
     "lstm_hidden_size": 4,
@@ -47,7 +46,7 @@ quick = functools.partial(
 
 
 def small(name):
-    known = inspect.signature(l2o.factories()[name]).parameters
+    known = l2o.defaults_of(l2o.factories()[name])
     return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known})
 
 

@@ -60,7 +60,8 @@ WRITTEN_AS = {
 
 
 # What VeLO's files from before there were configs were trained with.
-BUGS = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
+PUBLISHED = ["dead_mix_layer", "bugged_next_lstm_state", "bugged_loss_features"]
+BUGS = {"published": PUBLISHED}
 
 
 @pytest.mark.parametrize("written_as", WRITTEN_AS)
@@ -79,9 +80,8 @@ def test_published_file_is_read_exactly(state, name, written_as):
 def test_the_bugs_of_old_velo_files_can_be_refused(state):
     optimizer = SMALL["velo"]
     write_flax(state, (to_tree(some_theta(optimizer), optimizer), "", 0))
-    loaded, _ = l2o.load_unbound(state, use_bugged_loss_features=False)
-    assert loaded.arguments["use_bugged_next_lstm_state"]
-    assert not loaded.arguments["use_bugged_loss_features"]
+    loaded, _ = l2o.load_unbound(state, published=PUBLISHED[:2])
+    assert loaded.arguments["published"] == PUBLISHED[:2]
     with pytest.raises(ValueError, match=r"does not fit celo\("):
         l2o.load_unbound(state, optimizer="celo")
 
@@ -295,8 +295,7 @@ FROM_GIN = {
     "lstm_hidden_size": 8,
     "param_inits": 2,
     "ff_mult": 100.0,
-    "use_bugged_next_lstm_state": True,
-    "use_bugged_loss_features": True,  # by default there
+    "published": PUBLISHED,  # loss features by default there
     "momentum_decays": [0.8, 0.9, 0.95],
     "adafactor_decays": [0.7, 0.8, 0.9],
 }

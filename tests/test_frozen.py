@@ -372,7 +372,7 @@ def test_unknown_architecture_in_the_card_is_named(folder):
 def test_unknown_argument_in_the_card_is_named(folder):
     _edit_card(folder, lambda card: card["optimizer"]["arguments"].update(width=4))
     with pytest.raises(
-        ValueError, match=r"small_fc has no argument 'width'; known: hidden_size"
+        ValueError, match=r"small_fc has no argument 'width'; known: step_mult"
     ):
         l2o.load(folder)
 

@@ -23,7 +23,7 @@ def bound(optimizer, num_steps=T):
     return optimizer.bind(optimizer.init_theta(KEY), num_steps=num_steps)
 
 
-def slow(grads, gain=20.0, drift=1.0, fade=0.0, decay=0.9, bounds=(0.1, 10.0)):
+def slow(grads, gain=20.0, drift=1.0, fade=0.0, decay=0.9, factor_bounds=(0.1, 10.0)):
     """Factors after every gradient, for SGD with momentum 0.5, in float64."""
     m = last = np.zeros_like(grads[0], np.float64)
     c = r = 0.0
@@ -33,7 +33,7 @@ def slow(grads, gain=20.0, drift=1.0, fade=0.0, decay=0.9, bounds=(0.1, 10.0)):
         c = decay * c - (1 - decay) * cosine
         if np.any(g):  # what never has a gradient does not drift
             r += (1 - t / T) ** fade * (gain * c + drift) / T
-        r = np.clip(r, *np.log(bounds))
+        r = np.clip(r, *np.log(factor_bounds))
         m = 0.5 * m + g
         update = -0.1 * math.exp(r) * m
         # What is kept of it has eleven bits.
@@ -46,7 +46,7 @@ def slow(grads, gain=20.0, drift=1.0, fade=0.0, decay=0.9, bounds=(0.1, 10.0)):
     "options",
     [
         {},
-        {"gain": 100.0, "drift": -10.0, "decay": 0.5, "bounds": (0.5, 1.2)},
+        {"gain": 100.0, "drift": -10.0, "decay": 0.5, "factor_bounds": (0.5, 1.2)},
         {"fade": 2.5},
     ],
     ids=["default", "other", "fading"],
@@ -179,8 +179,8 @@ def test_gain_and_drift_are_meta_parameters():
     ("options", "message"),
     [
         ({"gain": 0.0}, "gain to be a finite number > 0"),
-        ({"bounds": (0.0, 2.0)}, "around one"),
-        ({"bounds": (2.0, 3.0)}, "around one"),
+        ({"factor_bounds": (0.0, 2.0)}, "around one"),
+        ({"factor_bounds": (2.0, 3.0)}, "around one"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -194,7 +194,7 @@ def test_bad_options_are_refused(options, message):
         l2o.celo2_base(weight_decay=0.1),
         l2o.clip_gradients(l2o.elo(weight_decay=0.1)),
         l2o.decay_weights(INNER, 1e-3),
-        l2o.nominal(INNER, shrinkage=1e-3),
+        l2o.nominal(INNER, decay_per_step=1e-3),
     ],
     ids=["own", "wrapped", "wrapper", "shrinkage"],
 )
@@ -224,4 +224,4 @@ def test_arguments_of_what_is_wrapped_can_be_changed_on_loading(tmp_path):
     known = "known: .*also takes gain, .*learning_rate"
     message = f"clip_gradients has no argument 'rate'; {known}"
     with pytest.raises(ValueError, match=message):
-        l2o.load(tmp_path, rate=0.5, num_steps=T)
+        l2o.load(tmp_path, decay_per_step=0.5, num_steps=T)

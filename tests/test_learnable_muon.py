@@ -239,7 +239,7 @@ def test_state_is_ten_bytes_per_parameter():
         ({"b2": -0.1}, "b2 to be a finite number from 0 to less than 1"),
         ({"weight_decay": -0.1}, "weight_decay to be a finite number >= 0"),
         ({"gain": 0.0}, "gain to be a finite number > 0"),
-        ({"bound": 0.5}, "bound to be at least 1"),
+        ({"factor_bound": 0.5}, "factor_bound to be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

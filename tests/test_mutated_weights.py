@@ -358,7 +358,7 @@ def _claims(folder, **claims):
         ("celo2", {"regex_1d": "(" * 20_000}),
         ("velo", {"lstm_hidden_size": HUGE}),
         ("velo", {"param_inits": HUGE}),
-        ("lstm", {"layers": HUGE}),
+        ("lstm", {"hidden_layers": HUGE}),
         ("l2o_scale", {"level_sizes": [3, HUGE, 5]}),
         ("wrapped", {"optimizer": {"name": "mlp", "arguments": {"hidden_size": HUGE}}}),
     ],
@@ -507,9 +507,9 @@ def test_every_argument_of_every_optimizer_can_be_recorded():
     """Types that `check_recorded` does not understand would refuse sound cards."""
     for name, factory in {**l2o.factories(), **l2o.wrapper_factories()}.items():
         needed = {
-            key: 0.1 if key == "rate" else l2o.learnable_sgd()
-            for key, x in inspect.signature(factory).parameters.items()
-            if x.default is x.empty
+            key: 0.1 if key == "decay_per_step" else l2o.learnable_sgd()
+            for key, default in l2o.defaults_of(factory).items()
+            if default is inspect.Parameter.empty
         }
         optimizer = factory(**needed)
         recorded = json.loads(json.dumps(dict(optimizer.arguments)))

@@ -127,8 +127,16 @@ def _assert_every_coordinate(first, path, theta, layers, slow):
     ("arguments", "forget_bias"),
     [
         ({}, 1),
-        ({"preprocess_scale": 7, "step_mult": 0.5, "layers": 1, "hidden_size": 3}, 1),
-        ({"preprocess": "identity", "step_mult": 1, "layers": 3}, 1),
+        (
+            {
+                "preprocess_scale": 7,
+                "step_mult": 0.5,
+                "hidden_layers": 1,
+                "hidden_size": 3,
+            },
+            1,
+        ),
+        ({"preprocess": "identity", "step_mult": 1, "hidden_layers": 3}, 1),
     ],
     ids=["default", "one_layer", "identity"],
 )
@@ -145,10 +153,12 @@ def test_lstm_equals_its_slow_form(arguments, forget_bias):
             g = np.float64(np.ravel(grad[name])[index])
             x = [max(np.log(abs(g) + 2**-23) / k, -1), np.clip(g * np.exp(k), -1, 1)]
             x = [g] if arguments["preprocess"] == "identity" else x
-            x = _slow_stack(theta, arguments["layers"], x, hidden, cell, forget_bias)
+            x = _slow_stack(
+                theta, arguments["hidden_layers"], x, hidden, cell, forget_bias
+            )
             yield arguments["step_mult"] * _slow_linear(theta["linear"], x)[0]
 
-    _assert_every_coordinate(first, path, theta, arguments["layers"], slow)
+    _assert_every_coordinate(first, path, theta, arguments["hidden_layers"], slow)
 
 
 def test_log_and_sign_at_known_gradients():
@@ -166,7 +176,7 @@ def test_log_and_sign_at_known_gradients():
     [
         {},
         {"variant": "ms4l2o"},
-        {"b1": 0.5, "b2": 0.99, "step_mult": 2.0, "layers": 1, "hidden_size": 3},
+        {"b1": 0.5, "b2": 0.99, "step_mult": 2.0, "hidden_layers": 1, "hidden_size": 3},
         {"variant": "ms4l2o", "step_mult": 2.0, "state_scale": 1.0, "seed": 3},
     ],
     ids=["open_l2o", "ms4l2o", "decays", "ms4l2o-state"],
@@ -191,11 +201,13 @@ def test_rnnprop_equals_its_slow_form(arguments):
             x = [g_ratio, m_ratio] if torch else [m_ratio, g_ratio]
             x = _slow_linear(theta["linear_in"], np.array(x))
             x = np.where(x > 0, x, np.expm1(x))
-            x = _slow_stack(theta, arguments["layers"], x, hidden, cell, 1 - torch)
+            x = _slow_stack(
+                theta, arguments["hidden_layers"], x, hidden, cell, 1 - torch
+            )
             out = np.tanh(_slow_linear(theta["linear_out"], x)[0])
             yield -step * out if torch else step * out
 
-    _assert_every_coordinate(first, path, theta, arguments["layers"], slow)
+    _assert_every_coordinate(first, path, theta, arguments["hidden_layers"], slow)
 
 
 def test_both_variants_of_rnnprop_move_by_their_published_bounds():
@@ -282,7 +294,12 @@ def _slow_l2o_scale(theta, first, grads, global_input):
     [
         {},
         {"global_input": "last_tensor"},
-        {"level_sizes": (3, 5, 4), "min_lr": 1e-4, "max_lr": 1e-1, "seed": 2},
+        {
+            "level_sizes": (3, 5, 4),
+            "min_learning_rate": 1e-4,
+            "max_learning_rate": 1e-1,
+            "seed": 2,
+        },
     ],
     ids=["default", "last_tensor", "small"],
 )
@@ -363,7 +380,12 @@ def _slow_l2o_pa(arguments, theta, problem, x, hidden, cell):
         new_x, new_z = np.zeros_like(x), np.zeros_like(x)
         for j in range(len(x)):
             out = _slow_stack(
-                theta, arguments["layers"], [grad[j], x[j]], hidden[j], cell[j], 0
+                theta,
+                arguments["hidden_layers"],
+                [grad[j], x[j]],
+                hidden[j],
+                cell[j],
+                0,
             )
             out = np.maximum(_slow_linear(theta["linear"], out), 0)
             c = {}
@@ -398,7 +420,7 @@ def _least_squares():
     [
         {},
         {"p": None, "a": ("softplus", 0.3)},
-        {"p": ("softplus", 2), "a": None, "layers": 1, "hidden_size": 3},
+        {"p": ("softplus", 2), "a": None, "hidden_layers": 1, "hidden_size": 3},
         ALL_ON,
         {**ALL_ON, "b_norm_for_all": True, "seed": 1, "state_scale": 0.1},
         {**ALL_ON, "prox": "none"},
@@ -534,7 +556,10 @@ def test_l2o_pa_with_b_names_the_gradient_it_lacks():
         (lambda: l2o.rnnprop(variant="x"), "unknown variant 'x'; known: open_l2o, ms4"),
         (lambda: l2o.l2o_scale(global_input="max"), "'max'; known: mean, last_"),
         (lambda: l2o.l2o_scale(level_sizes=(10, 20)), r"three levels, got \(10, 20\)"),
-        (lambda: l2o.l2o_scale(min_lr=1.0), r"min_lr must be in \(0, max_lr = 0.01\]"),
+        (
+            lambda: l2o.l2o_scale(min_learning_rate=1.0),
+            r"min_learning_rate must be in \(0, max_learning_rate = 0.01\]",
+        ),
         (lambda: l2o.l2o_pa(p=("tanh", 1.0)), "normaliser of p 'tanh'; known: exp, ey"),
         (lambda: l2o.l2o_pa(prox="l2"), "unknown prox 'l2'; known: none, l1"),
         (lambda: l2o.l2o_pa(b_norm_for_all=True), "b_norm_for_all needs b"),

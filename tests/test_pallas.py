@@ -28,7 +28,7 @@ OTHERS = {
         hidden_size=9,
         momentum_decays=(0.9,),
         adafactor_decays=(0.5, 0.9),
-        fused_row_mean=True,
+        published=("fused_row_mean",),
     ),
     "orthogonal": l2o.celo2_base(orthogonalize=True),
 }
@@ -201,7 +201,7 @@ def test_two_kernels_per_tensor():
         (l2o.celo2_base(param_scale_mult=True), (9, 10)),
         (l2o.celo2_base(hidden_layers=1), (9, 10)),
         (l2o.celo2_base(features=("g", "m")), (9, 10)),
-        (l2o.celo(lstm_hidden_size=4, clip_param_scale_amount=0.1), (9, 10)),
+        (l2o.celo(lstm_hidden_size=4, param_scale_bound=0.1), (9, 10)),
         # Factored over axes that are not the last, or are not neighbours.
         (l2o.small_fc(), (9, 10, 2)),
         (l2o.small_fc(), (9, 2, 10)),

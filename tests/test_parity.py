@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import read_arrays
 from slow_forms import SlowCelo2
 
 import l2o
@@ -87,12 +88,12 @@ def _published_accumulators(trace, name):
     for kind, prefixes in kinds.items():
         for prefix in prefixes:
             key = f"state/20/{prefix}/{name}"
-            if key in trace.files and trace[key].ndim:
+            if key in trace and trace[key].ndim:
                 yield kind, trace[key]
     for kind, names in _PYLO_STATE.items():
         for key in names:
             key = f"state/{name}/{key}"
-            if key in trace.files and trace[key].size:
+            if key in trace and trace[key].size:
                 yield kind, trace[key]
 
 
@@ -144,7 +145,7 @@ def _run(folder):
 
 def test_the_script_says_ok_and_unsupported_and_differs(tmp_path):
     path = next(p for p in TRACES if "google_mlp_lopt" in p.name)
-    trace = dict(np.load(path, allow_pickle=False))
+    trace = read_arrays(path)
     trace["params/7/dense/w"] = trace["params/7/dense/w"] + 1e-4
     np.savez(tmp_path / "off.npz", **trace)
     shutil.copy(path, tmp_path / "good.npz")
@@ -174,7 +175,7 @@ def test_the_script_says_ok_and_unsupported_and_differs(tmp_path):
 def _changed(tmp_path, name, meta=None, **arrays):
     """A recorded trace with other entries."""
     path = next(p for p in TRACES if p.stem == name)
-    trace = dict(np.load(path, allow_pickle=False))
+    trace = read_arrays(path)
     old = json.loads(str(trace["meta"]))
     trace |= {"meta": np.array(json.dumps({**old, **(meta or {})})), **arrays}
     np.savez(tmp_path / "changed.npz", **trace)
@@ -226,7 +227,7 @@ def _cosine(t, last=0.25):
 )
 def test_nadamw_under_a_schedule(check_traces, tmp_path, rate, schedule):
     path = next(p for p in TRACES if p.stem == "google_nadamw")
-    trace = np.load(path, allow_pickle=False)
+    trace = read_arrays(path)
     config = {**json.loads(str(trace["meta"]))["config"], "learning_rate": rate}
     config |= {"adamw_weight_decay": 0.1, "l2_weight_decay": 0.01}
     moved = {}
@@ -289,7 +290,8 @@ def _slow_celo2(check_traces, name, trace, meta, groups):
             "gradient_bound": group["grad_clip_val"],
             "use_adamw": group["use_adamw_for_1d"],
             "embedding": group["is_embedding"],
-            **{k: group[k] for k in ("exp_mult", "rmsmult", "param_scale_mult")},
+            **{k: group[k] for k in ("exp_mult", "param_scale_mult")},
+            "step_mult": group["rmsmult"],
             "orthogonalize": group["orthogonalize"],
         }
         mine = {k: params[k] for k in group["params"]}
@@ -330,7 +332,7 @@ def _slow_celo2(check_traces, name, trace, meta, groups):
 )
 def test_groups_of_celo2(check_traces, tmp_path, cls, groups):
     path = next(p for p in TRACES if p.stem == "elo_celo2_embedding_group")
-    trace = np.load(path, allow_pickle=False)
+    trace = read_arrays(path)
     kwargs = {"lr": 0.01, "weight_decay": 0.05}
     whole = _with_defaults(cls, kwargs, groups)
     meta = {
@@ -423,7 +425,7 @@ def test_arrays_that_are_not_understood_are_named(check_traces, tmp_path):
 )
 def test_a_forgotten_transpose_would_show(check_traces, tmp_path, name, part):
     path = next(p for p in TRACES if p.stem == name)
-    trace = dict(np.load(path, allow_pickle=False))
+    trace = read_arrays(path)
     trace[f"theta/{part}"] = np.swapaxes(trace[f"theta/{part}"], -1, -2)
     np.savez(tmp_path / "turned.npz", **trace)
     found = check_traces.differences(check_traces.replay(tmp_path / "turned.npz"))

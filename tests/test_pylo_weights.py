@@ -282,7 +282,7 @@ def test_what_pylo_lacks_is_refused(tmp_path):
     optimizer = SMALL["celo"]
     with pytest.raises(ValueError, match=r"PyLO has no 'celo'; it has elo, mulo, .*ve"):
         l2o.save(tmp_path / "w", optimizer, some_theta(optimizer), format="pylo")
-    optimizer = l2o.velo(lstm_hidden_size=3, param_inits=2, dead_mix_layer=False)
+    optimizer = l2o.velo(lstm_hidden_size=3, param_inits=2, published=())
     with pytest.raises(ValueError, match=r"PyLO's VeLO has the dead mixing layer: ke"):
         l2o.save(tmp_path / "w", optimizer, some_theta(optimizer), format="pylo")
     with pytest.raises(ValueError, match=r"unknown format 'onnx'; known: l2o, pylo"):

@@ -34,7 +34,7 @@ RNN_MLP = {
     "from_lstm_size": 4,
     "lstm_to_ff": 2,
     "lstm_hidden_size": 5,
-    "decays": (0.5, 0.99),
+    "momentum_decays": (0.5, 0.99),
 }
 
 
@@ -44,7 +44,7 @@ NN_ADAM = {
     "b1": 0.99,
     "b2": 0.9,  # of a smaller 1 - b2 float32 keeps few digits
     "eps": 1e-9,
-    "output_scale": 0.3,
+    "step_mult": 0.3,
     "decay_strength": 0.2,
 }
 
@@ -123,7 +123,7 @@ class SlowRNNMLP:
         square = np.mean([np.mean(grads[k] ** 2) for k in self.names])
         self.scale = 0.99 * self.scale + 0.01 * np.sqrt(square + 1e-8)
         self.clip_t += 1
-        decays = np.array(self.arguments["decays"])
+        decays = np.array(self.arguments["momentum_decays"])
         for k in self.names:
             g = grads[k][..., None]
             self.m[k] = decays * self.m[k] + (1 - decays) * g
@@ -343,7 +343,7 @@ def _slow_nn_adam(theta, arguments, params, grads):
         deltas = hidden @ theta["controls"]["w"] + theta["controls"]["b"]
         for k, delta in zip(names, deltas, strict=True):
             for key, change in zip(keys, delta, strict=True):
-                y = hyper[k][key] + arguments["output_scale"] * change
+                y = hyper[k][key] + arguments["step_mult"] * change
                 y = y - arguments["decay_strength"] * (y - theta[key])
                 hyper[k] = {**hyper[k], key: encode[key](decode[key](y))}
         params = {k: params[k] + updates[k] for k in names}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY
+from helpers import KEY, read_arrays
 from PIL import Image
 
 from l2o import tasks
@@ -392,7 +392,7 @@ assert "tensorflow" not in sys.modules
         timeout=60,
         env={**os.environ, "TFDS_DATA_DIR": str(root)},
     )
-    read = np.load("read.npz")
+    read = read_arrays("read.npz")
     mnist = data.tfds_images("mnist", 12, True, data_dir=root)
     np.testing.assert_array_equal(read["mnist"], mnist.train["x"])
     np.testing.assert_allclose(

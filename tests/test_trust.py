@@ -1,6 +1,5 @@
 """What a stranger's training loop does to every optimizer, and must be able to do."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +113,9 @@ def test_what_has_no_gradient_only_decays(case):
 
 
 def has_decay(arguments):
-    return arguments.get("weight_decay", 0) > 0 or arguments.get("shrinkage", 0) > 0
+    return (
+        arguments.get("weight_decay", 0) > 0 or arguments.get("decay_per_step", 0) > 0
+    )
 
 
 def test_zero_gradients_move_nothing(case):
@@ -350,7 +351,7 @@ def test_a_parameter_of_another_magnitude_changes_no_other_step():
 RATED = [
     name
     for name, factory in l2o.factories().items()
-    if "learning_rate" in inspect.signature(factory).parameters
+    if "learning_rate" in l2o.defaults_of(factory)
 ]
 BAD_RATES = [None, "0.1", float("nan"), float("inf"), -0.1, True, [0.1], jnp.ones(2)]
 
@@ -416,10 +417,10 @@ def test_lengths_of_runs_are_checked(name):
 def test_arguments_of_a_wrong_type_are_refused(name):
     factory = {**l2o.factories(), **l2o.wrapper_factories()}[name]
     parts = {"optimizer", "learned", "direction", "magnitude"}
-    parameters = inspect.signature(factory).parameters
+    parameters = l2o.defaults_of(factory)
     given = {k: FACTORIES["learnable_sgd"] for k in parameters if k in parts}
-    if "rate" in parameters:
-        given["rate"] = 0.1
+    if "decay_per_step" in parameters:
+        given["decay_per_step"] = 0.1
     for argument in parameters.keys() - parts:
         with pytest.raises(ValueError, match=r"."):
             factory(**{**given, argument: object()})

@@ -1,7 +1,6 @@
 """What has had no gradient is not pushed by the network: it decays, and that is all."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from l2o.rule._rule import Rule, held
 NAMES = [
     name
     for name, factory in l2o.factories().items()
-    if "untouched" in inspect.signature(factory).parameters
+    if "untouched" in l2o.defaults_of(factory)
 ]
 # The others have networks of their own.
 RULES = [
@@ -46,7 +45,7 @@ quick = functools.partial(
 
 
 def small(name, **arguments):
-    known = inspect.signature(l2o.factories()[name]).parameters
+    known = l2o.defaults_of(l2o.factories()[name])
     return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known}, **arguments)
 
 
@@ -79,8 +78,7 @@ def test_all_rules_of_accumulators_have_the_choice():
     rules = [
         name
         for name, factory in l2o.factories().items()
-        if {"momentum_decays", "adafactor_decays"}
-        <= set(inspect.signature(factory).parameters)
+        if {"momentum_decays", "adafactor_decays"} <= set(l2o.defaults_of(factory))
     ]
     assert sorted(rules) == sorted(RULES)
     for name in NAMES:

@@ -128,7 +128,9 @@ def test_unknown_kinds_are_refused():
         l2o.nominal(SMALL_FC, kind="x")
 
 
-@pytest.mark.parametrize(("kwargs", "bound_"), [({}, 3.0), ({"bound": 0.5}, 0.5)])
+@pytest.mark.parametrize(
+    ("kwargs", "bound_"), [({}, 3.0), ({"gradient_bound": 0.5}, 0.5)]
+)
 def test_clip_cuts_every_entry(kwargs, bound_):
     optimizer = l2o.clip_gradients(probe(("value",)), **kwargs)
     assert optimizer.needs == ("value",)
@@ -293,7 +295,7 @@ def test_nominal_term(kind):
     nothing = l2o.small_fc(hidden_size=2, hidden_layers=1, step_mult=0.0)
     for learned, shrinkage in ((nothing, 0.0), (SMALL_FC, 0.0), (nothing, 0.25)):
         optimizer = l2o.nominal(
-            learned, kind=kind, step_size=0.05, shrinkage=shrinkage, **DECAYS
+            learned, kind=kind, step_size=0.05, decay_per_step=shrinkage, **DECAYS
         )
         theta = optimizer.init_theta(KEY)
         assert set(theta) == {"learned", "log_step_size"}
@@ -376,7 +378,7 @@ def test_mup_multiplies_the_steps(multipliers):
         l2o.decay_weights(probe(), 1 / 3, kind="after"),
         l2o.decay_weights(probe(), 1 / 3, kind="l2"),
         l2o.grafted(probe(), probe(learning_rate=0.03)),
-        l2o.nominal(probe(), kind="sgd", step_size=0.3, shrinkage=0.01),
+        l2o.nominal(probe(), kind="sgd", step_size=0.3, decay_per_step=0.01),
         l2o.extend_horizon(probe(), 3),
     ],
     ids=["mup", "decoupled", "after", "l2", "grafted", "nominal", "extend_horizon"],

@@ -12,13 +12,12 @@ be given by hand.
 """
 
 import ast
-import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import ml_dtypes
@@ -27,7 +26,9 @@ import numpy as np
 import safetensors.numpy
 
 from .._base import LearnedOptimizer, Theta
-from .._registry import find_factory, make
+from .._options import defaults_of
+from .._registry import find_factory, make, present_names
+from ..recurrent._options import Defect
 from ._published import CLASSES, our_arguments, published_class
 from ._pylo import MULO_OFFSETS, from_pylo, network_of, to_pylo
 from ._reading import (
@@ -49,7 +50,7 @@ _PYLO_DECAYS = "decays.json"
 # Fields of a named tuple: flax writes no other lists.
 _LIST = 1000
 # VeLO's files from before there were configs were trained with both.
-_OLD_VELO = {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": True}
+_OLD_VELO = {"published": get_args(Defect)}
 # Per network of PyLO.
 _FACTORIES = {
     "MetaMLP": ("elo", "mulo"),
@@ -120,7 +121,8 @@ def _load(path, name, arguments, beside):
             check_recorded(factory, told, extent(shapes))
             optimizer = make(factory, **told)
         if name in (None, factory):
-            name, arguments = factory, {**optimizer.arguments, **arguments}
+            changes = present_names(factory, arguments)
+            name, arguments = factory, {**optimizer.arguments, **changes}
     optimizer = _architecture(tree, path, name, arguments)
     return optimizer, from_tree(tree, optimizer, str(path))
 
@@ -211,13 +213,16 @@ def _architecture(
         base = any(x <= words for x in spellings for words in _words(path))
         name = "celo2_base" if base else "celo2"
     if name in (None, found.name):
-        return make(found.name, **{**found.arguments, **arguments})
+        return make(
+            found.name,
+            **{**found.arguments, **present_names(found.name, arguments)},
+        )
     known: Any = jax.eval_shape(found.init_theta, jax.random.key(0))
     sizes = ("hidden_size", "hidden_layers", "lstm_hidden_size", "param_inits")
     name = str(name)
-    takes = inspect.signature(find_factory(name)).parameters
+    takes = defaults_of(find_factory(name))
     told = {k: found.arguments[k] for k in sizes if k in found.arguments.keys() & takes}
-    optimizer = make(name, **{**told, **arguments})
+    optimizer = make(name, **{**told, **present_names(name, arguments)})
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     if set(flatten(known)) != set(flatten(expected)):
         raise ValueError(f"{path} holds a theta of {found.name}, not of {name}")

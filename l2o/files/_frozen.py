@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from .._arguments import check_num_steps
 from .._base import LearnedOptimizer, Theta
-from .._registry import make
+from .._registry import make, present_arguments, present_names
 from ..names import check_known, expanded, is_hub_id, is_path, unknown_name
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
@@ -274,12 +274,14 @@ def _recorded(
             f"{folder} holds an optimizer that no l2o factory makes: give its "
             "architecture, `l2o.load(folder, optimizer=my_optimizer)`"
         )
-    recorded = card["optimizer"]["arguments"]
     with reading(folder / _CARD, f"arguments of {name}"):
+        recorded = present_arguments(name, card["optimizer"]["arguments"])
         check_recorded(name, recorded, extent([x.shape for x in arrays.values()]))
         optimizer = make(name, **recorded)
         jax.eval_shape(optimizer.init_theta, jax.random.key(0))
-    return make(name, **with_changes(recorded, arguments)) if arguments else optimizer
+    if not arguments:
+        return optimizer
+    return make(name, **with_changes(recorded, present_names(name, arguments)))
 
 
 def read_card(source: str | os.PathLike) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._base import LearnedOptimizer
-from .._registry import make
+from .._options import translated
+from .._registry import find_factory, make
 from ..rule._features import FEATURES, check_features
 
 _FACTORED = ("row", "col", "rsqrt_row", "rsqrt_col", "fac_m")
@@ -48,22 +49,26 @@ _SAME_RULE = ("param_inits", "exp_mult", "precondition_output")
 _RULE = {
     "ff_hidden_size": "hidden_size",
     "ff_hidden_layers": "hidden_layers",
-    "clip_param_scale_amount": "clip_param_scale_amount",
+    "clip_param_scale_amount": "param_scale_bound",
     **_DECAYS,
     **{name: name for name in (*_SAME_RECURRENT, *_SAME_RULE)},
+}
+# Flags here, entries of `published` there: `translated` turns one into the other.
+_BUGS = {
+    name: name for name in ("use_bugged_next_lstm_state", "use_bugged_loss_features")
 }
 _CELO2_RULE = {
     "ff_hidden_size": "hidden_size",
     "ff_hidden_layers": "hidden_layers",
     "mlp_activation": "activation",
     "step_mult": "learning_rate",
+    "rmsmult": "step_mult",
     **_DECAYS,
     **{
         name: name
         for name in (
             "weight_decay",
             "exp_mult",
-            "rmsmult",
             "param_scale_mult",
             "precondition_output",
             "normalize_input",
@@ -136,6 +141,7 @@ CLASSES = {
             "step_multiplier": "step_mult",
             "magnitude_rate": "exp_mult",
             "hidden_layer": "hidden_layers",
+            "decays": "momentum_decays",
             **{
                 name: name
                 for name in (
@@ -144,7 +150,6 @@ CLASSES = {
                     "from_lstm_size",
                     "lstm_to_ff",
                     "lstm_hidden_size",
-                    "decays",
                 )
             },
         },
@@ -156,29 +161,20 @@ CLASSES = {
             "initial_beta1": "b1",
             "initial_beta2": "b2",
             "initial_epsilon": "eps",
-            "output_scale": "output_scale",
+            "output_scale": "step_mult",
             "decay_strength": "decay_strength",
             "lstm_hidden_size": "lstm_hidden_size",
         },
     ),
     "learned_optimization.HyperV2": Published(
         "velo",
-        {
-            **_RULE,
-            "use_bugged_next_lstm_state": "use_bugged_next_lstm_state",
-            "use_bugged_loss_features": "use_bugged_loss_features",
-        },
+        {**_RULE, **_BUGS},
         {**_HYPER_DEFAULTS, "use_bugged_loss_features": True, "ff_mult": 100.0},
         _REPORTS,
     ),
     "celo.HyperV2": Published(
         "velo",
-        {
-            **_RULE,
-            "ff_mult": "ff_mult",
-            "use_bugged_next_lstm_state": "use_bugged_next_lstm_state",
-            "use_bugged_loss_features": "use_bugged_loss_features",
-        },
+        {**_RULE, **_BUGS, "ff_mult": "ff_mult"},
         {**_HYPER_DEFAULTS, "use_bugged_loss_features": True, "ff_mult": 1.0},
         _REPORTS,
     ),
@@ -283,4 +279,4 @@ def our_arguments(cls: str, config: Mapping[str, Any]) -> tuple[str, dict[str, A
         if name == "regex_1d":
             value = value or None
         arguments[published.names[name]] = value
-    return published.factory, arguments
+    return published.factory, translated(find_factory(published.factory), arguments)

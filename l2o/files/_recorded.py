@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from .._base import LearnedOptimizer
+from .._options import hints_of
 from .._registry import find_factory, is_known
 from ._reading import Malformed
 
@@ -70,7 +71,7 @@ def check_recorded(
         raise Malformed(f"more than {_DEPTH} optimizers are wrapped in each other")
     if not isinstance(name, str):
         raise Malformed(f"an optimizer's name is {_short(name)}, expected a text")
-    hints = typing.get_type_hints(find_factory(name)) if is_known(name) else {}
+    hints = hints_of(find_factory(name)) if is_known(name) else {}
     for key in arguments.keys() & hints.keys():
         value, hint = arguments[key], hints[key]
         if not _fits(value, hint):

@@ -53,7 +53,7 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
             problems.append(f"{name} is {np.shape(found)}, expected {array.shape}")
     if missing:
         problems.insert(0, f"it lacks {', '.join(missing[:3])}")
-    dead = () if optimizer.arguments.get("dead_mix_layer", True) else ("linear",)
+    dead = () if _has_dead_layer(optimizer.arguments) else ("linear",)
     others = [path for path in flat if path not in expected]
     unknown = ["/".join(path) for path in others if not set(dead) & set(path)]
     if unknown:
@@ -72,6 +72,10 @@ def from_tree(tree: Tree, optimizer: LearnedOptimizer, what: str = "theta") -> T
         array = np.concatenate(pieces, -2) if len(pieces) > 1 else pieces[0]
         theta[ours] = jnp.asarray(array)
     return nest(theta)
+
+
+def _has_dead_layer(arguments: Mapping[str, Any]) -> bool:
+    return "dead_mix_layer" in arguments.get("published", ("dead_mix_layer",))
 
 
 def to_tree(theta: Theta, optimizer: LearnedOptimizer) -> dict[str, Any]:
@@ -270,7 +274,7 @@ def _recurrent_layout(arguments):
         **_linear_layout(("step_size",), ("rnn_params", "step_size")),
     }
     if arguments["mix_layers"]:
-        if arguments["dead_mix_layer"]:
+        if _has_dead_layer(arguments):
             layout |= _linear_layout(("mix", "dead"), ("rnn_params", "linear"))
         layout |= _linear_layout(("mix", "pooled"), ("rnn_params", "linear_1"))
         layout |= _linear_layout(("mix", "direct"), ("rnn_params", "linear_2"))

@@ -48,7 +48,7 @@ def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
     if tuple(map(len, tensor.accumulators[:3])) != _COUNTS:
         return False
     shape = tensor.grad.shape
-    axes = factored_axes(shape, rule.factoring)
+    axes = factored_axes(shape, rule.layout)
     if len(shape) <= 2 or rule.normalized_axes == "all":
         return True
     # What is normalised apart is one tensor of several for the kernels: it must be what
@@ -232,7 +232,7 @@ def _operands(shape: tuple[int, ...]) -> int:
 
 def _axes(shape: tuple[int, ...], rule: Rule) -> list[int]:
     """How the kernels see a tensor: (A, Na, B, Nb, C), factored over Na and Nb."""
-    axes = factored_axes(shape, rule.factoring)
+    axes = factored_axes(shape, rule.layout)
     if axes is None:
         return [0, 0, 0, 1, 1, 1, math.prod(shape), 1]
     a, b = sorted(axes)

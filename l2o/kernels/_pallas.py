@@ -48,7 +48,7 @@ def supports(rule: Rule, tensor: Tensor, nn: Any) -> bool:
     if rule.param_scale and (rule.param_scale_bound is not None or rule.normalize_step):
         return False
     shape = tensor.grad.shape
-    axes = factored_axes(shape, rule.factoring)
+    axes = factored_axes(shape, rule.layout)
     if axes is None:
         return True
     a, b = sorted(axes)
@@ -89,7 +89,7 @@ def _update_one(
     shared: Shared,
 ) -> tuple[jax.Array, Accumulators]:
     old, shape = tensor.accumulators, tensor.grad.shape
-    axes = factored_axes(shape, rule.factoring)
+    axes = factored_axes(shape, rule.layout)
     cut = cut_of(platform, rule, shape, axes)
     rows = _rows_of_w0(rule, axes, old)
     names = seen_by_kernels(tuple(rows), axes)

@@ -1,7 +1,6 @@
 """`celo`: a learned per-parameter rule under a learned schedule."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +8,24 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
+from .._options import check_published, takes
 from .._transformation import transformation
 from ..kernels._dispatch import update_tree
 from ..recurrent._cell import LSTMState, init_rows, linear
 from ..recurrent._loss_features import LossBuffer, init_loss_buffer
 from ..recurrent._mixing_lstm import RUN_FEATURES, mixing_lstm
-from ..rule._accumulators import (
-    Accumulators,
-    Decays,
-    Factoring,
-    check_factoring,
-    init_accumulators,
+from ..rule._accumulators import Accumulators, init_accumulators
+from ..rule._options import decays_of, layer_sizes
+from ..rule._rule import Shared
+from ._velo import (
+    OLD_VELO,
+    VELO,
+    VeLOOptions,
+    init_hypernetwork,
+    mix_bank,
+    run_features,
+    velo_rule,
 )
-from ..rule._features import FEATURES, check_features
-from ..rule._rule import Shared, Untouched
-from ._velo import init_hypernetwork, mix_bank, run_features, velo_rule, velo_sizes
 
 _SCHEDULE = ("lstm_init", "mix", "lstm", "controls", "step_size")
 
@@ -38,29 +40,18 @@ class CeloState(NamedTuple):
     num_steps: jax.Array  # shape (), float32: of the run
 
 
+# Of the published defects it had one.
+_OLD = {k: v for k, v in OLD_VELO.items() if not k.startswith("use_bugged")}
+
+
+@takes(VELO, old=_OLD)
 def celo(
     *,
     lstm_hidden_size: int = 64,
     param_inits: int = 1,
-    hidden_size: int = 4,
-    hidden_layers: int = 2,
-    exp_mult: float = 1e-3,
     step_mult: float = 1e-3,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.999,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    mix_layers: bool = True,
-    dead_mix_layer: bool = True,
-    param_scale_mult: bool = True,
-    clip_param_scale_amount: float | None = None,
-    precondition_output: bool = False,
-    rnn_state_decay: float = 0.0,
-    validation_mode: bool | None = None,
-    constant_loss: bool = False,
     train_phase: Literal[1, 2] = 2,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    **options: Unpack[VeLOOptions],
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps a learned global schedule scales (Celo).
 
@@ -78,19 +69,15 @@ def celo(
       lstm_hidden_size: of the schedule; 37 089 meta-parameters by default.
       param_inits: networks in the bank, mixed by softmax; of one, as published, the
         layer `controls` has no effect.
-      hidden_size, hidden_layers: the per-parameter network, relu between layers.
-      exp_mult, step_mult: lambda_2 and lambda_1.
-      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
-      features: groups of the table in `adafactor_features`.
-      mix_layers, dead_mix_layer, param_scale_mult, clip_param_scale_amount,
-      precondition_output, rnn_state_decay, validation_mode, constant_loss, factoring,
-      untouched: as for `velo`.
+      step_mult: lambda_1.
       train_phase: 1 leaves the schedule out and trains the rule (`frozen` names the
         rest of theta), 2 applies it and trains it alone. Published weights need 2.
+      **options: see `VeLOOptions`; the defaults are those of `velo`. lambda_2 is
+        exp_mult. Of the published defects it had "dead_mix_layer" alone.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, phase or untouched;
-        `num_steps`, `params` or `value` is missing.
+      ValueError: decays that cannot be paired; unknown features, phase, layout,
+        untouched or defect; `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -104,21 +91,13 @@ def celo(
     al., 2025).
     """
     arguments = checked(celo, locals())
-    check_factoring(factoring)
-    features = check_features(features)
     if train_phase not in (1, 2):
         raise ValueError(f"celo has train_phase 1 and 2, got {train_phase!r}")
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    sizes = velo_sizes(features, decays, hidden_size, hidden_layers)
-    rule = velo_rule(
-        features,
-        exp_mult,
-        param_scale_mult,
-        clip_param_scale_amount,
-        precondition_output,
-        factoring,
-        untouched,
-    )
+    check_published(options["published"], ["dead_mix_layer"])
+    decays = decays_of(options)
+    rule = velo_rule(options)
+    validation_mode = options["validation_mode"]
+    constant_loss = options["constant_loss"]
 
     def init_theta(key):
         return init_hypernetwork(
@@ -126,9 +105,9 @@ def celo(
             RUN_FEATURES + (validation_mode is not None),
             lstm_hidden_size,
             param_inits,
-            sizes,
-            mix_layers=mix_layers,
-            dead_mix_layer=dead_mix_layer,
+            layer_sizes(decays, options),
+            mix_layers=options["mix_layers"],
+            dead_mix_layer="dead_mix_layer" in options["published"],
         )
 
     def bind(theta, *, num_steps=None):
@@ -137,7 +116,7 @@ def celo(
         def init_fn(params):
             return CeloState(
                 jnp.zeros([], jnp.int32),
-                init_accumulators(params, decays, factoring),
+                init_accumulators(params, decays, rule.layout),
                 init_rows(theta["lstm_init"], 1),
                 init_loss_buffer(num_steps),
                 jnp.array(num_steps),
@@ -165,7 +144,7 @@ def celo(
             return updates, CeloState(
                 optax.safe_increment(state.count),
                 accumulators,
-                optax.tree.scale(1 - rnn_state_decay, after),
+                optax.tree.scale(1 - options["rnn_state_decay"], after),
                 loss,
                 state.num_steps,
             )
@@ -174,7 +153,7 @@ def celo(
 
     loss = () if constant_loss else ("value",)
     needs = ("params", *loss, "num_steps")
-    frozen = _frozen(train_phase, mix_layers)
+    frozen = _frozen(train_phase, options["mix_layers"])
     return LearnedOptimizer(init_theta, bind, "celo", arguments, needs, frozen)
 
 

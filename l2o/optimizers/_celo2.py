@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._tensors import (
     clip_by_global_norm,
     finite_gradient,
@@ -25,15 +26,15 @@ from ..names import check_known
 from ..rule._accumulators import (
     Accumulators,
     Decays,
-    Factoring,
+    Layout,
     init_accumulators,
     update_moment,
 )
-from ..rule._features import FEATURES
-from ..rule._newton_schulz import NS_COEFFS
-from ..rule._rule import Rule, Shared, Tensor, Untouched
+from ..rule._network import init_mlp
+from ..rule._options import CELO2, Celo2Options, layer_sizes
+from ..rule._rule import Rule, Shared, Tensor
 from ..rule._schedule import decay_of, rate_at
-from ._celo2_base import init_celo2, make_rule
+from ._celo2_base import OLD_CELO2, make_rule
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -59,13 +60,12 @@ class _Variant(NamedTuple):
     routes_vectors: bool
     eps_in_root: bool
     bounds_adam: bool
-    factoring: Factoring
-    torch_layout: bool
+    layout: Layout
 
 
 _VARIANTS = {
-    "jax": _Variant(20.0, False, False, True, False, "stable", False),
-    "pylo": _Variant(1.0, True, True, False, True, "torch", True),
+    "jax": _Variant(20.0, False, False, True, False, "jax"),
+    "pylo": _Variant(1.0, True, True, False, True, "torch"),
 }
 
 
@@ -82,6 +82,7 @@ class _Adam(NamedTuple):
     weight_decay: float
 
 
+@takes({**CELO2, "orthogonalize": True, "layout": None}, old=OLD_CELO2)
 def celo2(
     *,
     variant: Literal["jax", "pylo"] = "jax",
@@ -96,27 +97,8 @@ def celo2(
     adam_bias_correction: bool | None = None,
     max_norm: float | None = None,
     gradient_bound: float = 1000.0,
-    hidden_size: int = 8,
-    hidden_layers: int = 2,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.95,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    exp_mult: float = 0.0,
-    rmsmult: float = 1.0,
-    param_scale_mult: bool = False,
-    precondition_output: bool = False,
-    normalize_input: bool = True,
-    normalize_output: bool = True,
-    aggregate_mag: bool = False,
-    bias_correction: bool = False,
-    activation: Literal["relu", "tanh"] = "relu",
-    orthogonalize: bool = True,
-    ns_coeffs: Sequence[float] = NS_COEFFS,
-    ns_iters: int = 5,
-    ns_eps: float = 1e-8,
-    factoring: Factoring | None = None,
-    untouched: Untouched = "held",
+    step_mult: float = 1.0,
+    **options: Unpack[Celo2Options],
 ) -> LearnedOptimizer:
     r"""Learned rule with orthogonal steps for matrices, Adam for the rest (Celo2).
 
@@ -135,8 +117,7 @@ def celo2(
     | mu | 20 | 1 |
     | to Adam go | paths that match | those, vectors and scalars |
     | cut to +-1000 | all but Adam's gradients | all gradients |
-    | normalised axes | last two of (..., in, out) | last two of (out, in, ...) |
-    | equal axes | order of (..., in, out) | order of (out, in, ...) |
+    | layout | "jax" | "torch" |
 
     The last two of (out, in, height, width) are a convolution's height and width.
 
@@ -150,19 +131,14 @@ def celo2(
       adam_b1, adam_b2, adam_eps, adam_bias_correction: of Adam.
       max_norm: bound of the global norm of the gradients; None for none.
       gradient_bound: gradients are cut to it.
-      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
-      momentum_decays, rms_decays, adafactor_decays, features, exp_mult, rmsmult,
-      param_scale_mult, precondition_output, normalize_input, normalize_output,
-      aggregate_mag, bias_correction, activation, orthogonalize, ns_coeffs, ns_iters,
-      ns_eps: as for `celo2_base`.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`; None for the variant's.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published. Adam pushes none.
+      step_mult: factor of the normalised step.
+      **options: see `Celo2Options`; the defaults are those of `celo2_base`, but
+        orthogonalize is on and layout None, which is the variant's. Adam pushes no
+        entries that have had no gradient.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, activation, variant or
-        untouched; `update` called without `params`.
+      ValueError: decays that cannot be paired; unknown features, activation, variant,
+        layout or untouched; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -188,23 +164,21 @@ def celo2(
         mult=_or(mult_1d, form.mult_1d),
         weight_decay=_or(weight_decay_1d, weight_decay),
     )
+    layout = _or(options["layout"], form.layout)
     rule, decays = make_rule(
-        arguments,
-        factoring=_or(factoring, form.factoring),
-        torch_layout=form.torch_layout,
-        gradient_bound=gradient_bound,
+        {**options, "layout": layout}, gradient_bound=gradient_bound
     )
 
     to_adam = functools.partial(goes_to_adam, pattern, form.routes_vectors)
 
     def init_theta(key):
-        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
+        return {"nn": init_mlp(key, layer_sizes(decays, options))}
 
     def bind(theta, *, num_steps=None):
         del num_steps
 
         def init_fn(params):
-            return _init_state(to_adam, decays, rule.factoring, params)
+            return _init_state(to_adam, decays, rule.layout, params)
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
@@ -218,7 +192,7 @@ def celo2(
             network = one_network(theta["nn"])
             by_adam = functools.partial(_update_by_adam, adam, rate, count)
             by_network = functools.partial(
-                _update_rest, rule, network, rate, rmsmult, shared
+                _update_rest, rule, network, rate, step_mult, shared
             )
             updates, *slots, (momentum,), (rms,) = map_together(
                 routed(routes, by_adam, by_network),
@@ -241,7 +215,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def _init_state(
-    to_adam: Callable[..., bool], decays: Decays, factoring: Factoring, params: Any
+    to_adam: Callable[..., bool], decays: Decays, layout: Layout, params: Any
 ) -> Celo2State:
     """The first state, where each parameter has the arrays of its own rule alone."""
     routes = jax.tree_util.tree_map_with_path(to_adam, params)
@@ -253,7 +227,7 @@ def _init_state(
             tree,
         )
 
-    accumulators = init_accumulators(params, decays, factoring)
+    accumulators = init_accumulators(params, decays, layout)
     return Celo2State(
         jnp.zeros([], jnp.int32),
         Accumulators(
@@ -289,10 +263,10 @@ def _adam_step(adam, grad, momentum, rms, count):
     return m_hat / (square_root(v_hat) + adam.eps), m, v
 
 
-def _update_rest(rule, network, rate, rmsmult, shared, tensors):
+def _update_rest(rule, network, rate, step_mult, shared, tensors):
     """The updates by the learned rule, and the slots: Adam's stay."""
     seen = [tensor[:-2] for tensor in tensors]
-    new = update_by_network(rule, network, rate, rmsmult, shared, seen)
+    new = update_by_network(rule, network, rate, step_mult, shared, seen)
     return [(*x, *tensor[-2:]) for x, tensor in zip(new, tensors, strict=True)]
 
 
@@ -300,7 +274,7 @@ def update_by_network(
     rule: Rule,
     network: Any,
     rate: Any,
-    rmsmult: float,
+    step_mult: float,
     shared: Shared,
     tensors: list[tuple],
 ) -> list[tuple]:
@@ -308,11 +282,11 @@ def update_by_network(
 
     Args:
       rule, network, shared: as `update_tensors` has them.
-      rate, rmsmult: whose product multiplies steps.
+      rate, step_mult: whose product multiplies steps.
       tensors: `(grad, param, *accumulators)` of each.
     """
     old = [Tensor(g, p, Accumulators(*x)) for g, p, *x in tensors]
-    scale = jnp.full(1, rate * rmsmult, jnp.float32)
+    scale = jnp.full(1, rate * step_mult, jnp.float32)
     return [(u, *x) for u, x in update_tensors(rule, old, network, scale, shared)]
 
 

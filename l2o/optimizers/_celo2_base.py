@@ -1,7 +1,7 @@
 """`celo2_base`: a normalised per-parameter MLP without horizon."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +9,33 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._options import takes
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
 from ..names import check_known
 from ..rule._accumulators import (
     Accumulators,
     Decays,
-    Factoring,
-    check_factoring,
+    check_layout,
     init_accumulators,
     second_moment,
 )
-from ..rule._features import FEATURES, check_features, feature_sizes
+from ..rule._features import check_features, feature_sizes
 from ..rule._network import init_mlp
-from ..rule._newton_schulz import NS_COEFFS, NewtonSchulz
+from ..rule._newton_schulz import NewtonSchulz
+from ..rule._options import (
+    CELO2,
+    Celo2Options,
+    decays_of,
+    from_factoring,
+    layer_sizes,
+)
 from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import (
     ACTIVATIONS,
     GRADIENT_BOUND,
     Rule,
     Shared,
-    Untouched,
     check_untouched,
 )
 from ..rule._scales import scale_limits, step_scales
@@ -49,34 +55,31 @@ class Celo2BaseState(NamedTuple):
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
 
 
+def _from_factoring(arguments: dict[str, Any], value: Any) -> None:
+    """layout"""
+    from_factoring(arguments, value)
+    torch = str(value).startswith("torch")
+    if torch and arguments.get("variant") != "pylo":
+        raise ValueError(
+            f"factoring {value!r} decided about rows and columns alone; layout "
+            f"{value!r} normalises the last two of (out, in, ...) too: choose that or "
+            "layout 'jax'"
+        )
+
+
+OLD_CELO2: Mapping[str, Any] = {"rmsmult": "step_mult", "factoring": _from_factoring}
+
+
+@takes(CELO2, old=OLD_CELO2)
 def celo2_base(
     *,
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.0,
-    hidden_size: int = 8,
-    hidden_layers: int = 2,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.95,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    exp_mult: float = 0.0,
-    rmsmult: float = 1.0,
-    param_scale_mult: bool = False,
-    precondition_output: bool = False,
-    normalize_input: bool = True,
-    normalize_output: bool = True,
-    aggregate_mag: bool = False,
-    bias_correction: bool = False,
-    activation: Literal["relu", "tanh"] = "relu",
-    orthogonalize: bool = False,
-    ns_coeffs: Sequence[float] = NS_COEFFS,
-    ns_iters: int = 5,
-    ns_eps: float = 1e-8,
+    step_mult: float = 1.0,
     init: Init = "random",
     schedule: Schedule = "constant",
     relative: bool = False,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    **options: Unpack[Celo2Options],
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP whose steps have unit root mean square (Celo2-base).
 
@@ -93,20 +96,7 @@ def celo2_base(
       learning_rate: alpha, the root mean square of a step; a number, or an optax
         schedule of the number of updates made.
       weight_decay: w.
-      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
-      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
-      features: groups of the table in `adafactor_features`.
-      exp_mult: lambda. At 0, as published, the magnitude a has no effect; with
-        aggregate_mag a is its mean over the tensor.
-      rmsmult: factor of the normalised step.
-      param_scale_mult, precondition_output: whether the step is multiplied by the
-        tensor's root mean square before it is normalised, and by the inverse root of
-        the second moment afterwards.
-      normalize_input, normalize_output: the two normalisations.
-      bias_correction: of momenta, rms, rows and columns.
-      activation: between the layers.
-      orthogonalize, ns_coeffs, ns_iters, ns_eps: Newton-Schulz iterations on the step
-        of a tensor of two axes or more, before it is normalised.
+      step_mult: factor of the normalised step.
       init: what meta-training starts from: random weights; "adam", weights with which
         the rule is Adam's direction (the first momentum over the root of the first
         second moment), normalised; "nadam", the sum of that and of the gradient over
@@ -117,16 +107,19 @@ def celo2_base(
         a vector that of all parameters, which is also the tenfold of the least s; never
         above what s was at the start, or `1 / sqrt(fan_in)` where that is more. Alpha
         is then about 0.03 for models of all kinds.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published. The root mean square of a step
-        is that of the other entries.
+      **options: see `Celo2Options`: hidden_size 8 and hidden_layers 2, 347
+        meta-parameters; lambda, exp_mult, 0, so that the magnitude a has no effect;
+        momentum_decays (0.9, 0.99, 0.999), rms_decays (0.95,) and adafactor_decays
+        (0.9, 0.99, 0.999), fixed; all features; normalize_input and normalize_output
+        on, param_scale_mult (before the step is normalised), precondition_output
+        (afterwards), aggregate_mag, bias_correction and orthogonalize off; activation
+        "relu"; ns_iters 5; layout "jax"; untouched "held". The root mean square of a
+        step is that of the entries that are not held.
 
     Raises:
       ValueError: decays that cannot be paired; unknown features, activation, init,
-        schedule or untouched; `update` called without `params`; no `num_steps` for a
-        schedule.
+        schedule, layout or untouched; `update` called without `params`; no `num_steps`
+        for a schedule.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -138,12 +131,12 @@ def celo2_base(
     Source: "Celo2: Towards learned optimization free lunch" (Moudgil et al., 2026).
     """
     arguments = checked(celo2_base, locals())
-    rule, decays = make_rule(arguments, factoring=factoring)
-    check_init(init, rule, hidden_size)
+    rule, decays = make_rule(options)
+    check_init(init, rule, options["hidden_size"])
     check_schedule(schedule, "celo2_base", learning_rate)
 
     def init_theta(key):
-        nn = init_celo2(key, rule, decays, hidden_size, hidden_layers)
+        nn = init_mlp(key, layer_sizes(decays, options))
         return {"nn": apply_init(init, nn, rule, decays)}
 
     def bind(theta, *, num_steps=None):
@@ -151,7 +144,7 @@ def celo2_base(
             num_steps = require_num_steps(num_steps, "celo2_base")
 
         def init_fn(params):
-            accumulators = init_accumulators(params, decays, factoring)
+            accumulators = init_accumulators(params, decays, rule.layout)
             limits = scale_limits(params) if relative else None
             return Celo2BaseState(
                 jnp.zeros([], jnp.int32),
@@ -174,7 +167,7 @@ def celo2_base(
                 params,
                 state.accumulators,
                 one_network(theta["nn"]),
-                rate * rmsmult * scales,
+                rate * step_mult * scales,
                 Shared(decays, decay_of(rate, weight_decay), None, count),
             )
             return updates, Celo2BaseState(
@@ -198,49 +191,35 @@ def celo2_base(
 
 
 def make_rule(
-    arguments: Mapping[str, Any],
-    *,
-    factoring: Factoring,
-    torch_layout: bool = False,
-    gradient_bound: float = GRADIENT_BOUND,
+    options: Celo2Options, *, gradient_bound: float = GRADIENT_BOUND
 ) -> tuple[Rule, Decays]:
-    """The rule of a factory's arguments, checked, and its decays."""
-    check_factoring(factoring)
-    check_known("activation", arguments["activation"], ACTIVATIONS)
-    if len(arguments["ns_coeffs"]) != 3:
-        raise ValueError(f"ns_coeffs are three numbers, got {arguments['ns_coeffs']!r}")
-    kinds = ("momentum", "rms", "adafactor")
-    decays = Decays(*(tuple(arguments[f"{kind}_decays"]) for kind in kinds))
-    features = check_features(arguments["features"])
+    """The rule that options describe, checked, and its decays."""
+    layout = check_layout(options["layout"])
+    check_known("activation", options["activation"], ACTIVATIONS)
+    if len(options["ns_coeffs"]) != 3:
+        raise ValueError(f"ns_coeffs are three numbers, got {options['ns_coeffs']!r}")
+    a, b, c = options["ns_coeffs"]
+    decays = decays_of(options)
+    features = check_features(options["features"])
     feature_sizes(features, *map(len, decays))
-    iterations = NewtonSchulz(
-        tuple(arguments["ns_coeffs"]), arguments["ns_iters"], arguments["ns_eps"]
-    )
+    iterations = NewtonSchulz((a, b, c), options["ns_iters"], options["ns_eps"])
     rule = Rule(
         features,
         tuple(name for name in features if name not in _NOT_OF_VECTORS),
-        arguments["exp_mult"],
+        options["exp_mult"],
         rms_eps=_RMS_EPS,
         norm_eps=_EPS,
         grad_bound=gradient_bound,
-        activation=arguments["activation"],
-        normalize_input=arguments["normalize_input"],
-        normalize_step=arguments["normalize_output"],
-        normalized_axes="torch" if torch_layout else "last",
-        param_scale=arguments["param_scale_mult"],
-        precondition=arguments["precondition_output"],
-        aggregate_mag=arguments["aggregate_mag"],
-        orthogonalize=iterations if arguments["orthogonalize"] else None,
-        bias_correction=arguments["bias_correction"],
-        factoring=factoring,
-        holds=check_untouched(arguments["untouched"]),
+        activation=options["activation"],
+        normalize_input=options["normalize_input"],
+        normalize_step=options["normalize_output"],
+        normalized_axes="torch" if layout.startswith("torch") else "last",
+        param_scale=options["param_scale_mult"],
+        precondition=options["precondition_output"],
+        aggregate_mag=options["aggregate_mag"],
+        orthogonalize=iterations if options["orthogonalize"] else None,
+        bias_correction=options["bias_correction"],
+        layout=layout,
+        holds=check_untouched(options["untouched"]),
     )
     return rule, decays
-
-
-def init_celo2(
-    key: jax.Array, rule: Rule, decays: Decays, hidden_size: int, hidden_layers: int
-) -> dict[str, jax.Array]:
-    """The network's weights; those of rows and columns are not used for vectors."""
-    planes = sum(feature_sizes(rule.features, *map(len, decays)))
-    return init_mlp(key, [planes, *[hidden_size] * hidden_layers, 3])

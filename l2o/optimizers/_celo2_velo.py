@@ -1,7 +1,6 @@
 """`celo2_velo`: the normalised rule of Celo2 under a scheduler like VeLO's."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,40 +8,26 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
+from .._options import takes
 from .._tensors import rows_of, state_rows, with_elements
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
 from ..recurrent._cell import LSTMState, init_rows, linear
 from ..recurrent._loss_features import LossBuffer, init_loss_buffer
 from ..recurrent._mixing_lstm import init_mixing_lstm, mixing_lstm
-from ..rule._accumulators import (
-    Accumulators,
-    Factoring,
-    init_accumulators,
-    second_moment,
-)
-from ..rule._features import FEATURES
-from ..rule._newton_schulz import NS_COEFFS
+from ..rule._accumulators import Accumulators, init_accumulators, second_moment
+from ..rule._network import init_mlp
+from ..rule._options import CELO2, Celo2Options, layer_sizes
 from ..rule._prior import Init, apply_init, check_init
-from ..rule._rule import Shared, Untouched
+from ..rule._rule import Shared
 from ..rule._scales import parameter_scales, scale_limits, trained
 from ..rule._schedule import decay_of, warmup_cosine
-from ._celo2_base import init_celo2, make_rule
-from ._velo import run_features, tensor_feature_count, tensor_features
-
-_FIXED: dict[str, Any] = {
-    "exp_mult": 0.0,
-    "param_scale_mult": False,
-    "precondition_output": False,
-    "normalize_input": True,
-    "normalize_output": True,
-    "aggregate_mag": False,
-    "bias_correction": False,
-    "activation": "relu",
-    "ns_coeffs": NS_COEFFS,
-    "ns_iters": 5,
-    "ns_eps": 1e-8,
-}
+from ._celo2_base import OLD_CELO2, make_rule
+from ._velo import (
+    run_features,
+    tensor_feature_count,
+    tensor_features,
+)
 
 
 class Celo2VeLOState(NamedTuple):
@@ -56,22 +41,15 @@ class Celo2VeLOState(NamedTuple):
     num_steps: jax.Array  # shape (), float32: of the run
 
 
+@takes(CELO2, old={"factoring": OLD_CELO2["factoring"]})
 def celo2_velo(
     *,
     step_mult: float = 0.01,
     weight_decay: float = 0.0,
     schedule_mult: float = 4.0,
     lstm_hidden_size: int = 16,
-    hidden_size: int = 8,
-    hidden_layers: int = 2,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.95,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    orthogonalize: bool = False,
     init: Init = "random",
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    **options: Unpack[Celo2Options],
 ) -> LearnedOptimizer:
     r"""Celo2's normalised rule, times a learned rate per tensor; nothing to tune.
 
@@ -94,18 +72,12 @@ def celo2_velo(
       weight_decay: d.
       schedule_mult: kappa; an output of 0.1 changes the rate by 49 % at 4.
       lstm_hidden_size: of the scheduler; 3 532 meta-parameters by default.
-      hidden_size, hidden_layers: the per-parameter network, relu between layers.
-      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
-      features: groups of the table in `adafactor_features`.
-      orthogonalize, init: of the rule, as for `celo2_base`.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network.
+      init: of the rule, as for `celo2_base`.
+      **options: see `Celo2Options`; the defaults are those of `celo2_base`.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, init or untouched;
-        `num_steps`, `params` or `value` is missing.
+      ValueError: decays that cannot be paired; unknown features, activation, init,
+        layout or untouched; `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -120,12 +92,12 @@ def celo2_velo(
     up" (Metz et al., 2022).
     """
     arguments = checked(celo2_velo, locals())
-    rule, decays = make_rule({**_FIXED, **arguments}, factoring=factoring)
-    check_init(init, rule, hidden_size)
+    rule, decays = make_rule(options)
+    check_init(init, rule, options["hidden_size"])
 
     def init_theta(key):
         k_nn, k_lstm = jax.random.split(key)
-        nn = init_celo2(k_nn, rule, decays, hidden_size, hidden_layers)
+        nn = init_mlp(k_nn, layer_sizes(decays, options))
         schedule = init_mixing_lstm(
             k_lstm,
             tensor_feature_count(decays) + 1,
@@ -148,7 +120,7 @@ def celo2_velo(
         def init_fn(params):
             return Celo2VeLOState(
                 jnp.zeros([], jnp.int32),
-                init_accumulators(params, decays, factoring),
+                init_accumulators(params, decays, rule.layout),
                 init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(num_steps),
                 scale_limits(params),

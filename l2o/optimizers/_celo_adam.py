@@ -1,6 +1,6 @@
 """`celo_adam`: Celo's learned schedule as the learning rate of Adam."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
+from .._options import check_published, takes
 from .._tensors import map_tensors, state_zeros
 from .._transformation import transformation
 from ..recurrent._cell import LSTMState, init_linear, init_rows
 from ..recurrent._loss_features import LossBuffer, init_loss_buffer
 from ..recurrent._mixing_lstm import RUN_FEATURES, init_mixing_lstm, mixing_lstm
+from ..recurrent._options import OLD_FLAGS, SCHEDULE, ScheduleOptions
 from ..rule._accumulators import update_moment
 from ..rule._rule import GRADIENT_BOUND, param_scale
 from ._celo import schedule
@@ -30,6 +32,7 @@ class CeloAdamState(NamedTuple):
     num_steps: jax.Array  # shape (), float32: of the run
 
 
+@takes(SCHEDULE, old={"dead_mix_layer": OLD_FLAGS["dead_mix_layer"]})
 def celo_adam(
     *,
     lstm_hidden_size: int = 64,
@@ -38,12 +41,8 @@ def celo_adam(
     eps: float = 1e-8,
     step_mult: float = 1e-3,
     bias_correction: bool = True,
-    mix_layers: bool = True,
-    dead_mix_layer: bool = True,
     param_scale_mult: bool = False,
-    rnn_state_decay: float = 0.0,
-    validation_mode: bool | None = None,
-    constant_loss: bool = False,
+    **options: Unpack[ScheduleOptions],
 ) -> LearnedOptimizer:
     r"""Adam under a learned global schedule (Celo-Adam).
 
@@ -60,11 +59,11 @@ def celo_adam(
       step_mult: lambda.
       bias_correction: of both moments.
       param_scale_mult: whether a step is multiplied by the tensor's root mean square.
-      mix_layers, dead_mix_layer, rnn_state_decay, validation_mode, constant_loss: as
-        for `velo`.
+      **options: see `ScheduleOptions`: mix_layers on, the rest off, published
+        ("dead_mix_layer",), the only defect that it had.
 
     Raises:
-      ValueError: `num_steps`, `params` or `value` is missing.
+      ValueError: an unknown defect; `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -78,6 +77,9 @@ def celo_adam(
     al., 2025).
     """
     arguments = checked(celo_adam, locals())
+    check_published(options["published"], ["dead_mix_layer"])
+    validation_mode = options["validation_mode"]
+    constant_loss = options["constant_loss"]
 
     def init_theta(key):
         key, step_key = jax.random.split(key)
@@ -86,8 +88,8 @@ def celo_adam(
                 key,
                 RUN_FEATURES + (validation_mode is not None),
                 lstm_hidden_size,
-                mix_layers=mix_layers,
-                dead_mix_layer=dead_mix_layer,
+                mix_layers=options["mix_layers"],
+                dead_mix_layer="dead_mix_layer" in options["published"],
             ),
             "step_size": init_linear(step_key, lstm_hidden_size, 1),
         }
@@ -131,7 +133,7 @@ def celo_adam(
             updates, (momentum,), (rms,) = map_tensors(
                 update_tensor, updates, params, (state.momentum,), (state.rms,)
             )
-            after = optax.tree.scale(1 - rnn_state_decay, after)
+            after = optax.tree.scale(1 - options["rnn_state_decay"], after)
             return updates, CeloAdamState(
                 count, momentum, rms, after, loss, state.num_steps
             )

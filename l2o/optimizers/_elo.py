@@ -1,33 +1,37 @@
 """`elo`: the rule of small_fc with fixed decays and a learning rate."""
 
 from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_params
+from .._options import check_published, takes
 from .._tensors import clip_by_global_norm
 from .._transformation import transformation
-from ..rule._accumulators import Decays, Factoring, check_factoring
 from ..rule._network import init_mlp
-from ..rule._rule import Untouched
+from ..rule._options import (
+    NETWORK,
+    NetworkOptions,
+    decays_of,
+    from_factoring,
+    fused_row_mean,
+)
 from ._small_fc import small_fc_rule, small_fc_sizes, small_fc_transformation
 
 
+@takes(
+    {**NETWORK, "hidden_size": 32},
+    old={"factoring": from_factoring, "fused_row_mean": fused_row_mean},
+)
 def elo(
     *,
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
-    hidden_size: int = 32,
-    hidden_layers: int = 2,
-    exp_mult: float = 1e-3,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.999,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    fused_row_mean: bool = False,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    published: Sequence[Literal["fused_row_mean"]] = (),
+    **options: Unpack[NetworkOptions],
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over Adafactor features and time, with a learning rate (ELO).
 
@@ -40,18 +44,14 @@ def elo(
       learning_rate, weight_decay: alpha, a number or an optax schedule of the number of
         updates made, and w.
       max_norm: bound of the global norm of the gradients; None for none.
-      hidden_size, hidden_layers: the network; 2 402 meta-parameters by default.
-      exp_mult: lambda.
-      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
-      fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`; "torch" is PyLO's order.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published.
+      published: defects of the published code that are kept: "fused_row_mean" is that
+        of PyLO's fused kernels, see `inverse_roots`.
+      **options: see `NetworkOptions`: as for `small_fc`, but hidden_size 32, 2 402
+        meta-parameters, and decays that stay. PyLO has layout "torch".
 
     Raises:
-      ValueError: decays that cannot be paired; unknown untouched; `update` called
-        without `params`.
+      ValueError: decays that cannot be paired; unknown layout, untouched or defect;
+        `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -64,10 +64,10 @@ def elo(
     2025).
     """
     arguments = checked(elo, locals())
-    check_factoring(factoring)
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring, untouched, fused_row_mean=fused_row_mean)
+    check_published(published, ["fused_row_mean"])
+    decays = decays_of(options)
+    sizes = small_fc_sizes(decays, options)
+    rule = small_fc_rule(options, published)
 
     def init_theta(key):
         return {"nn": init_mlp(key, sizes)}

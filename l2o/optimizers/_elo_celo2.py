@@ -2,32 +2,49 @@
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._tensors import clip_by_global_norm, finite_gradient, map_together, square_root
 from .._transformation import transformation
 from ..kernels._dispatch import one_network
 from ..rule._accumulators import (
     Accumulators,
-    Factoring,
     factored_axes,
     init_accumulators,
     update_accumulators,
 )
-from ..rule._features import FEATURES
-from ..rule._newton_schulz import NS_COEFFS
-from ..rule._rule import Shared, Untouched
+from ..rule._network import init_mlp
+from ..rule._options import CELO2, Celo2Options, from_factoring, layer_sizes
+from ..rule._rule import Shared
 from ..rule._schedule import decay_of, rate_at
 from ._celo2 import REGEX_1D, goes_to_adam, routed, routes_of, update_by_network
-from ._celo2_base import Celo2BaseState, init_celo2, make_rule
+from ._celo2_base import OLD_CELO2, Celo2BaseState, make_rule
 
 
+def _from_torch_layout(arguments: dict[str, Any], value: Any) -> None:
+    """layout"""
+    layout = arguments.setdefault("layout", "torch" if value else "jax")
+    if value != layout.startswith("torch"):
+        raise ValueError(
+            f"elo_celo2 has one layout for all that it does with axes: torch_layout "
+            f"{value} does not go with layout {layout!r}"
+        )
+
+
+@takes(
+    {**CELO2, "orthogonalize": True, "layout": "torch"},
+    old={
+        **OLD_CELO2,
+        "factoring": from_factoring,
+        "torch_layout": _from_torch_layout,
+    },
+)
 def elo_celo2(
     *,
     learning_rate: optax.ScalarOrSchedule = 1e-3,
@@ -37,28 +54,8 @@ def elo_celo2(
     weight_decay_1d: float | None = None,
     max_norm: float | None = 1.0,
     gradient_bound: float = 1000.0,
-    hidden_size: int = 8,
-    hidden_layers: int = 2,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.95,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    exp_mult: float = 0.0,
-    rmsmult: float = 1.0,
-    param_scale_mult: bool = False,
-    precondition_output: bool = False,
-    normalize_input: bool = True,
-    normalize_output: bool = True,
-    aggregate_mag: bool = False,
-    bias_correction: bool = False,
-    activation: Literal["relu", "tanh"] = "relu",
-    orthogonalize: bool = True,
-    ns_coeffs: Sequence[float] = NS_COEFFS,
-    ns_iters: int = 5,
-    ns_eps: float = 1e-8,
-    torch_layout: bool = True,
-    factoring: Factoring = "torch",
-    untouched: Untouched = "held",
+    step_mult: float = 1.0,
+    **options: Unpack[Celo2Options],
 ) -> LearnedOptimizer:
     r"""Learned rule with orthogonal steps, AdamW for vectors, embeddings (ELO-Celo2).
 
@@ -77,20 +74,13 @@ def elo_celo2(
       mult_1d, weight_decay_1d: mu, and Adam's w where it differs.
       max_norm: bound of the global norm of the gradients; None for none.
       gradient_bound: gradients are then cut to it.
-      hidden_size, hidden_layers: the network; 347 meta-parameters by default.
-      momentum_decays, rms_decays, adafactor_decays, features, exp_mult, rmsmult,
-      param_scale_mult, precondition_output, normalize_input, normalize_output,
-      aggregate_mag, bias_correction, activation, orthogonalize, ns_coeffs, ns_iters,
-      ns_eps: as for `celo2_base`.
-      torch_layout: whether the axes to normalise and orthogonalise are the last two of
-        (out, in, ...), as published, or of (..., in, out).
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`; the default is PyLO's.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published. Adam pushes none.
+      step_mult: factor of the normalised step.
+      **options: see `Celo2Options`; the defaults are those of `celo2_base`, but
+        orthogonalize is on and layout "torch", as published. Adam pushes no entries
+        that have had no gradient.
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features, activation or
+      ValueError: decays that cannot be paired; unknown features, activation, layout or
         untouched; `update` called without `params`.
 
     Example:
@@ -106,23 +96,18 @@ def elo_celo2(
     arguments = checked(elo_celo2, locals())
     pattern = re.compile(regex_1d) if regex_1d else None
     decay_1d = weight_decay if weight_decay_1d is None else weight_decay_1d
-    rule, decays = make_rule(
-        arguments,
-        factoring=factoring,
-        torch_layout=torch_layout,
-        gradient_bound=gradient_bound,
-    )
+    rule, decays = make_rule(options, gradient_bound=gradient_bound)
 
     to_adam = functools.partial(goes_to_adam, pattern, True)
 
     def init_theta(key):
-        return {"nn": init_celo2(key, rule, decays, hidden_size, hidden_layers)}
+        return {"nn": init_mlp(key, layer_sizes(decays, options))}
 
     def bind(theta, *, num_steps=None):
         del num_steps
 
         def init_fn(params):
-            accumulators = init_accumulators(params, decays, rule.factoring)
+            accumulators = init_accumulators(params, decays, rule.layout)
             return Celo2BaseState(jnp.zeros([], jnp.int32), accumulators)
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -139,7 +124,7 @@ def elo_celo2(
                 _update_by_adam, rule, shared, rate, mult_1d, decay_1d
             )
             by_network = functools.partial(
-                update_by_network, rule, network, rate, rmsmult, shared
+                update_by_network, rule, network, rate, step_mult, shared
             )
             updates, *accumulators = map_together(
                 routed(routes, by_adam, by_network),
@@ -158,7 +143,7 @@ def elo_celo2(
 def _update_by_adam(rule, shared, rate, mult, weight_decay, grad, param, *slots):
     """The update of one tensor, and its accumulators, of which two are Adam's."""
     grad = finite_gradient(grad, rule.grad_bound)
-    axes = factored_axes(grad.shape, rule.factoring)
+    axes = factored_axes(grad.shape, rule.layout)
     decays = shared.decays
     accumulators = update_accumulators(Accumulators(*slots), grad, decays, axes)
     m, v = accumulators.momentum[0], accumulators.rms[-1]

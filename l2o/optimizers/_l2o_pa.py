@@ -11,6 +11,7 @@ from jax import lax
 
 from .._arguments import check_number, checked
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._tensors import map_tensors
 from .._transformation import transformation
 from ..names import check_known
@@ -55,10 +56,11 @@ class _Rule(NamedTuple):
     rho: float
 
 
+@takes(old={"layers": "hidden_layers"})
 def l2o_pa(
     *,
     hidden_size: int = 20,
-    layers: int = 2,
+    hidden_layers: int = 2,
     lipschitz: float = 1.0,
     prox: str = "none",
     rho: float = 0.1,
@@ -89,7 +91,7 @@ def l2o_pa(
     without r.
 
     Args:
-      hidden_size, layers: the stack of LSTMs, with PyTorch's two biases; 5 805
+      hidden_size, hidden_layers: the stack of LSTMs, with PyTorch's two biases; 5 805
         meta-parameters, whichever controls are on.
       lipschitz: L, the Lipschitz constant of grad f.
       prox: r; "none" is zero, "l1" is rho times the sum of absolute values.
@@ -127,18 +129,18 @@ def l2o_pa(
     rule = _Rule(controls, _PROX[prox], rho)
 
     def init_theta(key):
-        return _init_theta(key, layers, hidden_size)
+        return _init_theta(key, hidden_layers, hidden_size)
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        stack = [merge_biases(theta[f"lstm_{i}"]) for i in range(layers)]
+        stack = [merge_biases(theta[f"lstm_{i}"]) for i in range(hidden_layers)]
 
         def init_fn(params):
             return L2OPAState(
                 # A copy, so that parameters and state can both be donated.
                 z=jax.tree.map(lambda x: jnp.array(x, jnp.float32), params),
                 lstm=init_stack(
-                    params, layers, hidden_size, scale=state_scale, seed=seed
+                    params, hidden_layers, hidden_size, scale=state_scale, seed=seed
                 ),
             )
 
@@ -206,10 +208,10 @@ def _with_norm_of_b(controls: dict[str, tuple[str, Any]]) -> dict[str, tuple[str
     return controls | shared
 
 
-def _init_theta(key: jax.Array, layers: int, hidden_size: int) -> dict[str, Any]:
+def _init_theta(key: jax.Array, hidden_layers: int, hidden_size: int) -> dict[str, Any]:
     """The stack of LSTMs, a layer on it and a head for each control, on or off."""
-    keys = iter(jax.random.split(key, layers + 1 + len(_CONTROLS)))
-    sizes = [2] + [hidden_size] * (layers - 1)
+    keys = iter(jax.random.split(key, hidden_layers + 1 + len(_CONTROLS)))
+    sizes = [2] + [hidden_size] * (hidden_layers - 1)
     return {
         **{
             f"lstm_{i}": init_torch_lstm(next(keys), size, hidden_size)

@@ -13,6 +13,7 @@ from jax import lax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer
+from .._options import takes
 from .._tensors import is_held, map_tensors, sharded_like, square_root, zeros_like
 from .._transformation import transformation
 from ..names import check_known
@@ -42,11 +43,12 @@ class L2OScaleState(NamedTuple):
     square: tuple[Any, ...]  # their mean squares
 
 
+@takes(old={"min_lr": "min_learning_rate", "max_lr": "max_learning_rate"})
 def l2o_scale(
     *,
     level_sizes: Sequence[int] = (10, 20, 20),
-    min_lr: float = 1e-6,
-    max_lr: float = 1e-2,
+    min_learning_rate: float = 1e-6,
+    max_learning_rate: float = 1e-2,
     global_input: str = "mean",
     seed: int = 0,
     untouched: Untouched = "held",
@@ -69,8 +71,8 @@ def l2o_scale(
 
     Args:
       level_sizes: of h, H and G; 8 349 meta-parameters by default.
-      min_lr, max_lr: alpha starts between them, log-uniform per coordinate times
-        log-uniform per tensor.
+      min_learning_rate, max_learning_rate: alpha starts between them, log-uniform per
+        coordinate times log-uniform per tensor.
       global_input: what G sees. "mean" is the mean of H' over tensors, as described in
         the paper; "last_tensor" is H' of the last tensor alone, as in the published
         code, where a loop variable is used after the loop.
@@ -81,7 +83,8 @@ def l2o_scale(
         "pushed" by the networks, as published.
 
     Raises:
-      ValueError: unknown `global_input`, not three levels, or min_lr above max_lr.
+      ValueError: unknown `global_input`, not three levels, or min_learning_rate above
+        max_learning_rate.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -99,8 +102,11 @@ def l2o_scale(
         raise ValueError(
             f"level_sizes has the sizes of three levels, got {tuple(level_sizes)}"
         )
-    if not 0 < min_lr <= max_lr:
-        raise ValueError(f"min_lr must be in (0, max_lr = {max_lr}], got {min_lr}")
+    if not 0 < min_learning_rate <= max_learning_rate:
+        raise ValueError(
+            "min_learning_rate must be in (0, max_learning_rate = "
+            f"{max_learning_rate}], got {min_learning_rate}"
+        )
     holds = check_untouched(untouched)
     sizes = tuple(level_sizes)
 
@@ -111,7 +117,9 @@ def l2o_scale(
         del num_steps
 
         def init_fn(params):
-            new_log_lr = functools.partial(_initial_log_lr, seed, min_lr, max_lr)
+            new_log_lr = functools.partial(
+                _initial_log_lr, seed, min_learning_rate, max_learning_rate
+            )
             return _init_state(theta["initial"], new_log_lr, params)
 
         def update_fn(updates, state, params=None, **extra_args):
@@ -302,10 +310,10 @@ def _next_log_lr(theta, hidden, log_lr):
     return step_lr, keep * log_lr + (1 - keep) * step_lr
 
 
-def _initial_log_lr(seed, min_lr, max_lr, index, shape):
+def _initial_log_lr(seed, min_learning_rate, max_learning_rate, index, shape):
     key = jax.random.fold_in(jax.random.key(seed), index)
     # Half of the range each, in logarithms.
-    low, high = math.log(min_lr) / 2, math.log(max_lr) / 2
+    low, high = math.log(min_learning_rate) / 2, math.log(max_learning_rate) / 2
     log_lr = sum(
         jax.random.uniform(k, s, jnp.float32, low, high)
         for k, s in zip(jax.random.split(key), (shape, ()), strict=True)

@@ -10,6 +10,7 @@ import optax
 
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._options import takes
 from .._tensors import is_held, map_tensors, masked_normalise, state_zeros
 from .._transformation import transformation
 from ..rule._newton_schulz import NS_COEFFS, newton_schulz
@@ -42,6 +43,7 @@ class LearnableMuonState(NamedTuple):
     factors: Factors
 
 
+@takes(old={"bound": "factor_bound"})
 def learnable_muon(
     *,
     learning_rate: optax.ScalarOrSchedule = 0.03,
@@ -52,7 +54,7 @@ def learnable_muon(
     gain: float = 20.0,
     drift: float = 1.0,
     fade: float = 0.0,
-    bound: float = 10.0,
+    factor_bound: float = 10.0,
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 
@@ -83,7 +85,7 @@ def learnable_muon(
       b1, b2: initial decays; theta holds the logarithms of one minus them.
       exponent: initial q.
       gain, drift, fade: initial values of those of `hypergradient`.
-      bound: largest of its factors, the least is one over it.
+      factor_bound: largest of its factors, the least is one over it.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -108,8 +110,10 @@ def learnable_muon(
     descent" (Baydin et al., 2018).
     """
     arguments = checked(learnable_muon, locals())
-    if bound < 1:
-        raise ValueError(f"learnable_muon needs bound to be at least 1, got {bound}")
+    if factor_bound < 1:
+        raise ValueError(
+            f"learnable_muon needs factor_bound to be at least 1, got {factor_bound}"
+        )
     refuse_schedule("learnable_muon", learning_rate)
     weight_decay = arguments["weight_decay"]  # a plain number, or traced
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
@@ -147,7 +151,7 @@ def learnable_muon(
                 state.count / num_steps,
                 num_steps,
                 decay=_AGREEMENT_DECAY,
-                bounds=(1 / bound, bound),
+                bounds=(1 / factor_bound, factor_bound),
             )
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
             scales = _scales(rate, updates, params, state, factors)

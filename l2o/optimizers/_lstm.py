@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._arguments import checked
 from .._base import LearnedOptimizer
+from .._options import takes
 from .._tensors import map_tensors
 from .._transformation import transformation
 from ..names import check_known
@@ -30,10 +31,11 @@ class LSTMOptimizerState(NamedTuple):
     lstm: StackState
 
 
+@takes(old={"layers": "hidden_layers"})
 def lstm(
     *,
     hidden_size: int = 20,
-    layers: int = 2,
+    hidden_layers: int = 2,
     preprocess: str = "log_sign",
     preprocess_scale: float = 5.0,
     step_mult: float = 0.01,
@@ -48,8 +50,8 @@ def lstm(
     other coordinates and the time are not seen. There is no learning rate to choose.
 
     Args:
-      hidden_size, layers: the stack of LSTMs; 5 141 meta-parameters by default, 5 061
-        with one input.
+      hidden_size, hidden_layers: the stack of LSTMs; 5 141 meta-parameters by default,
+        5 061 with one input.
       preprocess: phi. "log_sign" gives two inputs, `max(log(|g| + eps) / k, -1)` and
         `clip(e^k g, -1, 1)`; "identity" gives the gradient, as published for
         quadratics, LASSO and Rastrigin's function, together with `step_mult=1`.
@@ -77,8 +79,8 @@ def lstm(
     inputs = 2 if preprocess == "log_sign" else 1
 
     def init_theta(key):
-        *keys, linear_key = jax.random.split(key, layers + 1)
-        sizes = [inputs] + [hidden_size] * (layers - 1)
+        *keys, linear_key = jax.random.split(key, hidden_layers + 1)
+        sizes = [inputs] + [hidden_size] * (hidden_layers - 1)
         theta = {
             f"lstm_{i}": init_sonnet_lstm(k, size, hidden_size)
             for i, (k, size) in enumerate(zip(keys, sizes, strict=True))
@@ -87,7 +89,7 @@ def lstm(
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        stack = [theta[f"lstm_{i}"] for i in range(layers)]
+        stack = [theta[f"lstm_{i}"] for i in range(hidden_layers)]
 
         def update_tensor(grad, _, hidden, cell):
             if preprocess == "log_sign":
@@ -110,7 +112,7 @@ def lstm(
             return step, *states
 
         def init_fn(params):
-            return LSTMOptimizerState(init_stack(params, layers, hidden_size))
+            return LSTMOptimizerState(init_stack(params, hidden_layers, hidden_size))
 
         def update_fn(updates, state, params=None, **extra_args):
             del params, extra_args

@@ -1,7 +1,7 @@
 """`mulo`: small_fc as PyLO runs it, and muP scaling for any learned optimizer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,17 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_params
+from .._options import check_published, takes
 from .._tensors import square_root
 from .._transformation import transformation
-from ..rule._accumulators import Decays, Factoring, check_factoring
 from ..rule._network import init_mlp
-from ..rule._rule import Untouched
+from ..rule._options import (
+    NETWORK,
+    NetworkOptions,
+    decays_of,
+    from_factoring,
+    fused_row_mean,
+)
 from ..rule._schedule import rate_at
 from ._small_fc import (
     init_decay_offsets,
@@ -24,20 +30,21 @@ from ._small_fc import (
 )
 
 
+@takes(
+    {**NETWORK, "hidden_size": 32},
+    old={
+        "max_grad_norm": "max_tensor_norm",
+        "factoring": from_factoring,
+        "fused_row_mean": fused_row_mean,
+    },
+)
 def mulo(
     *,
     learning_rate: optax.ScalarOrSchedule = 1.0,
-    max_grad_norm: float | None = None,
-    hidden_size: int = 32,
-    hidden_layers: int = 2,
-    exp_mult: float = 1e-3,
+    max_tensor_norm: float | None = None,
     step_mult: float = 0.01,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.999,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    fused_row_mean: bool = False,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    published: Sequence[Literal["fused_row_mean"]] = (),
+    **options: Unpack[NetworkOptions],
 ) -> LearnedOptimizer:
     r"""small_fc meta-trained under muP, to be scaled with `mup` (muLO, AdafacLO).
 
@@ -50,20 +57,16 @@ def mulo(
     Args:
       learning_rate: alpha, a number or an optax schedule of the number of updates
         made.
-      max_grad_norm: bound of the norm of each tensor's gradient; None for none.
-      hidden_size, hidden_layers: the network; 2 409 meta-parameters by default.
-      exp_mult, step_mult: lambda_2 and lambda_1.
-      momentum_decays, rms_decays, adafactor_decays: initial decays; theta holds their
-        learned offsets.
-      fused_row_mean: the defect of PyLO's fused kernels, see `inverse_roots`.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`; "torch" is PyLO's order.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published.
+      max_tensor_norm: bound of the norm of each tensor's gradient; None for none.
+      step_mult: lambda_1.
+      published: defects of the published code that are kept: "fused_row_mean" is that
+        of PyLO's fused kernels, see `inverse_roots`.
+      **options: see `NetworkOptions`: as for `small_fc`, but hidden_size 32, 2 409
+        meta-parameters. lambda_2 is exp_mult. PyLO has layout "torch".
 
     Raises:
-      ValueError: decays that cannot be paired; unknown untouched; `update` called
-        without `params`.
+      ValueError: decays that cannot be paired; unknown layout, untouched or defect;
+        `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -76,10 +79,10 @@ def mulo(
     et al., 2024).
     """
     arguments = checked(mulo, locals())
-    check_factoring(factoring)
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring, untouched, fused_row_mean=fused_row_mean)
+    check_published(published, ["fused_row_mean"])
+    decays = decays_of(options)
+    sizes = small_fc_sizes(decays, options)
+    rule = small_fc_rule(options, published)
 
     def init_theta(key):
         return {**init_decay_offsets(decays), "nn": init_mlp(key, sizes)}
@@ -102,8 +105,8 @@ def mulo(
 
         def update_fn(updates, state, params=None, **extra_args):
             require_params(params, "mulo")
-            if max_grad_norm is not None:
-                updates = jax.tree.map(lambda g: clipped(g, max_grad_norm), updates)
+            if max_tensor_norm is not None:
+                updates = jax.tree.map(lambda g: clipped(g, max_tensor_norm), updates)
             return tx.update(updates, state, params, **extra_args)
 
         return transformation(tx.init, update_fn, name="mulo")

@@ -11,6 +11,7 @@ from jax import lax
 
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._tensors import rows_of, state_rows, state_zeros, tree_of
 from .._transformation import transformation
 from ..recurrent._cell import (
@@ -45,6 +46,7 @@ class NNAdamState(NamedTuple):
     lstm: LSTMState  # two arrays (tensors, lstm_hidden_size)
 
 
+@takes(old={"output_scale": "step_mult"})
 def nn_adam(
     *,
     lstm_hidden_size: int = 32,
@@ -52,7 +54,7 @@ def nn_adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    output_scale: float = 0.01,
+    step_mult: float = 0.01,
     decay_strength: float = 0.0,
 ) -> LearnedOptimizer:
     r"""Adam with hyper-parameters per tensor that an LSTM moves after every update.
@@ -71,7 +73,7 @@ def nn_adam(
       lstm_hidden_size: 6856 meta-parameters at 32, 21 896 at 64.
       learning_rate, b1, b2, eps: where meta-training starts; theta holds y of them,
         from which every tensor starts in turn. W starts at zero.
-      output_scale: lambda.
+      step_mult: lambda.
       decay_strength: the share of its distance to theta's y that y loses per update.
 
     Raises:
@@ -145,7 +147,7 @@ def nn_adam(
                 rms.append(v)
                 features.append(_tensor_features(grad, param, m, v, y))
             cell = lstm(theta["lstm"], jnp.stack(features), state.lstm)
-            hyper = state.hyper + output_scale * linear(theta["controls"], cell.hidden)
+            hyper = state.hyper + step_mult * linear(theta["controls"], cell.hidden)
             hyper = hyper - decay_strength * (hyper - start)
             return tree_of(updates, steps), NNAdamState(
                 count,

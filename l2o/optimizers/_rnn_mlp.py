@@ -12,6 +12,7 @@ from jax import lax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_params, require_value
+from .._options import takes
 from .._tensors import is_held, rows_of, state_rows, state_zeros, tree_of
 from .._transformation import transformation
 from ..recurrent._cell import (
@@ -82,6 +83,7 @@ class _Tensor(NamedTuple):
     rms: list[jax.Array]
 
 
+@takes(old={"decays": "momentum_decays"})
 def rnn_mlp(
     *,
     step_mult: float = 1e-3,
@@ -92,7 +94,7 @@ def rnn_mlp(
     from_lstm_size: int = 18,
     lstm_to_ff: int = 17,
     lstm_hidden_size: int = 64,
-    decays: Sequence[float] = (0.5, 0.9, 0.99, 0.999, 0.9999),
+    momentum_decays: Sequence[float] = (0.5, 0.9, 0.99, 0.999, 0.9999),
     untouched: Untouched = "held",
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP that an LSTM per tensor conditions, on both losses.
@@ -118,7 +120,7 @@ def rnn_mlp(
       from_mlp_size, from_lstm_size, lstm_to_ff: widths of the messages to the LSTM, and
         of W h to the MLP.
       lstm_hidden_size: width of h; 35 799 meta-parameters by default.
-      decays: fixed (not meta-learned) decays of m and v, two trees for each.
+      momentum_decays: fixed (not meta-learned) decays of m and v, two trees for each.
       untouched: what becomes of entries that have had no gradient: "held", or "pushed"
         by the network, as published.
 
@@ -138,7 +140,9 @@ def rnn_mlp(
     learned optimizers, and using them to train themselves" (Metz et al., 2020).
     """
     arguments = checked(rnn_mlp, locals())
-    rule = _Rule(tuple(decays), exp_mult, step_mult, check_untouched(untouched))
+    rule = _Rule(
+        tuple(momentum_decays), exp_mult, step_mult, check_untouched(untouched)
+    )
     lstm_inputs = from_lstm_size + from_mlp_size + _TENSOR_FEATURES
     # Of g, p and log|p|, and four per decay; then what is equal for the tensor.
     mlp_inputs = 3 + 4 * len(rule.decays) + len(TIME_SCALES) + 3 + lstm_to_ff

@@ -9,6 +9,7 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer
+from .._options import takes
 from .._tensors import is_held, map_tensors, square_root, zeros_like
 from .._transformation import transformation
 from ..names import check_known
@@ -38,11 +39,12 @@ class RNNPropState(NamedTuple):
     lstm: StackState
 
 
+@takes(old={"layers": "hidden_layers"})
 def rnnprop(
     *,
     variant: str = "open_l2o",
     hidden_size: int = 20,
-    layers: int = 2,
+    hidden_layers: int = 2,
     b1: float = 0.95,
     b2: float = 0.95,
     step_mult: float | None = None,
@@ -65,7 +67,7 @@ def rnnprop(
         inputs in the order above, plus, lambda = 0.01, zero initial states, weights as
         Sonnet draws them. "ms4l2o" (6 801): inputs swapped, minus, lambda = 0.1, normal
         initial states of deviation 0.01, PyTorch's LSTM with its two biases.
-      hidden_size, layers: the first linear layer and the stack of LSTMs.
+      hidden_size, hidden_layers: the first linear layer and the stack of LSTMs.
       b1, b2: fixed decays of the moments.
       step_mult: lambda; None is the variant's own.
       state_scale: deviation of the initial states; None is the variant's own.
@@ -99,7 +101,7 @@ def rnnprop(
         scale = state_scale
 
     def init_theta(key):
-        in_key, *keys, out_key = jax.random.split(key, layers + 2)
+        in_key, *keys, out_key = jax.random.split(key, hidden_layers + 2)
         new_linear = init_torch_linear if torch else init_linear
         new_lstm = init_torch_lstm if torch else init_sonnet_lstm
         return {
@@ -113,7 +115,7 @@ def rnnprop(
 
     def bind(theta, *, num_steps=None):
         del num_steps
-        stack = [theta[f"lstm_{i}"] for i in range(layers)]
+        stack = [theta[f"lstm_{i}"] for i in range(hidden_layers)]
         if torch:
             stack = [merge_biases(weights) for weights in stack]
 
@@ -137,7 +139,9 @@ def rnnprop(
                 count=jnp.zeros([], jnp.int32),
                 mean=zeros_like(params, jnp.float32),
                 square=zeros_like(params, jnp.float32),
-                lstm=init_stack(params, layers, hidden_size, scale=scale, seed=seed),
+                lstm=init_stack(
+                    params, hidden_layers, hidden_size, scale=scale, seed=seed
+                ),
             )
 
         def update_fn(updates, state, params=None, **extra_args):

@@ -1,7 +1,7 @@
 """`small_fc`: the small per-parameter MLP on Adafactor features (small_fc_lopt)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._options import takes
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
 from ..rule._accumulators import (
     Accumulators,
     Decays,
-    Factoring,
-    check_factoring,
+    check_layout,
     init_accumulators,
     second_moment,
 )
@@ -26,8 +26,9 @@ from ..rule._features import (
     time_embedding,
 )
 from ..rule._network import init_mlp
+from ..rule._options import NETWORK, NetworkOptions, decays_of, from_factoring
 from ..rule._prior import Init, apply_init, check_init
-from ..rule._rule import Rule, Shared, Untouched, check_untouched
+from ..rule._rule import Rule, Shared, check_untouched
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
 
@@ -43,20 +44,14 @@ class SmallFCState(NamedTuple):
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
 
 
+@takes(NETWORK, old={"factoring": from_factoring})
 def small_fc(
     *,
-    hidden_size: int = 4,
-    hidden_layers: int = 2,
-    exp_mult: float = 1e-3,
     step_mult: float = 1e-3,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.999,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
     init: Init = "random",
     schedule: Schedule = "constant",
     relative: bool = False,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    **options: Unpack[NetworkOptions],
 ) -> LearnedOptimizer:
     r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
 
@@ -69,12 +64,7 @@ def small_fc(
     rate to choose.
 
     Args:
-      hidden_size, hidden_layers: the network, relu between layers; 197 meta-parameters
-        by default.
-      exp_mult, step_mult: lambda_2 and lambda_1.
-      momentum_decays, rms_decays, adafactor_decays: initial decays d; one accumulator
-        each. Groups that are multiplied with each other (momenta with rms, momenta
-        with factored moments) are paired in order, or one goes with all.
+      step_mult: lambda_1.
       init: what meta-training starts from: random weights, or "adam", weights with
         which d is Adam's direction (the first momentum over the root of the second
         moment), normalised.
@@ -82,10 +72,11 @@ def small_fc(
         zero; `bind` then needs the length of the run.
       relative: makes s, of a matrix, its root mean square, of a vector that of all
         parameters, but no more than at the start, as `celo2_base` does.
-      factoring: which of several axes of one size counts as the larger; "native" is
-        what was published and depends on the machine, see `factored_axes`.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published.
+      **options: see `NetworkOptions`: hidden_size 4 and hidden_layers 2, relu between
+        layers, 197 meta-parameters; lambda_2, exp_mult, 0.001; initial decays d,
+        momentum_decays (0.9, 0.99, 0.999), rms_decays (0.999,) and adafactor_decays
+        (0.9, 0.99, 0.999); layout "jax"; untouched "held". The published code has
+        layout "jax_native", which depends on the machine, and untouched "pushed".
 
     Raises:
       ValueError: decays that cannot be paired; unknown init, schedule or untouched;
@@ -102,11 +93,10 @@ def small_fc(
     optimizers" (Metz et al., 2022).
     """
     arguments = checked(small_fc, locals())
-    check_factoring(factoring)
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    sizes = small_fc_sizes(decays, hidden_size, hidden_layers)
-    rule = small_fc_rule(exp_mult, factoring, untouched)
-    check_init(init, rule, hidden_size)
+    decays = decays_of(options)
+    sizes = small_fc_sizes(decays, options)
+    rule = small_fc_rule(options)
+    check_init(init, rule, options["hidden_size"])
     check_schedule(schedule, "small_fc")
 
     def init_theta(key):
@@ -133,10 +123,11 @@ def small_fc(
     )
 
 
-def small_fc_sizes(decays: Decays, hidden_size: int, hidden_layers: int) -> list[int]:
+def small_fc_sizes(decays: Decays, options: NetworkOptions) -> list[int]:
     """Layer sizes of the network over the features and time."""
     planes = sum(feature_sizes(SMALL_FC_FEATURES, *map(len, decays)))
-    return [planes + len(TIME_SCALES), *[hidden_size] * hidden_layers, 2]
+    hidden = [options["hidden_size"]] * options["hidden_layers"]
+    return [planes + len(TIME_SCALES), *hidden, 2]
 
 
 def init_decay_offsets(decays: Decays) -> dict[str, jax.Array]:
@@ -163,22 +154,16 @@ def learned_decays(initial: Decays, theta: Any) -> Decays:
     )
 
 
-def small_fc_rule(
-    exp_mult: float,
-    factoring: Factoring,
-    untouched: Untouched,
-    *,
-    fused_row_mean: bool = False,
-) -> Rule:
+def small_fc_rule(options: NetworkOptions, published: Sequence[str] = ()) -> Rule:
     """What its network sees, and how what it says becomes a step."""
     return Rule(
         SMALL_FC_FEATURES,
         SMALL_FC_FEATURES,
-        exp_mult,
+        options["exp_mult"],
         vector_eps=1e-6,
-        fused_row_mean=fused_row_mean,
-        factoring=factoring,
-        holds=check_untouched(untouched),
+        fused_row_mean="fused_row_mean" in published,
+        layout=check_layout(options["layout"]),
+        holds=check_untouched(options["untouched"]),
     )
 
 
@@ -201,7 +186,7 @@ def small_fc_transformation(
     """
 
     def init_fn(params):
-        accumulators = init_accumulators(params, decays, rule.factoring)
+        accumulators = init_accumulators(params, decays, rule.layout)
         limits = scale_limits(params) if relative else None
         length = run_length(schedule, num_steps)
         return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits, length)

@@ -1,7 +1,7 @@
 """`velo`: a per-tensor LSTM that mixes a bank of per-parameter MLPs."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import lax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer, require_num_steps, require_params, require_value
+from .._options import check_published, takes
 from .._tensors import rows_of, state_rows, with_elements
 from .._transformation import transformation
 from ..kernels._dispatch import update_tree
@@ -22,16 +23,23 @@ from ..recurrent._mixing_lstm import (
     init_mixing_lstm,
     mixing_lstm,
 )
+from ..recurrent._options import OLD_FLAGS, SCHEDULE, Defect, ScheduleOptions
 from ..rule._accumulators import (
     Accumulators,
     Decays,
-    Factoring,
-    check_factoring,
+    check_layout,
     init_accumulators,
 )
-from ..rule._features import FEATURES, check_features, feature_sizes, pairs
+from ..rule._features import check_features, pairs
 from ..rule._network import init_mlp
-from ..rule._rule import GRADIENT_BOUND, Rule, Shared, Untouched, check_untouched
+from ..rule._options import (
+    RULE,
+    RuleOptions,
+    decays_of,
+    from_factoring,
+    layer_sizes,
+)
+from ..rule._rule import GRADIENT_BOUND, Rule, Shared, check_untouched
 
 _MAX_RANK = 5
 
@@ -46,31 +54,33 @@ class VeLOState(NamedTuple):
     num_steps: jax.Array  # shape (), float32: of the run
 
 
+class VeLOOptions(RuleOptions, ScheduleOptions, total=False):
+    """`RuleOptions` and `ScheduleOptions` in one.
+
+    Attributes:
+      param_scale_bound: bound of the tensor's root mean square, times the root of its
+        size, by which the step is multiplied; None for none.
+    """
+
+    param_scale_bound: float | None
+
+
+VELO: Mapping[str, Any] = {**RULE, **SCHEDULE, "param_scale_bound": None}
+OLD_VELO: Mapping[str, Any] = {
+    "clip_param_scale_amount": "param_scale_bound",
+    "factoring": from_factoring,
+    **OLD_FLAGS,
+}
+
+
+@takes(VELO, old=OLD_VELO)
 def velo(
     *,
     lstm_hidden_size: int = 512,
     param_inits: int = 256,
-    hidden_size: int = 4,
-    hidden_layers: int = 2,
-    exp_mult: float = 1e-3,
     step_mult: float = 1e-3,
     ff_mult: float = 100.0,
-    momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    rms_decays: Sequence[float] = (0.999,),
-    adafactor_decays: Sequence[float] = (0.9, 0.99, 0.999),
-    features: Sequence[str] = FEATURES,
-    mix_layers: bool = True,
-    dead_mix_layer: bool = True,
-    param_scale_mult: bool = True,
-    clip_param_scale_amount: float | None = None,
-    precondition_output: bool = False,
-    rnn_state_decay: float = 0.0,
-    validation_mode: bool | None = None,
-    constant_loss: bool = False,
-    use_bugged_next_lstm_state: bool = False,
-    use_bugged_loss_features: bool = False,
-    factoring: Factoring = "stable",
-    untouched: Untouched = "held",
+    **options: Unpack[VeLOOptions],
 ) -> LearnedOptimizer:
     r"""Hypernetwork: an LSTM per tensor weighs a bank of per-parameter MLPs (VeLO).
 
@@ -88,32 +98,17 @@ def velo(
     Args:
       lstm_hidden_size, param_inits: size of the LSTM and of the bank. The released
         weights have 512 and 256: 2 320 385 meta-parameters.
-      hidden_size, hidden_layers: the per-parameter networks, relu between layers.
-      exp_mult, step_mult: lambda_2 and lambda_1.
+      step_mult: lambda_1.
       ff_mult: kappa; Celo's retrained velo and velo_s have 1.
-      momentum_decays, rms_decays, adafactor_decays: fixed; one accumulator each.
-      features: groups of the table in `adafactor_features`.
-      mix_layers: whether tensors exchange information; `dead_mix_layer` keeps a layer
-        that published files hold though nothing depends on it.
-      param_scale_mult, clip_param_scale_amount, precondition_output: whether a step is
-        multiplied by the parameters' root mean square, the bound of that over the root
-        of the tensor's size, and whether by the inverse root of the second moment.
-      rnn_state_decay: share of the LSTM's state that is lost per step.
-      validation_mode: value of an additional feature that tells the LSTM whether to
-        care for validation loss; None for none.
-      constant_loss: replaces the loss by 1, which then need not be given.
-      use_bugged_next_lstm_state: the LSTM's new state is dropped, so that it starts
-        every step from the learned initial state. For old files without a config.
-      use_bugged_loss_features: loss features for a run of ten steps whatever its
-        length; they are 0 or -1. For old files without a config.
-      factoring: which of several axes of one size counts as the larger, see
-        `factored_axes`; "torch_velo" is PyLO's.
-      untouched: what becomes of entries that have had no gradient: "held", they only
-        decay, or "pushed" by the network, as published.
+      **options: see `VeLOOptions`: hidden_size 4 and hidden_layers 2, relu between
+        layers; lambda_2, exp_mult, 0.001; momentum_decays (0.9, 0.99, 0.999),
+        rms_decays (0.999,) and adafactor_decays (0.9, 0.99, 0.999), fixed; all
+        features; param_scale_mult and mix_layers on; published ("dead_mix_layer",);
+        layout "jax", of which "torch_velo" is PyLO's; untouched "held".
 
     Raises:
-      ValueError: decays that cannot be paired; unknown features or untouched;
-        `num_steps`, `params` or `value` is missing.
+      ValueError: decays that cannot be paired; unknown features, layout, untouched or
+        defect; `num_steps`, `params` or `value` is missing.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -127,20 +122,13 @@ def velo(
     2022).
     """
     arguments = checked(velo, locals())
-    check_factoring(factoring)
-    features = check_features(features)
-    decays = Decays(tuple(momentum_decays), tuple(rms_decays), tuple(adafactor_decays))
-    sizes = velo_sizes(features, decays, hidden_size, hidden_layers)
+    published = options["published"]
+    check_published(published, get_args(Defect))
+    decays = decays_of(options)
+    rule = velo_rule(options)
+    validation_mode = options["validation_mode"]
+    constant_loss = options["constant_loss"]
     inputs = tensor_feature_count(decays) + (validation_mode is not None)
-    rule = velo_rule(
-        features,
-        exp_mult,
-        param_scale_mult,
-        clip_param_scale_amount,
-        precondition_output,
-        factoring,
-        untouched,
-    )
 
     def init_theta(key):
         return init_hypernetwork(
@@ -148,19 +136,20 @@ def velo(
             inputs,
             lstm_hidden_size,
             param_inits,
-            sizes,
-            mix_layers=mix_layers,
-            dead_mix_layer=dead_mix_layer,
+            layer_sizes(decays, options),
+            mix_layers=options["mix_layers"],
+            dead_mix_layer="dead_mix_layer" in published,
         )
 
     def bind(theta, *, num_steps=None):
         num_steps = require_num_steps(num_steps, "velo")
-        horizon = jnp.float32(10) if use_bugged_loss_features else num_steps
+        bugged = "bugged_loss_features" in published
+        horizon = jnp.float32(10) if bugged else num_steps
 
         def init_fn(params):
             return VeLOState(
                 jnp.zeros([], jnp.int32),
-                init_accumulators(params, decays, factoring),
+                init_accumulators(params, decays, rule.layout),
                 init_rows(theta["lstm_init"], state_rows(params)),
                 init_loss_buffer(horizon),
                 jnp.array(num_steps),
@@ -187,9 +176,9 @@ def velo(
                     step_sizes,
                     Shared(decays),
                 )
-            if use_bugged_next_lstm_state:
+            if "bugged_next_lstm_state" in published:
                 after = state.lstm
-            after = optax.tree.scale(1 - rnn_state_decay, after)
+            after = optax.tree.scale(1 - options["rnn_state_decay"], after)
             count = optax.safe_increment(state.count)
             return updates, VeLOState(count, accumulators, after, loss, state.num_steps)
 
@@ -215,7 +204,8 @@ def init_hypernetwork(
     Args:
       key: of their random weights.
       inputs: features that the LSTM sees.
-      lstm_hidden_size, param_inits, mix_layers, dead_mix_layer: as in `velo`.
+      lstm_hidden_size, param_inits, mix_layers: as in `velo`.
+      dead_mix_layer: whether theta holds the layer that nothing depends on.
       sizes: of the layers of each network.
     """
     keys = jax.random.split(key, 4)
@@ -264,34 +254,19 @@ def mix_bank(bank: dict[str, jax.Array], controls: jax.Array) -> dict[str, jax.A
     }
 
 
-def velo_sizes(
-    features: tuple[str, ...], decays: Decays, hidden_size: int, hidden_layers: int
-) -> list[int]:
-    """Layer sizes of the per-parameter networks of VeLO and Celo."""
-    planes = sum(feature_sizes(features, *map(len, decays)))
-    return [planes, *[hidden_size] * hidden_layers, 3]
-
-
-def velo_rule(
-    features: tuple[str, ...],
-    exp_mult: float,
-    param_scale_mult: bool,
-    clip_param_scale_amount: float | None,
-    precondition_output: bool,
-    factoring: Factoring,
-    untouched: Untouched,
-) -> Rule:
+def velo_rule(options: VeLOOptions) -> Rule:
     """The rule of VeLO and Celo."""
+    features = check_features(options["features"])
     return Rule(
         features,
         features,
-        exp_mult,
+        options["exp_mult"],
         grad_bound=GRADIENT_BOUND,
-        param_scale=param_scale_mult,
-        param_scale_bound=clip_param_scale_amount,
-        precondition=precondition_output,
-        factoring=factoring,
-        holds=check_untouched(untouched),
+        param_scale=options["param_scale_mult"],
+        param_scale_bound=options["param_scale_bound"],
+        precondition=options["precondition_output"],
+        layout=check_layout(options["layout"]),
+        holds=check_untouched(options["untouched"]),
     )
 
 

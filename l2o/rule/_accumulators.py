@@ -22,7 +22,7 @@ _FLOOR = 1e-9
 
 
 # Which of several axes of one size counts as the larger; see `factored_axes`.
-Factoring = Literal["stable", "native", "torch", "torch_native", "torch_velo"]
+Layout = Literal["jax", "jax_native", "torch", "torch_native", "torch_velo"]
 Axes = tuple[int, int] | None
 
 
@@ -51,13 +51,13 @@ class Decays(NamedTuple):
     second: Any = ()
 
 
-def factored_axes(shape: tuple[int, ...], factoring: Factoring = "stable") -> Axes:
+def factored_axes(shape: tuple[int, ...], layout: Layout = "jax") -> Axes:
     """The axes (d1, d0) over which `col` and `row` are reduced, or None below 2-D.
 
     d0 is the largest axis and d1 the next. Sizes that are equal are decided by
 
-    - "stable": a stable sort, so that (n, n) gives (0, 1);
-    - "native": `numpy.argsort` as the published code calls it, whose order of equal
+    - "jax": a stable sort, so that (n, n) gives (0, 1);
+    - "jax_native": `numpy.argsort` as the published code calls it, whose order of equal
       sizes depends on the processor from four axes on;
     - "torch", "torch_native": the same for the layout that PyTorch keeps, where
       (..., in, out) is (out, in, ...);
@@ -66,14 +66,14 @@ def factored_axes(shape: tuple[int, ...], factoring: Factoring = "stable") -> Ax
     """
     if len(shape) < 2:
         return None
-    if factoring.startswith("torch"):
+    if layout.startswith("torch"):
         order = torch_axes(len(shape))
         shape = tuple(shape[axis] for axis in order)
     else:
         order = tuple(range(len(shape)))
-    kind: Any = None if factoring.endswith("native") else "stable"
+    kind: Any = None if layout.endswith("native") else "stable"
     *_, d1, d0 = (int(axis) for axis in np.argsort(shape, kind=kind))
-    if factoring == "torch_velo" and shape[d1] == shape[d0]:
+    if layout == "torch_velo" and shape[d1] == shape[d0]:
         keep = len(shape) == 4 and (d1, d0) == (0, 1)
         d1, d0 = (d1, d0) if keep else (d0, d1)
     return order[d1], order[d0]
@@ -86,9 +86,10 @@ def torch_axes(ndim: int) -> tuple[int, ...]:
     return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 
-def check_factoring(factoring: str) -> None:
-    """Raises `ValueError` for a rule that does not exist."""
-    check_known("factoring", factoring, get_args(Factoring))
+def check_layout(layout: Any) -> Layout:
+    """Raises `ValueError` for a layout that does not exist."""
+    check_known("layout", layout, get_args(Layout))
+    return layout
 
 
 def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
@@ -101,12 +102,12 @@ def update_moment(moment: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
 
 
 def init_accumulators(
-    params: Any, decays: Decays, factoring: Factoring = "stable"
+    params: Any, decays: Decays, layout: Layout = "jax"
 ) -> Accumulators:
     """Zeros: momenta and rms as `state_zeros`, rows and columns always float32."""
 
     def reduced(param, axis):
-        axes = factored_axes(param.shape, factoring)
+        axes = factored_axes(param.shape, layout)
         if axes is None and axis == 0:
             return jnp.zeros(1, jnp.float32)
         zeros = zeros_like(param, jnp.float32)

@@ -25,7 +25,7 @@ from ._accumulators import (
     Accumulators,
     Axes,
     Decays,
-    Factoring,
+    Layout,
     factored_axes,
     inverse_roots,
     torch_axes,
@@ -63,7 +63,7 @@ class Rule(NamedTuple):
       orthogonalize: iterations on steps of two axes or more.
       bias_correction: of the accumulators that the features see.
       fused_row_mean: see `inverse_roots`.
-      factoring: see `factored_axes`.
+      layout: see `factored_axes`.
       holds: whether entries that have had no gradient make no step, see `held`.
     """
 
@@ -85,7 +85,7 @@ class Rule(NamedTuple):
     orthogonalize: NewtonSchulz | None = None
     bias_correction: bool = False
     fused_row_mean: bool = False
-    factoring: Factoring = "stable"
+    layout: Layout = "jax"
     holds: bool = True
 
 
@@ -119,7 +119,7 @@ def update_one(
     """The update of one tensor and its new accumulators; arguments as their classes."""
     grad, param, accumulators = tensor
     grad = finite_gradient(grad, rule.grad_bound)
-    axes = factored_axes(grad.shape, rule.factoring)
+    axes = factored_axes(grad.shape, rule.layout)
     accumulators = update_accumulators(accumulators, grad, shared.decays, axes)
     seen = accumulators
     if rule.bias_correction:

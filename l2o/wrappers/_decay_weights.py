@@ -8,14 +8,16 @@ import optax
 
 from .._arguments import check_number, checked
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._transformation import transformation
 from ..names import check_known
 from ._wrapped import wide, with_need, wrapped
 
 
+@takes(old={"rate": "decay_per_step"})
 def decay_weights(
     optimizer: LearnedOptimizer,
-    rate: Any,
+    decay_per_step: Any,
     *,
     kind: Literal["decoupled", "after", "l2"] = "decoupled",
     add_to_loss: bool = True,
@@ -28,7 +30,7 @@ def decay_weights(
 
     Args:
       optimizer: any learned optimizer.
-      rate: w per step, a number or a tree of numbers like the parameters. It is not
+      decay_per_step: w, a number or a tree of numbers like the parameters. It is not
         multiplied by a learning rate.
       kind: "l2" is what google's wrapper does (its gradient is half that of its loss
         term), "after" what PyLO does to AdafacLO and VeLO.
@@ -47,13 +49,13 @@ def decay_weights(
     arguments = checked(decay_weights, locals())
     arguments.pop("optimizer")
     check_known("kind", kind, ("decoupled", "after", "l2"))
-    for leaf in jax.tree.leaves(rate, is_leaf=lambda x: x is None):
-        check_number("decay_weights", "rate", leaf)
+    for leaf in jax.tree.leaves(decay_per_step, is_leaf=lambda x: x is None):
+        check_number("decay_weights", "decay_per_step", leaf)
 
     def rates(params):
-        if jax.tree_util.all_leaves([rate]):
-            return jax.tree.map(lambda _: rate, params)
-        return rate
+        if jax.tree_util.all_leaves([decay_per_step]):
+            return jax.tree.map(lambda _: decay_per_step, params)
+        return decay_per_step
 
     def bind(theta, *, num_steps=None):
         tx = optimizer.bind(theta, num_steps=num_steps)

@@ -10,6 +10,7 @@ import optax
 
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_num_steps
+from .._options import takes
 from .._tensors import zeros_like
 from .._transformation import transformation
 from ._wrapped import wrapped
@@ -32,6 +33,7 @@ class HypergradientState(NamedTuple):
     learned: Any
 
 
+@takes(old={"bounds": "factor_bounds"})
 def hypergradient(
     learned: LearnedOptimizer,
     *,
@@ -39,7 +41,7 @@ def hypergradient(
     drift: float = 1.0,
     fade: float = 0.0,
     decay: float = 0.9,
-    bounds: tuple[float, float] = (0.1, 10.0),
+    factor_bounds: tuple[float, float] = (0.1, 10.0),
 ) -> LearnedOptimizer:
     r"""Multiplies the updates of every tensor by a factor that follows its gradients.
 
@@ -66,11 +68,11 @@ def hypergradient(
       fade: initial value of a; t are the updates made. At zero factors follow as fast
         at the end as at the start, at two the start decides.
       decay: beta.
-      bounds: of the factor `e^r`, which begins at one.
+      factor_bounds: of the factor `e^r`, which begins at one.
 
     Raises:
-      ValueError: gain or bounds that are not positive; a wrapped weight decay; no
-        `num_steps`, which is T.
+      ValueError: gain or factor_bounds that are not positive; a wrapped weight
+        decay; no `num_steps`, which is T.
 
     Example:
       >>> import l2o, jax
@@ -85,12 +87,12 @@ def hypergradient(
     """
     arguments = checked(hypergradient, locals())
     arguments.pop("learned")
-    check_bounds(bounds)
+    check_bounds(factor_bounds)
     if _decays(learned.name, learned.arguments):
         raise ValueError(
             f"hypergradient would multiply the weight decay of {learned.name} by its "
             "factors: leave the decay out there, and add it to the result, "
-            "`l2o.decay_weights(l2o.hypergradient(...), rate)`"
+            "`l2o.decay_weights(l2o.hypergradient(...), decay_per_step)`"
         )
     log_gain = log_of("hypergradient", "gain", gain)
 
@@ -118,7 +120,7 @@ def hypergradient(
                 state.count / num_steps,
                 num_steps,
                 decay=decay,
-                bounds=bounds,
+                bounds=factor_bounds,
             )
             updates, inner = tx.update(grads, state.learned, params, **extra_args)
             structure: Any = jax.tree.structure(updates)
@@ -139,7 +141,7 @@ def hypergradient(
 
 def _decays(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an optimizer or one that it wraps has weight decay."""
-    if name == "decay_weights" or arguments.get("shrinkage"):
+    if name == "decay_weights" or arguments.get("decay_per_step"):
         return True
     own = ("weight_decay", "weight_decay_1d")
     if any(arguments.get(x) is not None and arguments[x] != 0 for x in own):
@@ -154,7 +156,7 @@ FACTOR_STARTS = {"gain": ("log_gain",), "drift": ("drift",), "fade": ("fade",)}
 def check_bounds(bounds: tuple[float, float]) -> None:
     """Raises `ValueError` unless they are two positive numbers around one."""
     if len(bounds) != 2 or not 0 < bounds[0] <= 1 <= bounds[1]:
-        raise ValueError(f"bounds must be positive, around one, got {bounds}")
+        raise ValueError(f"factor_bounds must be positive, around one, got {bounds}")
 
 
 def factor_theta(log_gain: Any, drift: Any, fade: Any) -> dict[str, jax.Array]:
@@ -192,7 +194,7 @@ def follow(
       grads: a tree of float32 arrays.
       fraction: of the run that has been made.
       num_steps: of the run.
-      decay, bounds: as for `hypergradient`.
+      decay, bounds: as for `hypergradient`, there factor_bounds.
     """
     leaves = jax.tree.leaves(grads)
     if not leaves:

@@ -9,6 +9,7 @@ from jax import lax
 
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_params
+from .._options import takes
 from .._tensors import state_zeros
 from .._transformation import transformation
 from ..names import check_known
@@ -25,12 +26,13 @@ class NominalState(NamedTuple):
     rms: Any  # tree like params
 
 
+@takes(old={"shrinkage": "decay_per_step"})
 def nominal(
     learned: LearnedOptimizer,
     *,
     kind: Literal["sgd", "sgdm", "aggmo", "adam", "adam_aggmo"] = "adam_aggmo",
     step_size: float = 1e-3,
-    shrinkage: float = 0.0,
+    decay_per_step: float = 0.0,
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
     rms_decay: float = 0.999,
 ) -> LearnedOptimizer:
@@ -46,7 +48,7 @@ def nominal(
       learned: the learned term; theta is `{"learned", "log_step_size"}`.
       kind: which d, in the order above.
       step_size: initial value of the meta-learned step size.
-      shrinkage: w per step.
+      decay_per_step: w per step.
       momentum_decays, rms_decay: of the nominal term's own accumulators.
 
     Raises:
@@ -94,7 +96,7 @@ def nominal(
             if kind.startswith("adam"):
                 term = jax.tree.map(lambda m, r: m * lax.rsqrt(r + 1e-6), term, rms)
             updates = jax.tree.map(
-                lambda u, d, p: wide(u) - scale * d - shrinkage * wide(p),
+                lambda u, d, p: wide(u) - scale * d - decay_per_step * wide(p),
                 steps,
                 term,
                 params,

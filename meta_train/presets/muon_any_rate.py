@@ -32,7 +32,7 @@ META_TRAIN = Config(
         "gain": 100.0,
         "drift": 5.0,
         "fade": 2.0,
-        "bound": 1000.0,
+        "factor_bound": 1000.0,
     },
     families=("train/mixed",),
     families_per_step="all",

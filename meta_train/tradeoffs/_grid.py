@@ -1,6 +1,5 @@
 """What is compared: every architecture, and its variants in size, inputs and state."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -30,8 +29,6 @@ _BASE: dict[str, dict[str, Any]] = {
 }
 # The first of these that a factory has is its width, its depth, its momenta.
 _WIDTH = ("hidden_size", "lstm_hidden_size")
-_LAYERS = ("hidden_layers", "layers")
-_MOMENTA = ("momentum_decays", "decays")
 
 
 class Variant(NamedTuple):
@@ -90,7 +87,7 @@ def identity_of(optimizer: l2o.LearnedOptimizer) -> dict[str, Any]:
 
 
 def _variants(architecture: str) -> Iterator[Variant]:
-    defaults = inspect.signature(l2o.factories()[architecture]).parameters
+    defaults = l2o.defaults_of(l2o.factories()[architecture])
     base = _BASE.get(architecture, {})
 
     def changed(suffix: str, axis: Axis, arguments: Mapping[str, Any]) -> Variant:
@@ -103,20 +100,21 @@ def _variants(architecture: str) -> Iterator[Variant]:
 
     as_it_is = changed("", "as it is", {})
     yield as_it_is
-    width, layers, momenta = first(_WIDTH), first(_LAYERS), first(_MOMENTA)
+    width = first(_WIDTH)
     widths = {f"w{w}": {width: w} for w in WIDTHS} if width else {}
-    depths = {f"l{n}": {layers: n} for n in LAYERS} if layers else {}
+    has_layers = "hidden_layers" in defaults
+    depths = {f"l{n}": {"hidden_layers": n} for n in LAYERS} if has_layers else {}
     # What changes one of both comes first: it keeps the shorter name.
     sizes = {**widths, **depths} | {
         f"{w} {n}": {**widths[w], **depths[n]} for w in widths for n in depths
     }
     for suffix, arguments in sizes.items():
         yield changed(suffix, "size", arguments)
-    if momenta:
+    if "momentum_decays" in defaults:
         for decays in MOMENTA:
-            yield changed(f"m{len(decays)}", "momenta", {momenta: decays})
+            yield changed(f"m{len(decays)}", "momenta", {"momentum_decays": decays})
     if "features" in defaults:
-        every = defaults["features"].default
+        every = defaults["features"]
         for left_out in every:
             rest = tuple(x for x in every if x != left_out)
             yield changed(f"-{left_out}", "features", {"features": rest})

@@ -79,7 +79,8 @@ def replay(path: Path) -> Replay:
       Unsupported: l2o lacks the class, an option or the layout of theta, or the trace
         has an entry that this script does not know.
     """
-    trace = np.load(path, allow_pickle=False)
+    with np.load(path, allow_pickle=False) as file:
+        trace = dict(file)
     meta = json.loads(str(trace["meta"]))
     problem = _google(meta, trace) if "cls" in meta else _pylo(meta, trace)
 
@@ -132,7 +133,7 @@ def _require_understood(
     """Refuses entries and arrays of a trace that may change its numbers unseen."""
     rest = [key for key in meta if not _ABOUT.fullmatch(key)]
     _require_known(rest, used, "a trace with the entry")
-    kinds = {key.partition("/")[0] for key in trace.files}
+    kinds = {key.partition("/")[0] for key in trace}
     _require_known(kinds, arrays, "a trace with the arrays")
 
 
@@ -189,7 +190,7 @@ def _google_optimizer(meta, trace):
     tree = nest(
         {
             tuple(meta["theta_keys"][key]): trace[key]
-            for key in trace.files
+            for key in trace
             if key.startswith("theta/")
         }
     )
@@ -376,7 +377,7 @@ _PYLO_NAMES = {
         "lr": "learning_rate",
         "exp_mult": "exp_mult",
         "step_mult": "step_mult",
-        "max_grad_norm": "max_grad_norm",
+        "max_grad_norm": "max_tensor_norm",
     },
     "elo": {
         **_PYLO_DECAYS,
@@ -391,11 +392,11 @@ _PYLO_NAMES["elo_celo2"] = {
     "adam_lr_mult": "mult_1d",
     "adam_weight_decay": "weight_decay_1d",
     "grad_clip_val": "gradient_bound",
+    "rmsmult": "step_mult",
     **{
         name: name
         for name in (
             "orthogonalize",
-            "rmsmult",
             "param_scale_mult",
             "ns_coeffs",
             "ns_iters",
@@ -512,7 +513,7 @@ def _pylo_optimizer(cls, meta, trace):
     groups = _groups(name, meta)
     arrays = {
         key.removeprefix("theta/").removeprefix("rnn.").removeprefix("mlp."): trace[key]
-        for key in trace.files
+        for key in trace
         if key.startswith("theta/")
     }
     if not arrays:
@@ -601,7 +602,7 @@ def _groups(name, meta):
 def _pylo_arguments(cls, kwargs, own, meta):
     """The norm to clip to, muLO's decay offsets, and l2o's arguments."""
     name = _PYLO_CLASSES[cls]
-    arguments: dict[str, Any] = {"factoring": _factoring(meta), "untouched": "pushed"}
+    arguments: dict[str, Any] = {"layout": _layout(meta), "untouched": "pushed"}
     offsets, norm = {}, None
     kwargs.pop("num_steps", None)
     embedding = kwargs.pop("is_embedding", False)
@@ -655,8 +656,8 @@ def _clipped(grads, norms):
     }
 
 
-def _factoring(meta):
-    """The rule that gives the axes which the trace says were used."""
+def _layout(meta):
+    """The layout whose axes the trace says were used."""
     for rule in ("torch", "torch_velo", "torch_native"):
         for name, axes in meta["factored_dims"].items():
             shape = _our_shape(meta["shapes"][name])

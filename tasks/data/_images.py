@@ -232,7 +232,8 @@ def photograph(name: str = "china", size: int = 64) -> np.ndarray:
             import matplotlib
 
             samples = Path(matplotlib.get_data_path()) / "sample_data"
-            image = Image.open(samples / "grace_hopper.jpg").convert("RGB")
+            with Image.open(samples / "grace_hopper.jpg") as file:
+                image = file.convert("RGB")
         else:
             from sklearn.datasets import load_sample_image
 
