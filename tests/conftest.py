@@ -14,6 +14,7 @@ import pytest
 COMPILE_FAST = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 
