@@ -71,96 +71,112 @@ def require(condition: bool, message: str) -> None:
 @strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A meta-training run. The defaults are a sensible start for a laptop."""
+    """A meta-training run. The defaults are a sensible start for a laptop.
+
+    Attributes:
+      optimizer: Architecture to meta-train; `l2o list` shows them.
+      optimizer_options: Arguments of the optimizer's factory, such as `step_mult 0.01`.
+        The command line takes the preset's unless another optimizer is named.
+      start_from: Weights to start from, as `l2o.load` takes them; None draws new ones.
+      families: Task families: tasks, suites (`l2o tasks` shows them) or JSON files of
+        specs.
+      allow_heldout: Accept families that optimizers are judged by, too; the card then
+        says so.
+      families_per_step: one: an outer step draws one family, all equally often. all: it
+        averages all.
+      reparam_level: Reparametrisation augmentation: one scale per task, tensor or
+        parameter.
+      reparam_range: Range of that scale, log-uniform.
+      rate_range: Range of a factor of all updates, log-uniform, drawn for every
+        episode. For optimizers whose learning rate users set.
+      episode_length: Inner steps of an episode, log-uniform from low to high.
+      episode_length_start: Inner steps at the first outer step, where the bounds grow;
+        None: they do not.
+      episode_growth: Outer steps over which the bounds of the episode length grow,
+        linearly.
+      estimator: Estimator of the meta-gradient; `l2o list` shows them.
+      estimator_options: Arguments of the estimator, such as `sign 1.0` of full_es.
+      particles: Inner runs per family; antithetic pairs of runs for evolution
+        strategies.
+      truncation: Inner steps per estimate, for estimators that truncate.
+      windows_per_step: Estimates averaged in an outer step.
+      std: Standard deviation of the perturbations of theta.
+      objective_split: Split whose fresh batches judge new parameters; None takes the
+        training loss before each update.
+      objective_metric: One of the task's metrics; None takes its loss.
+      objective_over: What counts of all steps: mean, late (later steps count more),
+        last, telescoping (last, in windows) or min.
+      objective_samples: Fresh batches per measurement.
+      objective_maximum: Measurements are clipped to [0, this], and NaN counts as this;
+        None leaves the bound to the task.
+      objective_log: Take logarithms of measurements between 1e-6 and objective-maximum
+        (or 1000), so that ratios of losses count.
+      outer_steps: Updates of theta.
+      outer_optimizer: Any optimizer of optax that needs a gradient and a learning rate.
+      outer_options: Arguments of the outer optimizer, such as `weight_decay 1e-4` of
+        adamw.
+      outer_lr: Peak learning rate of the outer optimizer.
+      outer_warmup: Outer steps of linear warm-up; a cosine to a tenth of the peak
+        follows.
+      outer_clip: Largest global norm of a meta-gradient.
+      theta_average: Decay per outer step of an average of theta, such as 0.999; None
+        keeps none. The average is exported and scored.
+      frozen: Parts of theta that stay fixed, besides those that the optimizer freezes.
+      population: Outer loops side by side (population-based training); the best is
+        exported. Each adapts a factor of outer-lr.
+      population_range: Range of the first factors, spread evenly in the logarithm.
+      exchange_every: Outer steps after which copies of the best replace the worst
+        quarter.
+      seed: Seed of everything random.
+      checkpoint_every: Outer steps between checkpoints (also one at the end and on
+        SIGTERM).
+      keep_checkpoints: How many of the newest checkpoints stay.
+      keep_every: Checkpoints at multiples of this outer step always stay; None names
+        none.
+      skip_limit: Outer steps in a row without a finite meta-gradient after which the
+        run stops.
+    """
 
     optimizer: str = "small_fc"
-    """Architecture to meta-train; `l2o list` shows them."""
     optimizer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Arguments of the optimizer's factory, such as `step_mult 0.01`. The command line
-    takes the preset's unless another optimizer is named."""
     start_from: str | None = None
-    """Weights to start from, as `l2o.load` takes them; None draws new ones."""
     families: tuple[str, ...] = ("mlp32",)
-    """Task families: tasks, suites (`l2o tasks` shows them) or JSON files of specs."""
     allow_heldout: bool = False
-    """Accept families that optimizers are judged by, too; the card then says so."""
     families_per_step: Literal["one", "all"] = "one"
-    """one: an outer step draws one family, all equally often. all: it averages all."""
     reparam_level: Literal["none", "global", "tensor", "parameter"] = "global"
-    """Reparametrisation augmentation: one scale per task, tensor or parameter."""
     reparam_range: tuple[float, float] = (1e-3, 1e3)
-    """Range of that scale, log-uniform."""
     rate_range: tuple[float, float] = (1.0, 1.0)
-    """Range of a factor of all updates, log-uniform, drawn for every episode. For
-    optimizers whose learning rate users set."""
     episode_length: tuple[int, int] = (100, 500)
-    """Inner steps of an episode, log-uniform from low to high."""
     episode_length_start: tuple[int, int] | None = None
-    """Inner steps at the first outer step, where the bounds grow; None: they do not."""
     episode_growth: int = 0
-    """Outer steps over which the bounds of the episode length grow, linearly."""
     estimator: str = "pes"
-    """Estimator of the meta-gradient; `l2o list` shows them."""
     estimator_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Arguments of the estimator, such as `sign 1.0` of full_es."""
     particles: int = 8
-    """Inner runs per family; antithetic pairs of runs for evolution strategies."""
     truncation: int = 50
-    """Inner steps per estimate, for estimators that truncate."""
     windows_per_step: int = 1
-    """Estimates averaged in an outer step."""
     std: float = 0.01
-    """Standard deviation of the perturbations of theta."""
     objective_split: Split | None = None
-    """Split whose fresh batches judge new parameters; None takes the training loss
-    before each update."""
     objective_metric: str | None = None
-    """One of the task's metrics; None takes its loss."""
     objective_over: Over = "mean"
-    """What counts of all steps: mean, late (later steps count more), last, telescoping
-    (last, in windows) or min."""
     objective_samples: int = 1
-    """Fresh batches per measurement."""
     objective_maximum: float | None = None
-    """Measurements are clipped to [0, this], and NaN counts as this; None leaves the
-    bound to the task."""
     objective_log: bool = False
-    """Take logarithms of measurements between 1e-6 and objective-maximum (or 1000), so
-    that ratios of losses count."""
     outer_steps: int = 1000
-    """Updates of theta."""
     outer_optimizer: str = "adam"
-    """Any optimizer of optax that needs a gradient and a learning rate."""
     outer_options: dict[str, Option] = dataclasses.field(default_factory=dict)
-    """Arguments of the outer optimizer, such as `weight_decay 1e-4` of adamw."""
     outer_lr: float = 3e-3
-    """Peak learning rate of the outer optimizer."""
     outer_warmup: int = 50
-    """Outer steps of linear warm-up; a cosine to a tenth of the peak follows."""
     outer_clip: float = 1.0
-    """Largest global norm of a meta-gradient."""
     theta_average: float | None = None
-    """Decay per outer step of an average of theta, such as 0.999; None keeps none. The
-    average is exported and scored."""
     frozen: tuple[str, ...] = ()
-    """Parts of theta that stay fixed, besides those that the optimizer freezes."""
     population: int = 1
-    """Outer loops side by side (population-based training); the best is exported. Each
-    adapts a factor of outer-lr."""
     population_range: tuple[float, float] = (0.1, 10.0)
-    """Range of the first factors, spread evenly in the logarithm."""
     exchange_every: int = 100
-    """Outer steps after which copies of the best replace the worst quarter."""
     seed: int = 0
-    """Seed of everything random."""
     checkpoint_every: int = 100
-    """Outer steps between checkpoints (also one at the end and on SIGTERM)."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay."""
     keep_every: int | None = None
-    """Checkpoints at multiples of this outer step always stay; None names none."""
     skip_limit: int = 50
-    """Outer steps in a row without a finite meta-gradient after which the run stops."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -271,34 +287,38 @@ Tuning = Literal["task", "set", "none"]
 @strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Optimizers beside tuned Adam on the tasks of a suite."""
+    """Optimizers beside tuned Adam on the tasks of a suite.
+
+    Attributes:
+      optimizers: Baselines (`all` takes all), such as adamw, adamw+cosine (with a
+        schedule) or adamw:0.001 (at that rate, not tuned). Or weights, as `l2o.load`
+        takes them, a folder by its path. Adam always takes part.
+      suite: A suite, a task, or a JSON file of tasks.
+      tasks: Only these tasks of the suite; by default all.
+      tuning: How learning rates are chosen. task: per task, by the loss on
+        `outer_valid`. set: one for all tasks, on the tuning set. none: the default.
+      trials: Learning rates to try: the first of every optimizer's declared space.
+      tuning_set: Suite on which --tuning set chooses.
+      steps: Inner steps of every run; by default the suite's budget.
+      seeds: Runs per task and trial; all optimizers share tasks, initialisations,
+        batches.
+      eval_every: Inner steps between two points of a learning curve.
+      eval_batches: Fixed batches per split behind every point.
+      adam_horizon: Adam also runs for this many times the steps: the largest speed-up
+        over Adam that can be measured.
+    """
 
     optimizers: tuple[str, ...] = ()
-    """Baselines (`all` takes all), such as adamw, adamw+cosine (with a schedule) or
-    adamw:0.001 (at that rate, not tuned). Or weights, as `l2o.load` takes them, a
-    folder by its path. Adam always takes part."""
     suite: str = "demo/heldout"
-    """A suite, a task, or a JSON file of tasks."""
     tasks: tuple[str, ...] = ()
-    """Only these tasks of the suite; by default all."""
     tuning: Tuning = "task"
-    """How learning rates are chosen. task: per task, by the loss on `outer_valid`.
-    set: one for all tasks, on the tuning set. none: the default."""
     trials: int = 7
-    """Learning rates to try: the first of every optimizer's declared space."""
     tuning_set: str = "train/fast"
-    """Suite on which --tuning set chooses."""
     steps: int | None = None
-    """Inner steps of every run; by default the suite's budget."""
     seeds: int = 3
-    """Runs per task and trial; all optimizers share tasks, initialisations, batches."""
     eval_every: int = 25
-    """Inner steps between two points of a learning curve."""
     eval_batches: int = 4
-    """Fixed batches per split behind every point."""
     adam_horizon: int = 5
-    """Adam also runs for this many times the steps: the largest speed-up over Adam that
-    can be measured."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -322,19 +342,22 @@ class Evaluation:
 @strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Following:
-    """How the checkpoints of a run in progress are scored."""
+    """How the checkpoints of a run in progress are scored.
+
+    Attributes:
+      tasks: Task families; by default the run's own, augmented as there. They choose
+        the best checkpoint: do not judge it on them afterwards.
+      steps: Inner steps of every run.
+      seeds: Tasks drawn from each family, the same ones for every checkpoint.
+      eval_every: Inner steps between two points of a learning curve.
+      eval_batches: Fixed batches of the split `outer_valid` behind every point.
+    """
 
     tasks: tuple[str, ...] = ()
-    """Task families; by default the run's own, augmented as there. They choose the best
-    checkpoint: do not judge it on them afterwards."""
     steps: int = 500
-    """Inner steps of every run."""
     seeds: int = 8
-    """Tasks drawn from each family, the same ones for every checkpoint."""
     eval_every: int = 25
-    """Inner steps between two points of a learning curve."""
     eval_batches: int = 4
-    """Fixed batches of the split `outer_valid` behind every point."""
 
     def __post_init__(self) -> None:
         check_types(self)

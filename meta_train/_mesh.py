@@ -21,21 +21,26 @@ BATCH = "batch"  # the mesh axis that shares the batches of inner training
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Devices and processes of a run; they change its numbers only by rounding."""
+    """Devices and processes of a run; they change its numbers only by rounding.
+
+    Attributes:
+      distributed: Run as one of several processes; SLURM, GKE and TPU pods tell JAX the
+        rest.
+      coordinator: HOST:PORT of process 0, where no such environment tells it.
+      processes: Number of processes, where no such environment tells it.
+      process: Number of this process, counted from 0.
+      batch_devices: Devices that share each inner batch (data parallelism); particles
+        are spread over such groups.
+      shard_theta: Shard theta and the outer optimizer's state over the particles axis,
+        too.
+    """
 
     distributed: bool = False
-    """Run as one of several processes; SLURM, GKE and TPU pods tell JAX the rest."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where no such environment tells it."""
     processes: int | None = None
-    """Number of processes, where no such environment tells it."""
     process: int | None = None
-    """Number of this process, counted from 0."""
     batch_devices: int = 1
-    """Devices that share each inner batch (data parallelism); particles are spread over
-    such groups."""
     shard_theta: bool = False
-    """Shard theta and the outer optimizer's state over the particles axis, too."""
 
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.process)

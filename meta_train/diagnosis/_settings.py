@@ -48,24 +48,27 @@ ESTIMATORS = {
 @strict
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is measured of every estimator. The defaults are a matter of minutes."""
+    """What is measured of every estimator. The defaults are a matter of minutes.
+
+    Attributes:
+      family: Task family of the inner problems.
+      lengths: Inner steps of an episode, increasing; theta matters from 2 on.
+      truncation: Inner steps per window of the estimators that truncate.
+      std: Standard deviation of the perturbations of theta.
+      particles: Episodes per estimator and length.
+      runs: Inner runs behind the exponents and behind every point of the slices.
+      points: Points of a slice through the meta-loss.
+      seed: Seed of everything random.
+    """
 
     family: str = "mlp16"
-    """Task family of the inner problems."""
     lengths: tuple[int, ...] = (2, 5, 10, 20, 50, 100)
-    """Inner steps of an episode, increasing; theta matters from 2 on."""
     truncation: int = 20
-    """Inner steps per window of the estimators that truncate."""
     std: float = 0.01
-    """Standard deviation of the perturbations of theta."""
     particles: int = 128
-    """Episodes per estimator and length."""
     runs: int = 8
-    """Inner runs behind the exponents and behind every point of the slices."""
     points: int = 21
-    """Points of a slice through the meta-loss."""
     seed: int = 0
-    """Seed of everything random."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -31,15 +31,18 @@ _STAGES: tuple[Stage, ...] = ("costs", "times", "performance")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which parts of a study are made."""
+    """Which parts of a study are made.
+
+    Attributes:
+      variants: Only these variants, of any scale; by default all of the scale.
+      until: Last part: costs (exact, a few seconds each), times (of updates) or
+        performance (meta-trains every variant).
+      seeds: Meta-trainings of each variant; by default as many as the scale has.
+    """
 
     variants: tuple[str, ...] = ()
-    """Only these variants, of any scale; by default all of the scale."""
     until: Stage = "performance"
-    """Last part: costs (exact, a few seconds each), times (of updates) or performance
-    (meta-trains every variant)."""
     seeds: int | None = None
-    """Meta-trainings of each variant; by default as many as the scale has."""
 
 
 class _Job(NamedTuple):
