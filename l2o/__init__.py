@@ -14,7 +14,6 @@ from .names import renamed as _renamed
 from .optimizers._celo import CeloState, celo
 from .optimizers._celo2 import Celo2State, celo2
 from .optimizers._celo2_base import Celo2BaseState, celo2_base
-from .optimizers._celo2_velo import Celo2VeLOState, celo2_velo
 from .optimizers._celo_adam import CeloAdamState, celo_adam
 from .optimizers._elo import elo
 from .optimizers._elo_celo2 import elo_celo2
@@ -27,6 +26,7 @@ from .optimizers._mlp import MLPState, mlp
 from .optimizers._mulo import mulo
 from .optimizers._nadamw import NAdamWState, nadamw_baseline, nadamw_schedule
 from .optimizers._nn_adam import NNAdamState, nn_adam
+from .optimizers._normalized_velo import NormalizedVeLOState, normalized_velo
 from .optimizers._rnn_mlp import RNNMLPState, rnn_mlp
 from .optimizers._rnnprop import RNNPropState, rnnprop
 from .optimizers._small_fc import SmallFCState, small_fc
@@ -55,6 +55,7 @@ __getattr__ = _renamed(
     {
         "FACTORIES": ("l2o.factories()", lambda: dict(factories())),
         "WRAPPERS": ("l2o.wrapper_factories()", lambda: dict(wrapper_factories())),
+        "celo2_velo": ("l2o.normalized_velo", lambda: normalized_velo),
         "clip": ("l2o.clip_gradients", lambda: clip_gradients),
         "load_theta": ("l2o.load_unbound", lambda: load_unbound),
         "nadamw": ("l2o.nadamw_baseline", lambda: nadamw_baseline),
@@ -70,7 +71,6 @@ __all__ = [
     "Celo2BaseState",
     "Celo2Options",
     "Celo2State",
-    "Celo2VeLOState",
     "CeloAdamState",
     "CeloState",
     "CompactState",
@@ -87,6 +87,7 @@ __all__ = [
     "NNAdamState",
     "NetworkOptions",
     "NominalState",
+    "NormalizedVeLOState",
     "RNNMLPState",
     "RNNPropState",
     "RuleOptions",
@@ -100,7 +101,6 @@ __all__ = [
     "celo",
     "celo2",
     "celo2_base",
-    "celo2_velo",
     "celo_adam",
     "chosen_backend",
     "clip_gradients",
@@ -133,6 +133,7 @@ __all__ = [
     "native_kernels",
     "nn_adam",
     "nominal",
+    "normalized_velo",
     "read_card",
     "register",
     "rnn_mlp",

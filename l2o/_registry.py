@@ -9,7 +9,6 @@ from .doors import Door
 from .optimizers._celo import celo
 from .optimizers._celo2 import celo2
 from .optimizers._celo2_base import celo2_base
-from .optimizers._celo2_velo import celo2_velo
 from .optimizers._celo_adam import celo_adam
 from .optimizers._elo import elo
 from .optimizers._elo_celo2 import elo_celo2
@@ -21,6 +20,7 @@ from .optimizers._lstm import lstm
 from .optimizers._mlp import mlp
 from .optimizers._mulo import mulo
 from .optimizers._nn_adam import nn_adam
+from .optimizers._normalized_velo import normalized_velo
 from .optimizers._rnn_mlp import rnn_mlp
 from .optimizers._rnnprop import rnnprop
 from .optimizers._small_fc import small_fc
@@ -38,7 +38,6 @@ _OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "celo": celo,
     "celo2": celo2,
     "celo2_base": celo2_base,
-    "celo2_velo": celo2_velo,
     "celo_adam": celo_adam,
     "elo": elo,
     "elo_celo2": elo_celo2,
@@ -52,6 +51,7 @@ _OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "mlp": mlp,
     "mulo": mulo,
     "nn_adam": nn_adam,
+    "normalized_velo": normalized_velo,
     "rnn_mlp": rnn_mlp,
     "rnnprop": rnnprop,
     "small_fc": small_fc,
@@ -137,7 +137,11 @@ def register(name: str, factory: Callable[..., LearnedOptimizer]) -> None:
 
 
 # What files of 0.0 call them.
-_RENAMED = {"clip": "clip_gradients", "weight_decay": "decay_weights"}
+_RENAMED = {
+    "celo2_velo": "normalized_velo",
+    "clip": "clip_gradients",
+    "weight_decay": "decay_weights",
+}
 
 
 def is_known(name: str) -> bool:

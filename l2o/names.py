@@ -91,6 +91,24 @@ def check_known(what: str, name: object, known: Iterable[str | None]) -> None:
         raise ValueError(unknown_name(what, name, map(str, names)))
 
 
+def present_name(what: str, name: str, old: Mapping[str, str]) -> str:
+    """The name that a thing has now; warns where the user gave its old one.
+
+    Args:
+      what: the kind of thing, such as "preset".
+      name: what the user wrote.
+      old: names that were changed, with the new ones.
+    """
+    if name not in old:
+        return name
+    warnings.warn(
+        f"the {what} {name} is called {old[name]} now; the old name goes in {REMOVAL}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return old[name]
+
+
 def renamed(
     module: str, names: Mapping[str, tuple[str, Callable[[], Any]]]
 ) -> Callable[[str], Any]:

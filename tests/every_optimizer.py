@@ -19,7 +19,7 @@ ONE_DECAY = {
 SMALL = {
     "celo": l2o.celo(lstm_hidden_size=6),
     "celo2": l2o.celo2(hidden_size=4, ns_iters=2),
-    "celo2_velo": l2o.celo2_velo(hidden_size=4, lstm_hidden_size=6),
+    "normalized_velo": l2o.normalized_velo(hidden_size=4, lstm_hidden_size=6),
     "celo_adam": l2o.celo_adam(lstm_hidden_size=6),
     "elo_celo2": l2o.elo_celo2(hidden_size=4, ns_iters=2),
     "l2o_pa": l2o.l2o_pa(hidden_size=4),

@@ -380,7 +380,7 @@ def clip_all(grads, max_norm):
     return {k: scale * g for k, g in grads.items()}
 
 
-class SlowCelo2VeLO(SlowHyper):
+class SlowNormalizedVeLO(SlowHyper):
     """Rows like VeLO's with a feature more, steps like Celo2's."""
 
     def __init__(self, name, theta, a, params):

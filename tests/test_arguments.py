@@ -17,7 +17,7 @@ BASE = {
     "celo2": {"exp_mult": 0.1, "weight_decay": 0.1},
     "elo": {"weight_decay": 0.1},
     "elo_celo2": {"exp_mult": 0.1},
-    "celo2_velo": {"orthogonalize": True},
+    "normalized_velo": {"orthogonalize": True},
     "l2o_pa": {"b": ("sigmoid", 1.0), "b1": ("eye", 1.0), "prox": "l1"},
     "decay_weights": {"decay_per_step": 0.1, "kind": "l2"},
 }
@@ -123,7 +123,7 @@ def made(name):
 
 # Arguments of one rule, which its relatives hand on.
 _RULE = set(l2o.defaults_of(l2o.celo2_base)) - {"learning_rate"}
-_RELATIVES = ("celo2", "elo_celo2", "celo2_velo", "mulo", "elo", "celo")
+_RELATIVES = ("celo2", "elo_celo2", "normalized_velo", "mulo", "elo", "celo")
 
 
 def _is_seen_elsewhere(name, argument):
@@ -200,7 +200,12 @@ def test_trained_weights_are_not_replaced_on_loading(name, tmp_path):
 def test_weight_decay_of_shipped_weights_is_obeyed(decay):
     params = {"w": jnp.full((3, 2), 2.0)}
     zeros = {"w": jnp.zeros((3, 2))}
-    for name in ("adaptive_muon", "muon_fast", "celo2_mixed", "celo2_orthogonal"):
+    for name in (
+        "adaptive_muon",
+        "muon_fast",
+        "normalized_mixed",
+        "normalized_orthogonal",
+    ):
         optimizer, _ = l2o.load_unbound(name)
         tx = l2o.load(name, num_steps=1, weight_decay=decay, learning_rate=0.1)
         updates, _ = tx.update(zeros, tx.init(params), params)

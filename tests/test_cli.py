@@ -1,5 +1,7 @@
 """The `l2o` command: the whole job in small, and its complaints."""
 
+import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -9,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import l2o
-from l2o.meta_train import Result
+from l2o.meta_train import Config, Diagnosis, Evaluation, Following, Result, Topology
 from l2o.meta_train.cli import _main as cli
 from l2o.meta_train.cli._arguments import option_names
 from l2o.meta_train.cli._main import main
+from l2o.meta_train.tradeoffs import Options
 from l2o.tasks import suites
 
 
@@ -152,6 +155,14 @@ def test_help_is_for_users(command, capsys, monkeypatch):
         takes = r"\(default:.*?\)|\(required\)|\{[^}]*\}|--[a-z-]+"
         words = re.findall(r"\b[A-Za-z][a-z]+\b", re.sub(takes, "", block))
         assert len(words) >= 2, name
+
+
+@pytest.mark.parametrize(
+    "options", [Config, Diagnosis, Evaluation, Following, Options, Topology]
+)
+def test_every_option_is_explained_in_pythons_help_too(options):
+    documented = re.findall(r"^  (\w+): \S", inspect.getdoc(options), re.MULTILINE)
+    assert documented == [field.name for field in dataclasses.fields(options)]
 
 
 def test_options_that_messages_name_exist():

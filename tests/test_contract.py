@@ -335,7 +335,7 @@ _LONG = (
     "celo_adam",
     "elo_celo2",
     "celo2",
-    "celo2_velo",
+    "normalized_velo",
     "elo",
     "l2o_scale",
     "mulo",

@@ -264,12 +264,19 @@ def test_a_preset_may_be_a_file(tmp_path, capsys):
 
 def test_old_names_work_and_warn():
     for module, names in {
-        l2o: ("clip", "weight_decay", "nadamw", "load_theta", "FACTORIES", "WRAPPERS"),
+        l2o: (
+            *("clip", "weight_decay", "nadamw", "load_theta", "FACTORIES", "WRAPPERS"),
+            "celo2_velo",
+        ),
         tasks: ("make", "resolve", "load", "l2o_scale"),
     }.items():
         for name in names:
             with pytest.warns(DeprecationWarning, match=rf"{name} is called .* 0\.2"):
                 assert callable(getattr(module, name)) or getattr(module, name)
+    shipped = {"celo2_mixed": l2o.read_card, "celo2_orthogonal": l2o.load_unbound}
+    for name, read in {**shipped, "celo2_mixed": presets.load}.items():
+        with pytest.warns(DeprecationWarning, match=rf"{name} is called n.* 0\.2"):
+            read(name)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = l2o.nonsense
     # What files of before call them.

@@ -360,7 +360,7 @@ def test_entrants_by_name():
     assert entrant("small_fc_digits").trials(7) == (None,)
     assert entrant("small_fc_digits").card["optimizer"]["name"] == "small_fc"
     # The weights' own rate is what is tried first.
-    assert entrant("celo2_mixed").trials(2) == (0.02, 0.0632)
+    assert entrant("normalized_mixed").trials(2) == (0.02, 0.0632)
     assert half_decades(1e-3)[:3] == (1e-3, 3.16e-3, 3.16e-4)
     # The default is tried first, however far from the centre.
     assert half_decades(1e-3, 10**-2.5)[0] == 1e-3
@@ -406,7 +406,7 @@ def test_what_is_evaluated_may_be_other_than_the_parameters(store):
     assert np.all(np.abs(a - b) > 1e-3 * np.abs(a))
 
 
-@pytest.mark.parametrize("name", ["celo2_mixed", "sophia"])
+@pytest.mark.parametrize("name", ["normalized_mixed", "sophia"])
 def test_side_by_side_and_one_by_one_give_the_same_curves(name, monkeypatch):
     made = entrant(name)
     jobs = [Job(made, TASK, make_family(TASK), made.trials(2))]

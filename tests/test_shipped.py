@@ -20,7 +20,12 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "shipped"
 SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
 STEPS = 8
-NETWORKS = ("celo2_mixed", "celo2_orthogonal", "small_fc_digits", "small_fc_mixed")
+NETWORKS = (
+    "normalized_mixed",
+    "normalized_orthogonal",
+    "small_fc_digits",
+    "small_fc_mixed",
+)
 # How an update rounds decides how the eleven bits that are kept of it round.
 TOLERANCE = {
     "adaptive_muon": 1e-4,

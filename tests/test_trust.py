@@ -327,7 +327,7 @@ def test_a_parameter_of_another_magnitude_changes_no_other_step():
         l2o.learnable_muon(),
         l2o.celo2_base(relative=True, hidden_size=4),
         l2o.small_fc(relative=True),
-        l2o.celo2_velo(hidden_size=4),
+        l2o.normalized_velo(hidden_size=4),
     ]
     for optimizer in relative:
         expected = first(optimizer, params, grads)
@@ -338,8 +338,8 @@ def test_a_parameter_of_another_magnitude_changes_no_other_step():
                 {**grads, name: jnp.ones_like(outlier)},
             )
             for k, update in more.items():
-                # The network of celo2_velo sees the other tensors.
-                tolerance = 0.2 if optimizer.name == "celo2_velo" else 1e-4
+                # The network of normalized_velo sees the other tensors.
+                tolerance = 0.2 if optimizer.name == "normalized_velo" else 1e-4
                 np.testing.assert_allclose(
                     np.linalg.norm(update),
                     np.linalg.norm(expected[k]),

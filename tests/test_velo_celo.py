@@ -10,9 +10,9 @@ from slow_forms import (
     GROUPS,
     NUM_STEPS,
     SlowCelo2,
-    SlowCelo2VeLO,
     SlowElo,
     SlowHyper,
+    SlowNormalizedVeLO,
 )
 
 import l2o
@@ -239,9 +239,9 @@ def test_celo2_equals_its_slow_form(optimizer):
         {"orthogonalize": True, "weight_decay": 0.3},
     ],
 )
-def test_celo2_velo_equals_its_slow_form(arguments):
-    optimizer = l2o.celo2_velo(lstm_hidden_size=6, schedule_mult=0.5, **arguments)
-    state, slow = assert_follows(optimizer, SlowCelo2VeLO, atol=3e-4)
+def test_normalized_velo_equals_its_slow_form(arguments):
+    optimizer = l2o.normalized_velo(lstm_hidden_size=6, schedule_mult=0.5, **arguments)
+    state, slow = assert_follows(optimizer, SlowNormalizedVeLO, atol=3e-4)
     np.testing.assert_allclose(state.lstm.hidden, slow.hidden, rtol=0, atol=1e-4)
 
 
@@ -376,7 +376,7 @@ def test_small_fc_needs_the_length_of_the_run_for_a_schedule_only():
 
 
 @pytest.mark.parametrize("init", ["adam", "nadam"])
-@pytest.mark.parametrize("make", [l2o.celo2_base, l2o.celo2_velo])
+@pytest.mark.parametrize("make", [l2o.celo2_base, l2o.normalized_velo])
 def test_init_names_the_features_it_needs(make, init):
     with pytest.raises(ValueError, match=f'init "{init}" needs .*"m_norm"'):
         make(init=init, features=("g", "m"))
@@ -387,7 +387,7 @@ def test_init_names_the_features_it_needs(make, init):
 
 
 def test_the_scale_of_all_parameters_is_that_of_the_steps():
-    optimizer = l2o.celo2_velo(lstm_hidden_size=4)
+    optimizer = l2o.normalized_velo(lstm_hidden_size=4)
     theta = optimizer.init_theta(jax.random.key(0))  # the rate is the prior's
     shapes = {"w": (5, 3), "b": (4,), "zero": (3, 2)}
     params, grads = normal(0, shapes), normal(1, shapes)

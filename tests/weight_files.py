@@ -95,7 +95,7 @@ PUBLISHED_SIZES = {
     "celo": (37_089, 16),
     "celo2": (347, 16),
     "celo2_base": (347, 16),
-    "celo2_velo": (3_532, 16),
+    "normalized_velo": (3_532, 16),
     "celo_adam": (36_865, 8),
     "elo": (2_402, 16),
     "elo_celo2": (347, 16),

@@ -4,6 +4,7 @@
 registry and what lies below it.
 """
 
+from ._frozen import is_shipped
 from ._published import from_config, published_class
 from ._pylo import from_pylo
 from ._reading import read_json, reading
@@ -16,6 +17,7 @@ __all__ = [
     "from_pylo",
     "from_tree",
     "holder_of",
+    "is_shipped",
     "nest",
     "plain",
     "published_class",

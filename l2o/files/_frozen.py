@@ -17,7 +17,14 @@ import safetensors.numpy
 from .._arguments import check_num_steps
 from .._base import LearnedOptimizer, Theta
 from .._registry import make, present_arguments, present_names
-from ..names import check_known, expanded, is_hub_id, is_path, unknown_name
+from ..names import (
+    check_known,
+    expanded,
+    is_hub_id,
+    is_path,
+    present_name,
+    unknown_name,
+)
 from ._foreign import is_foreign, load_foreign, other_half, save_pylo
 from ._hub import IMPORTABLE, hub_folder, is_known
 from ._reading import read_json, read_safetensors, reading
@@ -27,6 +34,11 @@ from ._writing import json_text, write_whole
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CARD = "config.json"
+# Names that shipped optimizers had: as if the authors of Celo2 had made them.
+_RENAMED = {
+    "celo2_mixed": "normalized_mixed",
+    "celo2_orthogonal": "normalized_orthogonal",
+}
 _KINDS = {str: "text", int: "whole number", dict: "map"}
 
 
@@ -340,6 +352,11 @@ def shipped() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.joinpath(_CARD).is_file())
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a pretrained optimizer that comes with l2o has or had this name."""
+    return name in _RENAMED or name in shipped()
+
+
 def _located(
     source: str | os.PathLike, *, download: bool = False
 ) -> tuple[Path, str | None]:
@@ -360,7 +377,7 @@ def _located(
                 "wrote, or the name of a shipped optimizer (`l2o.shipped()`)"
             )
         return path, None
-    name = str(source)
+    name = present_name("shipped optimizer", str(source), _RENAMED)
     if name in (names := shipped()):
         with resources.as_file(resources.files("l2o.checkpoints") / name) as folder:
             return Path(folder), None

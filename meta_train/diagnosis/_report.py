@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import l2o
-from l2o.files import plain, write_json
+from l2o.files import is_shipped, plain, write_json
 from l2o.names import is_hub_id, is_path, unknown_name
 from l2o.tasks import task_specs
 
@@ -129,7 +129,7 @@ def _resolve(
     if source in l2o.factories():
         optimizer = l2o.make(source, **options)
         return optimizer, optimizer.init_theta(jax.random.key(seed))
-    if not (is_path(source) or is_hub_id(source) or source in l2o.shipped()):
+    if not (is_path(source) or is_hub_id(source) or is_shipped(source)):
         known = [*l2o.factories(), *l2o.shipped()]
         paths = "a file or folder of weights"
         raise ValueError(unknown_name("optimizer", source, known, paths=paths))

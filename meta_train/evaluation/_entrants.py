@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.files import holder_of, plain, with_changes
+from l2o.files import holder_of, is_shipped, plain, with_changes
 from l2o.names import expanded, has_separator, is_hub_id, is_path, unknown_name
 
 from ..estimators._unroll import value_only
@@ -166,7 +166,7 @@ def _baseline(name: str, schedule: str) -> Entrant:
 
 
 def _learned(name: str, schedule: str) -> Entrant:
-    if not (is_path(name) or is_hub_id(name) or name in l2o.shipped()):
+    if not (is_path(name) or is_hub_id(name) or is_shipped(name)):
         known = [*sorted(baselines()), *l2o.shipped()]
         paths = "a file or folder of weights"
         raise ValueError(unknown_name("optimizer", name, known, paths=paths))

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from l2o.doors import Door
-from l2o.names import expanded, is_path
+from l2o.names import expanded, is_path, present_name
 
 from .._config import Config, Evaluation
 
@@ -33,6 +33,7 @@ def _check_module(module: Any) -> None:
             )
 
 
+_RENAMED = {"celo2_mixed": "normalized_mixed"}
 _OWN = {module.name: module.name for module in pkgutil.iter_modules(__path__)}
 PRESETS: Door[ModuleType] = Door(
     "preset",
@@ -74,6 +75,7 @@ def summary(name: str) -> str:
 
 def _module(name: str) -> ModuleType:
     if not (name.endswith(".py") or is_path(name)):
+        name = present_name("preset", name, _RENAMED)
         return PRESETS.find(name, paths="a preset in a file of your own")
     return _of_file(expanded(name))
 

@@ -3,8 +3,8 @@
 Reproduces no paper. The network begins as Adam's direction, its steps are relative to
 the parameters and under a cosine, so that meta-training starts from a good optimizer.
 The logarithms of losses count, so that a family weighs by ratios, and meta-gradients
-are cut at about their median length: cut to one length, as in `celo2_mixed`, they let
-pass what ruins variational autoencoders (a meta-loss 2.6 times that of the start).
+are cut at about their median length: cut to one length, as in `normalized_mixed`, they
+let pass what ruins variational autoencoders (a meta-loss 2.6 times that of the start).
 
 5.2 million inner steps, 14 minutes on two busy cores after 2 of compilation (4 on the
 first run); seed 0, one run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false,
@@ -18,7 +18,7 @@ chosen on train/mixed by `python scripts/recipes/choose_step.py OUT/frozen`:
 """
 
 from .._config import Config, Evaluation
-from . import celo2_mixed
+from . import normalized_mixed
 
 META_TRAIN = Config(
     optimizer="small_fc",
@@ -28,7 +28,7 @@ META_TRAIN = Config(
         "schedule": "cosine",
         "relative": True,
     },
-    families=("train/fast", *celo2_mixed.META_TRAIN.families),
+    families=("train/fast", *normalized_mixed.META_TRAIN.families),
     reparam_level="tensor",
     reparam_range=(0.5, 2.0),
     episode_length=(100, 1000),

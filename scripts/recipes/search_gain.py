@@ -6,7 +6,7 @@
 The numbers of `adaptive_muon`; what differs is gain and drift, which are
 meta-parameters, and the rate. Gain 0 stands for steps that do not adapt. All tasks of
 the suite, two splits; one program per task serves all variants. `adaptive_muon` was
-chosen by it, as `celo2_orthogonal` in `l2o.hypergradient`.
+chosen by it, as `normalized_orthogonal` in `l2o.hypergradient`.
 """
 
 import argparse

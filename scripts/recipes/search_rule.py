@@ -6,8 +6,9 @@
 Each is `celo2_base` with steps relative to the parameters, Newton-Schulz iterations and
 a cosine; what differs is the mixture of Adam's direction and the gradient's that they
 are given, the decay (0.06) of the weights, of the momentum and the second moment, and
-the rate (0.03), also of vectors alone. `celo2_orthogonal` was chosen by it. All tasks
-of the suite, four seeds, final losses on two splits: a quarter of an hour on two cores.
+the rate (0.03), also of vectors alone. `normalized_orthogonal` was chosen by it. All
+tasks of the suite, four seeds, final losses on two splits: a quarter of an hour on two
+cores.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The rule of `celo2_mixed`: celo2_velo by PES on thirteen kinds of small models.
+"""`normalized_mixed`: normalized_velo by PES on thirteen kinds of small models.
 
 Reproduces no paper: the parts are published, their combination is not. The rule starts
 as Adam's direction and the schedule as a cosine, so that meta-training has to improve
@@ -20,13 +20,13 @@ meta-training, with a rate and a decay chosen on train/mixed, is what ships:
         learning_rate=0.02,
         weight_decay=0.03,
     )
-    l2o.save("celo2_mixed", rule, {"nn": theta["nn"]})
+    l2o.save("normalized_mixed", rule, {"nn": theta["nn"]})
 """
 
 from .._config import Config, Evaluation
 
 META_TRAIN = Config(
-    optimizer="celo2_velo",
+    optimizer="normalized_velo",
     optimizer_options={"step_mult": 0.01, "init": "adam"},
     families=(
         "mixed-mlp",

@@ -1,4 +1,4 @@
-"""`celo2_velo`: the normalised rule of Celo2 under a scheduler like VeLO's."""
+"""`normalized_velo`: the normalised rule of Celo2 under a scheduler like VeLO's."""
 
 from typing import NamedTuple, Unpack
 
@@ -30,8 +30,8 @@ from ._velo import (
 )
 
 
-class Celo2VeLOState(NamedTuple):
-    """State of `celo2_velo`: 16 bytes per parameter of a matrix, 8 h per tensor."""
+class NormalizedVeLOState(NamedTuple):
+    """State of `normalized_velo`: 16 bytes per parameter of a matrix, 8h per tensor."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     accumulators: Accumulators
@@ -42,7 +42,7 @@ class Celo2VeLOState(NamedTuple):
 
 
 @takes(CELO2, old={"factoring": OLD_CELO2["factoring"]})
-def celo2_velo(
+def normalized_velo(
     *,
     step_mult: float = 0.01,
     weight_decay: float = 0.0,
@@ -81,7 +81,7 @@ def celo2_velo(
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
-      >>> optimizer = l2o.celo2_velo()
+      >>> optimizer = l2o.normalized_velo()
       >>> theta = optimizer.init_theta(jax.random.key(0))
       >>> tx = optimizer.bind(theta, num_steps=1000)
       >>> params = {"w": jnp.ones((3, 2))}
@@ -91,7 +91,7 @@ def celo2_velo(
     (Moudgil et al., 2026) and "VeLO: Training versatile learned optimizers by scaling
     up" (Metz et al., 2022).
     """
-    arguments = checked(celo2_velo, locals())
+    arguments = checked(normalized_velo, locals())
     rule, decays = make_rule(options)
     check_init(init, rule, options["hidden_size"])
 
@@ -115,10 +115,10 @@ def celo2_velo(
         }
 
     def bind(theta, *, num_steps=None):
-        num_steps = require_num_steps(num_steps, "celo2_velo")
+        num_steps = require_num_steps(num_steps, "normalized_velo")
 
         def init_fn(params):
-            return Celo2VeLOState(
+            return NormalizedVeLOState(
                 jnp.zeros([], jnp.int32),
                 init_accumulators(params, decays, rule.layout),
                 init_rows(theta["lstm_init"], state_rows(params)),
@@ -129,8 +129,8 @@ def celo2_velo(
 
         def update_fn(updates, state, params=None, *, value=None, **extra_args):
             del extra_args
-            require_params(params, "celo2_velo")
-            value = require_value(value, "celo2_velo")
+            require_params(params, "normalized_velo")
+            value = require_value(value, "normalized_velo")
             loss, run = run_features(state.loss, value, state.count, num_steps)
             after, accumulators = state.lstm, state.accumulators
             count = optax.safe_increment(state.count)
@@ -154,19 +154,19 @@ def celo2_velo(
                     peak * jnp.exp(schedule_mult * learned) * scales,
                     Shared(decays, decay_of(peak, weight_decay), None, count),
                 )
-            return updates, Celo2VeLOState(
+            return updates, NormalizedVeLOState(
                 count, accumulators, after, loss, state.limits, state.num_steps
             )
 
         return transformation(
             init_fn,
             update_fn,
-            name="celo2_velo",
+            name="normalized_velo",
             finite=False,
             reads_params=True,
         )
 
     needs = ("params", "value", "num_steps")
     return LearnedOptimizer(
-        init_theta, bind, "celo2_velo", arguments, needs, starts={"init": ("nn",)}
+        init_theta, bind, "normalized_velo", arguments, needs, starts={"init": ("nn",)}
     )
