@@ -19,6 +19,7 @@ from helpers import read_arrays
 from slow_forms import SlowCelo2
 
 import l2o
+from l2o.rule import torch_axes
 
 ROOT = Path(__file__).parent.parent
 TRACES = sorted((ROOT / "tests" / "traces").rglob("*.npz"))
@@ -57,10 +58,12 @@ LEAST_MOVEMENT = 5
 
 @pytest.fixture(scope="module")
 def check_traces():
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("check_traces", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -123,7 +126,7 @@ def test_accumulators_follow_the_trace(replay, check_traces):
             ours = np.stack([np.asarray(tree[name]) for tree in trees], -1)
             if "cls" not in replay.meta:
                 # Ours is (..., in, out), theirs (out, in, ...); a reduced axis is gone.
-                order = check_traces.torch_axes(ours.ndim - 1)
+                order = torch_axes(ours.ndim - 1)
                 ours = np.transpose(ours, [*order, ours.ndim - 1])
             # Means over an axis and products of decays round differently.
             np.testing.assert_allclose(
@@ -273,7 +276,7 @@ def _slow_celo2(check_traces, name, trace, meta, groups):
     for i in (0, 1):
         nn[f"w{i + 1}"] = trace[f"theta/dense_w.{i}"]
         nn[f"b{i + 1}"] = trace[f"theta/dense_b.{i}"]
-    ours = check_traces._ours
+    ours = sys.modules["pylo_traces"].ours
     params = {k: np.float64(ours(trace[f"params0/{k}"])) for k in meta["param_order"]}
     shared = {
         **l2o.celo2(variant="pylo", rms_decays=(0.95,)).arguments,
@@ -308,7 +311,7 @@ def _slow_celo2(check_traces, name, trace, meta, groups):
             new |= {k: old[k] + u for k, u in rule.update(mine, old, None)}
         params = new
         for k, x in params.items():
-            order = check_traces.torch_axes(x.ndim)
+            order = torch_axes(x.ndim)
             history[k].append(np.transpose(x, order))
     return {f"params/{k}": np.stack(x) for k, x in history.items()}
 
