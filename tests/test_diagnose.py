@@ -125,8 +125,10 @@ def test_what_is_recommended_where_it_is_chaotic(chaotic):
     assert last["backprop"].reference == "full_es"
     first = {c.estimator: c for c in chaotic.cells if c.length == 5}
     assert first["nres"].reference == "backprop"
-    # Windows of 5: the same runs, noise and sum as full ES.
-    np.testing.assert_allclose(last["nres"].variance, last["full_es"].variance, 1e-2)
+    # Windows of 5: the same runs, noise and sum as full ES. In 20 steps rounding has
+    # not yet grown to what is measured.
+    middle = {c.estimator: c.variance for c in chaotic.cells if c.length == 20}
+    np.testing.assert_allclose(middle["nres"], middle["full_es"], 1e-2)
 
 
 @pytest.mark.exhaustive
