@@ -25,7 +25,7 @@ _KINDS: dict[str, str] = {
     "vae": "families._autoencoder",
     "language_model": "families._language",
     "copy_task": "families._copy",
-    "coordinate_network": "families._inr",
+    "coordinate_network": "families._coordinate_network",
     "pinn_heat": "families._pinn",
     "cartpole": "families._cartpole",
     "train_learned_optimizer": "families._learned_optimizer",

@@ -16,7 +16,7 @@ from l2o import tasks
 from l2o.meta_train import inner_init, unroll
 from l2o.tasks import TaskSpec
 from l2o.tasks.families._lasso import sparse_vector
-from l2o.tasks.families._zoo import above_floor
+from l2o.tasks.families._variants import above_floor
 
 PI, EPS = math.pi, 1e-6
 FLOWERS = {"dataset": "iris", "rho": 0.01}

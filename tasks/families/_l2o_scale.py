@@ -11,7 +11,7 @@ from l2o.names import check_known
 
 from .._base import TaskFamily
 from ._lasso import lasso_problem
-from ._zoo import (
+from ._variants import (
     EPS,
     Objective,
     Variant,

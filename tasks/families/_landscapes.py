@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from l2o.names import check_known
 
 from .._base import TaskFamily
-from ._zoo import (
+from ._variants import (
     EPS,
     Objective,
     Variant,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._base import TaskFamily, stateless
 from ._composite import Composite, Gradient, check_gradient, spectral_square
-from ._zoo import above_floor
+from ._variants import above_floor
 
 
 def lasso(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from .._base import TaskFamily, stateless
 from .._orthonormal import orthonormal
-from ._zoo import above_floor
+from ._variants import above_floor
 
 
 def least_squares(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._base import TaskFamily, clipped, log_scaled, stateless
 from ..augment import with_gradient
-from ._zoo import above_floor
+from ._variants import above_floor
 
 
 def noisy_quadratic(

@@ -9,7 +9,7 @@ from l2o.names import check_known
 
 from .._base import TaskFamily, stateless
 from ._lasso import lasso_problem
-from ._zoo import above_floor
+from ._variants import above_floor
 
 Name = Literal["quadratic", "lasso", "rastrigin"]
 _RHO = 0.005

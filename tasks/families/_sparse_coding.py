@@ -9,7 +9,7 @@ import numpy as np
 from .._base import TaskFamily, stateless
 from ..data import Dataset, load_dataset
 from ._lasso import sparse_vector
-from ._zoo import above_floor
+from ._variants import above_floor
 
 
 def sparse_coding(
