@@ -1,0 +1,156 @@
+"""Writes the pages of shipped optimizers, and tables of them, from their cards.
+
+    python scripts/docs/card_pages.py           # writes docs/cards/, and between markers
+    python scripts/docs/card_pages.py --check   # exit status 1 if a page is not up to date
+
+Between `<!-- cards: KIND -->` and `<!-- end -->` of README.md and docs/pretrained.md
+stands the table of that kind. Numbers stand in the cards alone, where
+`scripts/recipes/renew_cards.py` puts what an evaluation found.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import l2o
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/pretrained.md")
+MARKED = re.compile(r"(<!-- cards: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# The order in which a reader meets them.
+ORDER = (
+    *("adaptive_muon", "muon_fast", "muon_mixed", "muon_any_rate"),
+    *("normalized_orthogonal", "normalized_mixed", "small_fc_mixed", "small_fc_digits"),
+)
+NEEDS = {"params": "parameters", "value": "the loss", "num_steps": "number of steps"}
+
+
+def interval(values: list[float]) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*values)
+
+
+def result_row(result: Mapping[str, Any]) -> str:
+    better, of = result["better_than_tuned_adam"]
+    cells = (
+        f"`{result['suite']}`, {result['steps']:,} steps, {result['seeds']} seeds",
+        result["tuning"],
+        interval(result["score"]),
+        interval(result["speed_up"]),
+        f"{better} of {of} (p = {result['p']})",
+        "{} of {} runs".format(*result["diverged"]),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def page(name: str) -> str:
+    """The page of one optimizer, from its card."""
+    content = l2o.read_card(name)
+    card, optimizer = content["card"], content["optimizer"]
+    (row,) = [x for x in l2o.available() if x.name == name]
+    needs = [NEEDS[x] for x in row.needs if x in NEEDS]
+    steps = ", num_steps=1000" if "num_steps" in row.needs else ""
+    hours = card["seconds"] / 3600
+    took = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.0f} minutes"
+    lines = [
+        f"# `{name}`",
+        "",
+        card["summary"],
+        "",
+        "```python",
+        f'tx = l2o.load("{name}"{steps})',
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture | `l2o.{optimizer['name']}` |",
+        f"| meta-parameters | {content['meta_parameters']:,} |",
+        f"| state | {row.state_bytes:.0f} bytes per parameter of a matrix |",
+        f"| `update` and `load` need | {', '.join(needs)} |",
+        f"| made by | {card['made']} |",
+        f"| cost of making it | {card['inner_steps'] / 1e6:.1f} million inner steps, "
+        f"{took} on two CPU cores |",
+        "",
+        "## Results",
+        "",
+        "| tasks | tuning | score | speed-up | better than tuned Adam | diverged |",
+        "|---|---|---|---|---|---|",
+        *map(result_row, card["results"]),
+        "",
+        "Adam has the best of seven learning rates per task. "
+        "[What score and speed-up mean](../evaluation.md).",
+        "",
+        "## Where it fails",
+        "",
+        *(f"- {failure}" for failure in card["known_failures"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def untuned(name: str) -> Mapping[str, Any]:
+    """The result of a card with nothing tuned."""
+    results = l2o.read_card(name)["card"]["results"]
+    return next(x for x in results if x["tuning"] == "none")
+
+
+def evidence(link: str) -> list[str]:
+    """What the shipped optimizers reach with nothing tuned."""
+    lines = [
+        "| nothing tuned | speed-up | score | better than tuned Adam on |",
+        "|---|---|---|---|",
+    ]
+    for name in ORDER:
+        result = untuned(name)
+        better, of = result["better_than_tuned_adam"]
+        lines.append(
+            f"| [`{name}`]({link}cards/{name}.md) | {interval(result['speed_up'])} | "
+            f"{interval(result['score'])} | {better} of {of} tasks |"
+        )
+    return lines
+
+
+KINDS: dict[str, Callable[[str], list[str]]] = {"evidence": evidence}
+
+
+def with_tables(text: str, link: str) -> str:
+    """A page's text with its tables renewed."""
+
+    def table(match: re.Match) -> str:
+        head, kind, end = match.groups()
+        return head + "\n".join(KINDS[kind](link)) + "\n" + end
+
+    return MARKED.sub(table, text)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page, and every page with generated tables."""
+    made = {ROOT / "docs" / "cards" / f"{name}.md": page(name) for name in ORDER}
+    for name in PAGES:
+        path = ROOT / name
+        link = "docs/" if path.parent == ROOT else ""
+        made[path] = with_tables(path.read_text(), link)
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    old = [
+        path
+        for path, text in pages().items()
+        if not path.is_file() or path.read_text() != text
+    ]
+    for path in old:
+        print(f"{'not up to date' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(pages()[path])
+    return int(check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
