@@ -222,6 +222,6 @@ def test_arguments_of_what_is_wrapped_can_be_changed_on_loading(tmp_path):
     assert loaded.arguments == expected.arguments
     assert optimizer.arguments["optimizer"]["arguments"]["gain"] == 10.0
     known = "known: .*also takes gain, .*learning_rate"
-    message = f"clip_gradients has no argument 'rate'; {known}"
+    message = f"clip_gradients has no argument 'decay_per_step'; {known}"
     with pytest.raises(ValueError, match=message):
         l2o.load(tmp_path, decay_per_step=0.5, num_steps=T)

@@ -368,7 +368,7 @@ def test_a_run_in_a_thread_needs_no_signals():
         ({"outer_lr": None}, TypeError, "outer_lr must be float"),
         ({"episode_length": (5,)}, TypeError, "episode_length must be"),
         ({"optimizer": "smallfc"}, ValueError, "known: .*small_fc"),
-        ({"optimizer_options": {"width": 3}}, ValueError, "known: hidden_size"),
+        ({"optimizer_options": {"width": 3}}, ValueError, "known: step_mult"),
         ({"families": ("mnist",)}, ValueError, "families: unknown task 'mnist'"),
         ({"families": ("train/broad",)}, ValueError, "set reparam_level to 'none'"),
         ({"families": ()}, ValueError, "names no task family"),

@@ -413,7 +413,7 @@ def test_the_scale_of_all_parameters_is_that_of_the_steps():
         l2o.elo(learning_rate=0.1, exp_mult=0.3),
         l2o.elo(learning_rate=0.1, weight_decay=0.5, max_norm=0.1, hidden_size=5),
         l2o.elo(learning_rate=0.1, layout="torch", published=("fused_row_mean",)),
-        l2o.mulo(step_mult=0.1, exp_mult=0.3, learning_rate=0.5, max_grad_norm=0.05),
+        l2o.mulo(step_mult=0.1, exp_mult=0.3, learning_rate=0.5, max_tensor_norm=0.05),
         l2o.mulo(step_mult=0.1, layout="torch", published=("fused_row_mean",)),
     ],
     ids=["elo", "elo-clip", "elo-fused", "mulo", "mulo-fused"],

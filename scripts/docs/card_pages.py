@@ -1,14 +1,15 @@
 """Writes the pages of shipped optimizers, and tables of them, from their cards.
 
-    python scripts/docs/card_pages.py           # writes docs/cards/, and between markers
-    python scripts/docs/card_pages.py --check   # exit status 1 if a page is not up to date
+    python scripts/docs/card_pages.py          # writes docs/cards/, and between markers
+    python scripts/docs/card_pages.py --check  # exit status 1 if a page is out of date
 
-Between `<!-- cards: KIND -->` and `<!-- end -->` of README.md and docs/pretrained.md
-stands the table of that kind. Numbers stand in the cards alone, where
-`scripts/recipes/renew_cards.py` puts what an evaluation found.
+Between `<!-- cards: KIND -->` and `<!-- end -->` of a page stands the table of that
+kind. Numbers stand in the cards and in two tables of docs/data, which
+`scripts/recipes/renew_cards.py` and `scripts/benchmarks/shipped_updates.py` write.
 """
 
 import argparse
+import csv
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -18,13 +19,22 @@ from typing import Any
 import l2o
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/pretrained.md")
+PAGES = ("README.md", "docs/pretrained.md", "docs/evaluation.md", "docs/performance.md")
+LEADERBOARD = ROOT / "docs" / "data" / "heldout_small.csv"
+COSTS = ROOT / "docs" / "data" / "update_costs.csv"
 MARKED = re.compile(r"(<!-- cards: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The order in which a reader meets them.
 ORDER = (
     *("adaptive_muon", "muon_fast", "muon_mixed", "muon_any_rate"),
     *("normalized_orthogonal", "normalized_mixed", "small_fc_mixed", "small_fc_digits"),
 )
+# What the README shows of them.
+FRONT = {
+    "adaptive_muon": "Muon's steps, adaptive sizes; people chose its 14 numbers",
+    "muon_fast": "the same rule; its 14 numbers were meta-trained",
+    "small_fc_mixed": "a meta-trained network of 197 weights, no matrix products",
+}
+BASELINES = {"muon+cosine": "Muon with a cosine", "adamw+cosine": "AdamW with a cosine"}
 NEEDS = {"params": "parameters", "value": "the loss", "num_steps": "number of steps"}
 
 
@@ -112,7 +122,93 @@ def evidence(link: str) -> list[str]:
     return lines
 
 
-KINDS: dict[str, Callable[[str], list[str]]] = {"evidence": evidence}
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(row: Mapping[str, str], quantity: str) -> str:
+    names = (quantity, f"{quantity}_low", f"{quantity}_high")
+    return interval([float(row[x]) for x in names])
+
+
+def front(link: str) -> list[str]:
+    """A few shipped optimizers, and the best baselines."""
+    lines = [
+        "| optimizer | tuning | speed-up | better than tuned Adam on |",
+        "|---|---|---|---|",
+    ]
+    for row in rows_of(LEADERBOARD):
+        name = row["optimizer"].partition(":")[0]
+        learned = name in FRONT
+        if (learned and row["tuning"] == "none") or row["optimizer"] in BASELINES:
+            shown = f"[`{name}`]({link}cards/{name}.md)" if learned else BASELINES[name]
+            lines.append(
+                f"| {shown} | {row['tuning']} | {measured(row, 'speed_up')} | "
+                f"{row['better']} of {row['tasks']} tasks |"
+            )
+    return lines
+
+
+def leaders(link: str) -> list[str]:
+    """The first twelve optimizers of `heldout/small`."""
+    del link
+    lines = [
+        "| optimizer, tuning | score | speed-up | better than Adam on | p | bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{x['optimizer']}`, {x['tuning']} | {measured(x, 'score')} | "
+        f"{measured(x, 'speed_up')} | {x['better']} of {x['tasks']} | {x['p']} | "
+        f"{x['state_bytes']} |"
+        for x in rows_of(LEADERBOARD)[:12]
+    ]
+    return lines
+
+
+def which(link: str) -> list[str]:
+    """What to take, and what its update costs."""
+    times = {
+        (x["optimizer"], x["parameters"]): f"{float(x['times_adam']):.2g}"
+        for x in rows_of(COSTS)
+    }
+    lines = [
+        "| optimizer | what it is | update at 10⁴ parameters | at 10⁷ |",
+        "|---|---|---|---|",
+    ]
+    for name, what in FRONT.items():
+        small, large = times[name, "1e4"], times[name, "1e7"]
+        lines.append(
+            f"| [`{name}`]({link}cards/{name}.md) | {what} | {small} | {large} |"
+        )
+    return lines
+
+
+def costs(link: str) -> list[str]:
+    """What updates of all shipped optimizers cost."""
+    del link
+    rows = rows_of(COSTS)
+    sizes = list(dict.fromkeys(x["parameters"] for x in rows))
+    lines = [
+        f"| update over Adam's | {' | '.join(f'{x} parameters' for x in sizes)} |",
+        "|---" * (1 + len(sizes)) + "|",
+    ]
+    for name in dict.fromkeys(x["optimizer"] for x in rows if x["optimizer"] != "adam"):
+        found = {x["parameters"]: x for x in rows if x["optimizer"] == name}
+        cells = [
+            "{times_adam} ({low} to {high})".format(**found[size]) for size in sizes
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+KINDS: dict[str, Callable[[str], list[str]]] = {
+    "costs": costs,
+    "evidence": evidence,
+    "front": front,
+    "leaders": leaders,
+    "which": which,
+}
 
 
 def with_tables(text: str, link: str) -> str:
@@ -145,7 +241,7 @@ def main() -> int:
         if not path.is_file() or path.read_text() != text
     ]
     for path in old:
-        print(f"{'not up to date' if check else 'written'}: {path.relative_to(ROOT)}")
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:
             path.parent.mkdir(exist_ok=True)
             path.write_text(pages()[path])

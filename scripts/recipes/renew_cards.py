@@ -1,19 +1,21 @@
 """Writes what an evaluation found into the cards of shipped optimizers.
 
-    l2o evaluate --suite heldout/small --optimizers adaptive_muon:0.03 ... --out FOLDER
-    python scripts/recipes/renew_cards.py FOLDER
+    l2o evaluate --suite heldout/small --optimizers all adaptive_muon:0.03 ... --out DIR
+    python scripts/recipes/renew_cards.py DIR --table docs/data/heldout_small.csv
 
-A result takes the place of the one with the same suite, length and tuning; results of
-other tunings stay. Prints the rows as tables of docs and README have them.
+The results of a card give way to those of the evaluation. The table has a row for every
+optimizer, baselines too. `scripts/docs/card_pages.py` makes pages of both.
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 
 from l2o.files import write_json
 from l2o.meta_train.evaluation import Board, Row, leaderboard, load_board
 
+REFERENCE = "adam"
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 
@@ -36,38 +38,56 @@ def result_of(board: Board, row: Row) -> dict:
     }
 
 
-def renewed(card: dict, result: dict) -> dict:
-    """The card with the result in the place of the one that it replaces."""
-    names = ("suite", "steps", "tuning")
-    same = [x for x in card["results"] if all(x[k] == result[k] for k in names)]
-    others = [x for x in card["results"] if x not in same]
-    return {**card, "results": [result, *others]}
+COLUMNS = (
+    *("optimizer", "tuning", "score", "score_low", "score_high"),
+    *("speed_up", "speed_up_low", "speed_up_high", "better", "tasks", "p"),
+    *("diverged", "runs", "update_over_adam", "state_bytes"),
+)
+
+
+def cells(row: Row, result: dict) -> list:
+    """A row of the table."""
+    update = "" if row.update_time is None else f"{row.update_time:.2g}"
+    return [
+        row.name,
+        result["tuning"],
+        *result["score"],
+        *result["speed_up"],
+        *result["better_than_tuned_adam"],
+        "" if row.name == REFERENCE else result["p"],
+        *result["diverged"],
+        update,
+        f"{row.state_bytes:.3g}",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--table", type=Path, required=True, help="a CSV file to write")
     options = parser.parse_args()
     board = load_board(options.folders)
-    print("| | score | speed-up | better | p | diverged |")
-    print("|---|---|---|---|---|---|")
+    found: dict[str, list[dict]] = {}
+    table = []
     for row in leaderboard(board):
         result = result_of(board, row)
-        score, speed_up = (
-            "{:.2f} ({:.2f} to {:.2f})".format(*result[k])
-            for k in ("score", "speed_up")
-        )
-        better, of = result["better_than_tuned_adam"]
-        lost = "{} of {}".format(*result["diverged"])
-        print(
-            f"| {row.name}, {result['tuning']} | {score} | {speed_up} | {better} of "
-            f"{of} | {result['p']} | {lost} |"
-        )
-        path = CHECKPOINTS / row.name.partition(":")[0] / "config.json"
-        if row.learned and path.is_file():
+        table.append(cells(row, result))
+        if row.learned:
+            found.setdefault(row.name.partition(":")[0], []).append(result)
+    options.table.parent.mkdir(exist_ok=True)
+    with options.table.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(table)
+    for name, results in found.items():
+        path = CHECKPOINTS / name / "config.json"
+        if path.is_file():
             content = json.loads(path.read_text())
-            content["card"] = renewed(content["card"], result)
+            content["card"]["results"] = sorted(
+                results, key=lambda x: x["tuning"] != "none"
+            )
             write_json(path, content)
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":
