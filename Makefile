@@ -13,7 +13,7 @@ WHEEL := $(CURDIR)/$(VENV)/wheel
 TEST := PYTHONPATH=$(WHEEL) $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
   --no-loadscope-reorder
 
-.PHONY: demo test test-all test-fast lint clean
+.PHONY: demo test test-all test-fast lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/l2o demo --preset $(PRESET)
@@ -32,6 +32,10 @@ lint: $(VENV)/wheel-ready
 	$(BIN)/ruff check .
 	cd $(VENV) && MYPYPATH=$(WHEEL) bin/mypy --config-file ../pyproject.toml -p l2o
 
+docs: $(VENV)/wheel-ready
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs $(VENV)/site
+	@echo "the site is in $(VENV)/site: open $(VENV)/site/index.html"
+
 clean:
 	rm -rf $(VENV) build *.egg-info l2o/kernels/cpp/*.so .mypy_cache .pytest_cache .ruff_cache
 
@@ -39,7 +43,7 @@ $(VENV)/ready: pyproject.toml constraints.txt setup.py $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "l2o needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,data,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,data,docs,dev]'
 	touch $@
 
 $(VENV)/wheel-ready: $(VENV)/ready $(SOURCES)

@@ -45,7 +45,7 @@ def transformation(
       finite: whether gradients are made finite here. A rule that does so itself, in a
         kernel, saves a pass over memory.
       reads_params: whether `init` depends on the values of the parameters. Otherwise
-        `jax.ShapeDtypeStruct`s will do.
+        leaves of the type `jax.ShapeDtypeStruct` will do.
 
     Example:
       >>> import l2o, optax

@@ -129,8 +129,8 @@ def from_nnx(
 ) -> TaskFamily:
     """A flax nnx module as a family of one task.
 
-    The module is called as `module(batch["x"])`; `nnx.Param`s are trained, everything
-    else (batch statistics, random streams) is the model state.
+    The module is called as `module(batch["x"])`. Its `nnx.Param` variables are trained.
+    Everything else (batch statistics, random streams) is the model state.
 
     Args:
       make_module: `rngs -> module`, the module's constructor.

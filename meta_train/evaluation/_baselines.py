@@ -27,9 +27,9 @@ class Baseline(NamedTuple):
       tuned: what the rate is called.
       space: its values in the order of trials; empty where there is nothing to tune.
       scheduled: whether the rate may be a schedule.
-      extra: `(loss_fn, loss, gradient) -> ` extra arguments of the update, of this
-        batch.
-      final: `(state, params) -> ` the parameters that are evaluated.
+      extra: `(loss_fn, loss, gradient) -> keywords`, extra arguments of the update, of
+        this batch.
+      final: `(state, params) -> params`, the parameters that are evaluated.
     """
 
     make: Callable[[Any], Any]

@@ -39,8 +39,8 @@ def learning_curve(
       splits: where these are from.
       normalized: whether the loss is as the meta-loss is.
       extra: see `inner_step`.
-      final: `(optimizer's state, params) -> ` what is evaluated; the parameters as they
-        are by default.
+      final: `(optimizer's state, params) -> params`, what is evaluated; by default the
+        parameters as they are.
 
     Returns:
       split -> metric -> shape (1 + steps / eval_every,); the metrics are "loss" and the
