@@ -14,6 +14,7 @@ import l2o
 from l2o.meta_train import Config, Diagnosis, Evaluation, Following, Result, Topology
 from l2o.meta_train.cli import _main as cli
 from l2o.meta_train.cli._arguments import option_names
+from l2o.meta_train.cli._list import CATALOGUE
 from l2o.meta_train.cli._main import main
 from l2o.meta_train.tradeoffs import Options
 from l2o.tasks import suites
@@ -53,9 +54,41 @@ def test_list_names_everything(capsys):
         "amoudgl/celo2-base",
         "train/broad",
         "heldout/small",
-        "preset smoke",
+        "smoke",
+        "pes",
     ):
-        assert name in out
+        assert name in " ".join(out.split())
+    assert len(out.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_list_has_a_line_for_each_of_a_kind_and_json(kind, capsys):
+    assert main(["list", kind, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert main(["list", kind]) == 0
+    out = capsys.readouterr().out
+    assert all(entry["name"] in out for entry in entries)
+    name = entries[0]["name"]
+    if kind != "published":
+        assert main(["show", name]) == 0
+        assert len(capsys.readouterr().out.splitlines()) > 2
+
+
+def test_what_is_shown_is_what_there_is(capsys):
+    assert main(["show", "celo2"]) == 0
+    assert "orthogonalize = True" in capsys.readouterr().out
+    assert main(["show", "muon_fast"]) == 0
+    assert '"known_failures"' in capsys.readouterr().out
+    assert main(["show", "smoke"]) == 0
+    assert "outer_steps = " in capsys.readouterr().out
+    assert main(["show", "mlp16"]) == 0
+    assert '"kind"' in capsys.readouterr().out
+    assert main(["show", "adaptive_muno"]) == 2
+    assert "Did you mean 'adaptive_muon'" in capsys.readouterr().err
+    assert main(["list", "preset"]) == 2
+    assert "Did you mean 'presets'" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"l2o {l2o.__version__}\n"
 
 
 def test_tasks_lists_suites_with_data_and_parameters(capsys, tmp_path, monkeypatch):
@@ -123,6 +156,7 @@ OPTIONS = {
     "diagnose": cli._Diagnose,
     "tasks": cli._Tasks,
     "list": cli._List,
+    "show": cli._Show,
 }
 
 
@@ -166,7 +200,7 @@ def test_every_option_is_explained_in_pythons_help_too(options):
 
 
 def test_options_that_messages_name_exist():
-    known = {"--help"}.union(*map(option_names, OPTIONS.values()))
+    known = {"--help", "--version"}.union(*map(option_names, OPTIONS.values()))
     known |= {"--no", "--factors"}  # a prefix; an option of a script
     folder = Path(cli.__file__).parents[1]
     for path in folder.rglob("*.py"):

@@ -10,11 +10,9 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 from rich.console import Console
-from rich.table import Column, Table
 
 import l2o
 from l2o.names import unknown_name
-from l2o.tasks import AUGMENTATIONS, DATASETS, KINDS, suites
 
 from .. import presets
 from .._config import Config, Evaluation, Following, Option
@@ -24,11 +22,11 @@ from ..diagnosis._report import diagnose_source
 from ..diagnosis._settings import Diagnosis
 from ..evaluation._follow import follow
 from ..tradeoffs import Options, study
-from ..training._recipe import ESTIMATORS
 from ..training._run import Result, run
 from ._arguments import parse
 from ._demo import demo
 from ._evaluate import evaluate_command, report_command
+from ._list import print_list, show
 from ._process import configure_process, share_cores
 from ._tasks import list_tasks, show_task
 
@@ -43,9 +41,10 @@ commands:
   tradeoffs   memory, compute and performance of all architectures and variants
   diagnose    variance and bias of every meta-gradient estimator; which one to use
   tasks       suites and their tasks, with data and cost; --show draws one's curves
-  list        architectures, estimators, presets, shipped optimizers
+  list        the names there are: architectures, weights, estimators, presets, suites
+  show        everything about one of them
 
-`l2o COMMAND --help` shows a command's options.
+`l2o COMMAND --help` shows a command's options, `l2o --version` the version.
 """
 
 P = TypeVar("P", str, None)
@@ -176,7 +175,21 @@ class _Tasks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _List:
-    """Architectures, estimators, presets and shipped optimizers."""
+    """The names there are, of all kinds or of one."""
+
+    kind: tyro.conf.Positional[str | None] = None
+    """architectures, weights, published, wrappers, estimators, presets or suites: a
+    line for each of them."""
+    json: bool = False
+    """Print them as JSON, with all that is known of each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Show:
+    """Everything about an architecture, weights, a preset, an estimator or a task."""
+
+    name: tyro.conf.Positional[str]
+    """One of the names that `l2o list` and `l2o tasks` print."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "diagnose": _run_diagnose,
         "tasks": _run_tasks,
         "list": _run_list,
+        "show": _run_show,
     }
+    if arguments == ["--version"]:
+        print(f"l2o {l2o.__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
@@ -350,55 +367,13 @@ def _run_tasks(arguments: list[str]) -> int:
 
 
 def _run_list(arguments: list[str]) -> int:
-    parse("list", _List, arguments)
-    console = Console(markup=False)
-    for kind, title in (
-        ("architecture", "architectures"),
-        ("shipped", "weights that come with the package"),
-        (
-            "importable",
-            "published weights; `l2o.load(NAME, download=True)` fetches them",
-        ),
-    ):
-        table = Table(
-            Column("name", no_wrap=True),
-            Column("meta-parameters", justify="right"),
-            Column("state, bytes/parameter", justify="right"),
-            "needs",
-            "source",
-            title=title,
-            title_justify="left",
-        )
-        for row in l2o.available():
-            if row.kind == kind:
-                name = row.name
-                if kind != "architecture":
-                    name = f"{name} ({row.optimizer.name})"
-                table.add_row(
-                    name,
-                    f"{row.meta_parameters}",
-                    f"{row.state_bytes:g}",
-                    ", ".join(row.needs) or "-",
-                    row.source,
-                )
-        console.print(table)
-    console.print(
-        f"wrappers: {', '.join(sorted(l2o.wrapper_factories()))}", highlight=False
-    )
-    console.print(
-        f"task suites: {', '.join(suites())}; `l2o tasks` shows their tasks",
-        highlight=False,
-    )
-    console.print(f"estimators: {', '.join(ESTIMATORS)}", highlight=False)
-    for name in presets.PRESETS.usable():
-        console.print(f"preset {name}: {presets.summary(name)}", highlight=False)
-    for door in (
-        *(l2o.factories(), l2o.wrapper_factories(), presets.PRESETS),
-        *(KINDS, AUGMENTATIONS, DATASETS),
-    ):
-        for problem in filter(None, map(door.problem, door)):
-            text = f"cannot be used: {problem}"
-            console.print(text, highlight=False, soft_wrap=True)
+    options = parse("list", _List, arguments)
+    print_list(options.kind, options.json, Console(markup=False))
+    return 0
+
+
+def _run_show(arguments: list[str]) -> int:
+    show(parse("show", _Show, arguments).name, Console(markup=False))
     return 0
 
 
