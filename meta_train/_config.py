@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import typeguard
 
 from l2o import make
+from l2o.files import is_shipped
 from l2o.tasks import Split, TaskSpec, held_out, suites, task_specs
 
 from .estimators._objective import Over
@@ -180,6 +181,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            not is_shipped(self.optimizer),
+            f"{self.optimizer} is the name of weights, not of an architecture: start "
+            f"from them, start_from={self.optimizer!r} (--start-from), with their "
+            "architecture as optimizer",
+        )
         make(self.optimizer, **self.optimizer_options)
         require(len(self.families) > 0, "Config.families names no task family")
         specs = resolved("Config.families", self.families)

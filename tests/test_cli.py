@@ -254,7 +254,10 @@ def test_options_of_the_preset_are_for_its_optimizer(line, options, monkeypatch)
         ),
         ("meta-train --out x --std 0", ["std must be positive"]),
         ("demo --preset full", ["unknown preset 'full'", "smoke"]),
-        ("evaluate --optimizers nowhere", ["unknown optimizer 'nowhere'", "adamw"]),
+        (
+            "evaluate --optimizers nowhere",
+            ["unknown optimizer 'nowhere'", "l2o list baselines"],
+        ),
         ("evaluate --seedz 3", ["no option --seedz; did you mean --seeds"]),
         ("evaluate --seeds 3 4", ["unexpected 4"]),
         ("meta-train --out", ["--out needs a value"]),

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from .._arguments import check_num_steps
 from .._base import LearnedOptimizer, Theta
+from .._registry import is_known as is_architecture
 from .._registry import make, present_arguments, present_names
 from ..names import (
     check_known,
@@ -381,6 +382,12 @@ def _located(
     if name in (names := shipped()):
         with resources.as_file(resources.files("l2o.checkpoints") / name) as folder:
             return Path(folder), None
+    if is_architecture(name):
+        raise FileNotFoundError(
+            f"{name!r} is an architecture: `l2o.make({name!r})` makes it, without "
+            "weights. Published weights lie in files of their authors, `l2o list "
+            "published` names some; shipped ones are `l2o.shipped()`"
+        )
     if not is_hub_id(name):
         raise FileNotFoundError(
             unknown_name("optimizer", name, names, paths="a file or folder of weights")

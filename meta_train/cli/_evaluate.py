@@ -23,6 +23,7 @@ from l2o.tasks import make_family, task_specs, text_fingerprint
 from .._config import Evaluation
 from ..evaluation._behaviour import behaviour_figures
 from ..evaluation._board import MANIFEST, Board, load_board, save_board
+from ..evaluation._entrants import entrant
 from ..evaluation._evaluate import evaluate
 from ..evaluation._page import write_page
 from ..evaluation._store import Store
@@ -48,6 +49,9 @@ def evaluate_command(
       run: folder of a meta-training run, for its curve.
       console: where tables go.
     """
+    for text in config.optimizers:
+        if text != "all":
+            entrant(text)  # before anything is written
     store = Store(out / "results")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from l2o.tasks import AUGMENTATIONS, DATASETS, KINDS, suites, task_specs
 
 from .. import presets
 from .._config import Config
+from ..evaluation import baselines
 from ..training._recipe import ESTIMATORS
 
 Entry = dict[str, Any]
@@ -74,6 +75,10 @@ CATALOGUE: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     "estimators": ("of meta-gradients", lambda: _documented(ESTIMATORS)),
     "presets": ("recipes of meta-training", _presets),
     "suites": ("lists of tasks", _suites),
+    "baselines": (
+        "hand-designed optimizers that evaluate takes",
+        lambda: [{"name": k, "tried": list(x.space)} for k, x in baselines().items()],
+    ),
 }
 
 
@@ -126,7 +131,7 @@ def _table(entries: list[Entry]) -> Table:
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or "-"
+        return ", ".join(map(str, value)) or "-"
     return f"{value:,g}" if isinstance(value, float) else f"{value}"
 
 
@@ -145,7 +150,7 @@ def show(name: str, console: Console) -> None:
     Raises:
       ValueError: there is nothing of that name.
     """
-    for describe in (_factory, _estimator, _weights, _preset, _tasks):
+    for describe in (_factory, _estimator, _weights, _preset, _baseline, _tasks):
         text = describe(name)
         if text is not None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -180,6 +185,15 @@ def _weights(name: str) -> str | None:
     content = l2o.read_card(name)
     card = {k: v for k, v in content["card"].items() if k != "task_specs"}
     return json.dumps({**content, "card": card}, indent=2)
+
+
+def _baseline(name: str) -> str | None:
+    if name not in baselines():
+        return None
+    baseline = baselines()[name]
+    rates = ", ".join(map(str, baseline.space)) or "nothing"
+    schedule = "takes a schedule" if baseline.scheduled else "takes no schedule"
+    return f"{name}: a baseline of `l2o evaluate`\n\ntried: {rates}\n{schedule}"
 
 
 def _preset(name: str) -> str | None:

@@ -178,8 +178,8 @@ class _List:
     """The names there are, of all kinds or of one."""
 
     kind: tyro.conf.Positional[str | None] = None
-    """architectures, weights, published, wrappers, estimators, presets or suites: a
-    line for each of them."""
+    """architectures, weights, published, wrappers, estimators, presets, suites or
+    baselines: a line for each of them."""
     json: bool = False
     """Print them as JSON, with all that is known of each."""
 

@@ -169,7 +169,10 @@ def _learned(name: str, schedule: str) -> Entrant:
     if not (is_path(name) or is_hub_id(name) or is_shipped(name)):
         known = [*sorted(baselines()), *l2o.shipped()]
         paths = "a file or folder of weights"
-        raise ValueError(unknown_name("optimizer", name, known, paths=paths))
+        listed = "`l2o list baselines` and `l2o list weights` show the names"
+        raise ValueError(
+            unknown_name("optimizer", name, known, listed=listed, paths=paths)
+        )
     optimizer, theta = l2o.load_unbound(name)
     short = name
     if _is_there(name):
@@ -182,6 +185,8 @@ def _learned(name: str, schedule: str) -> Entrant:
             raise ValueError(f"{name} needs no learning rate: it takes no schedule")
         return made
 
+    if schedule != "constant" and "num_steps" in optimizer.needs:
+        raise ValueError(f"{name} has a schedule of its own: it takes no other")
     recorded = dict(optimizer.arguments)
     rated = holder_of(recorded, "learning_rate") or {}
     unit = l2o.make(optimizer.name, **with_changes(recorded, {"learning_rate": 1.0}))
