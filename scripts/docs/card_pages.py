@@ -122,6 +122,12 @@ def evidence(link: str) -> list[str]:
     return lines
 
 
+def number(text: str) -> str:
+    """Two digits, or as many as stand before the point."""
+    value = float(text)
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -169,7 +175,7 @@ def leaders(link: str) -> list[str]:
 def which(link: str) -> list[str]:
     """What to take, and what its update costs."""
     times = {
-        (x["optimizer"], x["parameters"]): f"{float(x['times_adam']):.2g}"
+        (x["optimizer"], x["parameters"]): number(x["times_adam"])
         for x in rows_of(COSTS)
     }
     lines = [

@@ -3,6 +3,8 @@
     python scripts/recipes/baseline_database.py runs/baselines
     python scripts/recipes/baseline_database.py runs/baselines --pack-only
 
+Results of shipped optimizers that lie in the folder go into the database too.
+
 Every baseline on every task of `heldout/small`, seven trials, three seeds, and Adam for
 five times the steps, for its envelope. Hours on two cores; what is in
 the folder, or in the database already, is not run again. Then all results of the suite
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+import l2o
 from l2o.meta_train import Evaluation
 from l2o.meta_train.cli import configure_process
 from l2o.meta_train.evaluation import (
@@ -103,7 +106,9 @@ def pack(folder: Path) -> Path:
             continue
         result = read_result(file)
         setting = result.setting
-        if setting["suite"] == SUITE and "baseline" in setting["identity"]:
+        baseline = "baseline" in setting["identity"]
+        shipped = result.entrant.partition(":")[0] in l2o.shipped()
+        if setting["suite"] == SUITE and (baseline or shipped):
             found[file.stem] = short(result)
     write_database(path, found.values())
     write_timings(DATABASES, read_timings(folder))
