@@ -62,7 +62,7 @@ def case(request):
     Hand `step` trees of `SHAPES` in float32 only: a test counts its compilations.
     """
     optimizer = OPTIMIZERS[request.param]
-    theta = optimizer.init_theta(jax.random.key(0))
+    theta = jax.jit(optimizer.init_theta)(jax.random.key(0))
 
     @jax.jit
     def step(theta, params, state, grads, loss):
@@ -119,7 +119,8 @@ def test_arguments_rebuild_the_optimizer(case):
     assert set(arguments) == set(l2o.defaults_of(factories[optimizer.name]))
     rebuilt = l2o.make(optimizer.name, **arguments)
     assert (rebuilt.name, rebuilt.arguments) == (optimizer.name, optimizer.arguments)
-    _assert_close(rebuilt.init_theta(jax.random.key(0)), case.theta, rtol=0, atol=0)
+    theta = jax.jit(rebuilt.init_theta)(jax.random.key(0))
+    _assert_close(theta, case.theta, rtol=0, atol=0)
 
 
 def test_theta_is_float32_whatever_the_default_precision(case):
@@ -401,11 +402,26 @@ TREES = {
 }
 
 
+@pytest.fixture(scope="module")
+def first_steps(case):
+    """Of every tree, in one program: the first state, the updates, the second state."""
+
+    @jax.jit
+    def steps(trees):
+        found = {}
+        for name, params in trees.items():
+            state = case.tx.init(params)
+            updates = case.tx.update(params, state, params, value=LOSS)
+            found[name] = (state, *updates)
+        return found
+
+    return steps(TREES)
+
+
 @pytest.mark.parametrize("name", TREES)
-def test_tree(case, name):
+def test_tree(first_steps, name):
     params = TREES[name]
-    state = case.tx.init(params)
-    updates, new_state = case.tx.update(params, state, params, value=LOSS)
+    state, updates, new_state = first_steps[name]
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert _avals(updates) == _avals(params)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
