@@ -291,8 +291,9 @@ def _assert_follows(optimizer, slow, theta, params, grads):
     tx = optimizer.bind(theta)
     steps = len(grads["scalar"])
     fast, state, path = params, tx.init(params), []
+    update = jax.jit(tx.update)
     for t in range(steps):
-        updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, fast)
+        updates, state = update({k: g[t] for k, g in grads.items()}, state, fast)
         fast = optax.apply_updates(fast, updates)
         path.append(fast)
     assert state.count == steps
