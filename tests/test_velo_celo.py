@@ -64,11 +64,10 @@ def assert_follows(optimizer, slow, given=None, atol=1e-5, steps=4):
     wide = jax.tree.map(np.float64, theta)
     slow = slow(optimizer.name, wide, dict(optimizer.arguments), params)
     state = tx.init(params)
-    update = jax.jit(lambda g, state, p, loss: tx.update(g, state, p, value=loss))
     # Outputs of the network may cancel in a step, which their round-off does not.
     sizes = dict.fromkeys(params, 0.0)
     for t, (g, loss) in enumerate(zip(grads[:steps], LOSSES)):
-        updates, state = update(g, state, params, loss)
+        updates, state = tx.update(g, state, params, value=loss)
         wide_g, wide_p = jax.tree.map(np.float64, (g, params))
         expected = dict(slow.update(wide_g, wide_p, loss))
         assert set(expected) == set(updates) == set(params)
@@ -325,10 +324,8 @@ def test_relative_steps_do_not_grow_with_the_parameters(optimizer):
     def rms(x):
         return np.sqrt(np.mean(np.square(x)))
 
-    update = jax.jit(tx.update)
-
     def sizes(params):
-        updates, _ = update(grads, state, params)
+        updates, _ = tx.update(grads, state, params)
         return jax.tree.map(rms, updates)
 
     # Below what it was at the start a scale is that of the parameters as they are,
@@ -510,13 +507,12 @@ def test_celo2_steps_have_unit_size_whatever_the_gradients_have(
     tx = optimizer.bind(random_theta(optimizer))
     shapes = {"dense": (5, 3), "layers": (2, 4, 3), "conv": (3, 3, 2, 4)}
     params = normal(0, shapes)
-    update = jax.jit(tx.update)
     ends = []
     for size in (1.0, 10.0):
         state = tx.init(params)
         for seed in (1, 2):
             g = {k: size * x for k, x in normal(seed, shapes).items()}
-            updates, state = update(g, state, params)
+            updates, state = tx.update(g, state, params)
             for u in updates.values():
                 np.testing.assert_allclose(np.mean(u**2, over), 1, rtol=2e-4)
         ends.append(updates)
@@ -560,12 +556,11 @@ def test_phases_of_celo_cover_theta(arguments):
         optimizer = l2o.celo(train_phase=phase, **small)
         theta = random_theta(optimizer)
 
-        def move(theta, *, optimizer=optimizer):
+        def move(theta, optimizer=optimizer):
             params, grads = {"v": jnp.ones(3)}, {"v": jnp.array([1.0, -2.0, 0.5])}
             tx = optimizer.bind(theta, num_steps=NUM_STEPS)
             return tx.update(grads, tx.init(params), params, value=1.0)[0]["v"]
 
-        move = jax.jit(move)
         moved = {
             k: np.any(
                 move({**theta, k: jax.tree.map(lambda x: 2 * x, v)}) != move(theta)
