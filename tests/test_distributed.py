@@ -23,18 +23,28 @@ OPTIONS = [
 ]
 
 
-# A dead process is noticed by its heartbeats: here after seconds, not half a minute.
-MAIN = """
+# A process that is to die is missed after ten seconds, not after half a minute.
+IMPATIENT = """
 import sys
 from l2o.meta_train import _processes
 from l2o.meta_train.cli._main import main
-_processes._HEARTBEAT = 6
+_processes._HEARTBEAT = 10
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def _start(out, steps, process=None, port=None, devices=1, override=False, more=()):
-    command = [sys.executable, "-c", MAIN, "meta-train", *OPTIONS]
+def _start(
+    out,
+    steps,
+    process=None,
+    port=None,
+    devices=1,
+    override=False,
+    more=(),
+    impatient=False,
+):
+    program = ["-c", IMPATIENT] if impatient else ["-m", "l2o.meta_train"]
+    command = [sys.executable, *program, "meta-train", *OPTIONS]
     command += ["--out", str(out), "--outer-steps", str(steps)]
     command += more
     if override:
@@ -66,9 +76,9 @@ def _port():
         return s.getsockname()[1]
 
 
-def _pair(out, steps, devices=1):
+def _pair(out, steps, devices=1, **options):
     port = _port()
-    return [_start(out, steps, i, port, devices) for i in range(2)]
+    return [_start(out, steps, i, port, devices, **options) for i in range(2)]
 
 
 def _finish(*processes, seconds=180):
@@ -129,7 +139,7 @@ def test_two_processes_compute_what_one_does(alone, tmp_path):
 @pytest.mark.slow
 def test_a_dead_process_stops_the_others_and_the_run_resumes(tmp_path):
     out = tmp_path / "run"
-    pair = _pair(out, 100_000, devices=2)
+    pair = _pair(out, 100_000, devices=2, impatient=True)
     _wait_for(out, 5)
     pair[1].kill()
     (status, _, errors), _ = _finish(*pair)
