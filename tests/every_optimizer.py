@@ -52,6 +52,11 @@ WRAPPED = {
 FACTORIES = {
     name: SMALL.get(name) or factory() for name, factory in l2o.factories().items()
 }
+# Made of parts that are under test in `celo2_base`, `velo` and `nn_adam`.
+RELATIVES = {
+    *("celo", "celo_adam", "celo2", "celo2_velo"),
+    *("elo", "elo_celo2", "mulo"),
+}
 # Other arguments of what is in the table already.
 VARIANTS = {
     "learnable_adam-eps_root": l2o.learnable_adam(eps_root=1e-8),

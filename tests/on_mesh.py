@@ -1,5 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices; prints JSON."""
 
+import functools
 import json
 import re
 import sys
@@ -73,6 +74,7 @@ def collectives(text):
     return found
 
 
+@functools.cache
 def start(name):
     estimator, problem = build(name)
     tx = optax.adam(1e-2)
@@ -82,21 +84,29 @@ def start(name):
     return estimator, mt.make_outer_step(estimator, tx), outer, worker, problem.data
 
 
-def on_devices(count, name, outer, worker, data, steps, **topology):
-    """The state after `steps` on the first `count` devices, and the program's text."""
-    estimator, step, *_ = start(name)
-    topology = Topology(**topology)
+@functools.cache
+def program(count, name, topology):
+    """Of the first `count` devices: their mesh, where all lies, the compiled step."""
+    estimator, step, outer, worker, data = start(name)
     mesh = mt.make_mesh(topology, 8, devices=jax.devices()[:count])
     if mesh is None:
-        step = jax.jit(step)
-        for _ in range(steps):
-            outer, worker, info = step(outer, worker, data)
-        return outer, worker, info, ""
+        return None, None, jax.jit(step)
     where = mt.run_shardings(mesh, outer, estimator.specs, topology)
     with jax.set_mesh(mesh):
         outer, worker, data = mt.place((outer, worker, data), where)
         jitted = jax.jit(step, in_shardings=where, out_shardings=(*where[:2], where[2]))
-        compiled = jitted.lower(outer, worker, data).compile()
+        return mesh, where, jitted.lower(outer, worker, data).compile()
+
+
+def on_devices(count, name, outer, worker, data, steps, **topology):
+    """The state after `steps` on the first `count` devices, and the program's text."""
+    mesh, where, compiled = program(count, name, Topology(**topology))
+    if mesh is None:
+        for _ in range(steps):
+            outer, worker, info = compiled(outer, worker, data)
+        return outer, worker, info, ""
+    with jax.set_mesh(mesh):
+        outer, worker, data = mt.place((outer, worker, data), where)
         for _ in range(steps):
             outer, worker, info = compiled(outer, worker, data)
     return outer, worker, info, compiled.as_text()

@@ -85,7 +85,8 @@ def changed(name, argument, value):
 
 def behaviour(optimizer, shapes=PARAMS):
     """Everything that an optimizer does: its programs, with all their constants."""
-    theta = optimizer.init_theta(jax.random.key(0))
+    key = jax.random.key(0)
+    start, theta = jax.make_jaxpr(optimizer.init_theta, return_shape=True)(key)
 
     def run(theta, params, grads, value):
         tx = optimizer.bind(theta, num_steps=NUM_STEPS)
@@ -94,9 +95,9 @@ def behaviour(optimizer, shapes=PARAMS):
         return state, tx.update(grads, state, params, value=value, **extra)
 
     jaxpr = jax.make_jaxpr(run)(theta, shapes, shapes, 0.5)
-    consts = [np.asarray(x).tobytes() for x in jaxpr.consts]
-    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(theta)]
-    return str(jaxpr), str(jax.tree.structure(theta)), consts, leaves, optimizer.frozen
+    consts = [np.asarray(x).tobytes() for x in (*start.consts, *jaxpr.consts)]
+    programs = (str(start), str(jaxpr))
+    return programs, str(jax.tree.structure(theta)), consts, optimizer.frozen
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every_optimizer import ONE_DECAY
 from helpers import few, normal
 
 import l2o
@@ -14,7 +15,7 @@ from l2o.rule._chunks import CHUNK, cut
 
 SHAPES = {"w": (13, 5), "turned": (4, 30), "conv": (3, 2, 17, 6), "b": (70,)}
 OPTIMIZERS = {
-    "small_fc": functools.partial(l2o.small_fc, hidden_size=4),
+    "small_fc": functools.partial(l2o.small_fc, hidden_size=4, **ONE_DECAY),
     "celo2_base": l2o.celo2_base,  # what normalises convolutions block by block
     "celo": l2o.celo,
 }
@@ -25,8 +26,9 @@ def _update(optimizer, shapes, theta):
     with l2o.backend("xla"):
         tx = optimizer.bind(theta, num_steps=10)
         state = tx.init(params)
+        update = jax.jit(lambda g, state: tx.update(g, state, params, value=1.0))
         for g in (old, grads):
-            updates, state = tx.update(g, state, params, value=jnp.float32(1))
+            updates, state = update(g, state)
     return updates
 
 

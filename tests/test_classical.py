@@ -436,6 +436,7 @@ def test_backpropagation_through_adam_has_finite_gradients(run):
     assert slope(0.01, run.out["sparse_coding"]["config"], ()) < 0
 
 
+@pytest.mark.exhaustive  # losses and gradients equal the formulas
 def test_adam_descends_on_every_problem(run):
     tx = optax.with_extra_args_support(optax.adam(0.03))
 

@@ -422,7 +422,7 @@ def test_side_by_side_and_one_by_one_give_the_same_curves(name, monkeypatch):
 # All of them take a minute: every one is compiled.
 REST = (pytest.mark.slow, pytest.mark.exhaustive)
 EVERY = sorted(baselines())
-FEW = {"adam", "lbfgs", "muon", "prodigy", "sam", "schedule_free_adamw", "sophia"}
+FEW = {"adam", "lbfgs", "sam", "schedule_free_adamw"}
 
 
 @pytest.mark.parametrize(

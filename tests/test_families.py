@@ -164,7 +164,7 @@ CLASSICAL = {
 }  # fmt: skip
 # Models of which the named tasks of `test_suites` have a smaller one.
 _LONG = ("autoencoder-1", "coordinate_network-1", "language_model-1")
-_LONG += tuple(f"supervised-{i}" for i in (1, 3, 5, 6, 7, 8))
+_LONG += tuple(f"supervised-{i}" for i in (1, 3, 4, 5, 6, 7, 8))
 ALL = [
     pytest.param(
         (kind, case),

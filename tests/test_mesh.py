@@ -12,8 +12,9 @@ from helpers import cpu_devices
 
 from l2o.meta_train import Topology, make_mesh
 
-FEW = ("pes", "full_es", "truncated_backprop", "forward_gradient")
+FEW = ("pes", "full_es", "truncated_backprop")
 MORE = (
+    "forward_gradient",
     "nres",
     "gpes",
     "truncated_es",

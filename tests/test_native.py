@@ -422,7 +422,7 @@ def test_scan(some):
 SMOOTH_SHAPES = ((17,), (5, 18), (20, 3), (2, 2, 3, 4), (4, 2, 5))
 
 
-def assert_gradient(layout, networks=1, entries=48, close=1e-5):
+def assert_gradient(layout, networks=1, entries=24, close=1e-5):
     """Of a product with all results, entry by entry, against central differences."""
     operands = operands_of(layout, networks=networks)
     cotangents = cotangents_of(update(layout, *operands))

@@ -291,8 +291,9 @@ def _assert_follows(optimizer, slow, theta, params, grads):
     tx = optimizer.bind(theta)
     steps = len(grads["scalar"])
     fast, state, path = params, tx.init(params), []
+    update = jax.jit(tx.update)
     for t in range(steps):
-        updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, fast)
+        updates, state = update({k: g[t] for k, g in grads.items()}, state, fast)
         fast = optax.apply_updates(fast, updates)
         path.append(fast)
     assert state.count == steps
@@ -326,7 +327,11 @@ def _assert_follows(optimizer, slow, theta, params, grads):
     [
         {},
         {"hidden_size": 8, "hidden_layers": 3, **ONE_DECAY},
-        {"hidden_size": 32, "hidden_layers": 1, **PAIRED_DECAYS},
+        # Two decays each, of which the next has one and two.
+        pytest.param(
+            {"hidden_size": 32, "hidden_layers": 1, **PAIRED_DECAYS},
+            marks=pytest.mark.exhaustive,
+        ),
         {"hidden_layers": 1, **PAIRED_DECAYS, "momentum_decays": (0.9,)},
         pytest.param(
             {"hidden_size": 32, "hidden_layers": 3}, marks=pytest.mark.exhaustive

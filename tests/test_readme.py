@@ -1,5 +1,7 @@
 """The Python snippets of the README and the docs run as they stand."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -21,11 +23,11 @@ def snippets(page):
     return [code for code in found if code.lstrip().startswith(("import", "from"))]
 
 
-SNIPPETS = [
-    pytest.param(code, id=f"{page.stem}-{i}")
-    for page in PAGES
-    for i, code in enumerate(snippets(page))
-]
+SNIPPETS = {
+    f"{page.stem}-{i}": code for page in PAGES for i, code in enumerate(snippets(page))
+}
+ALONE = ["train_a_model-0"]
+TOGETHER = [name for name in SNIPPETS if name not in ALONE]
 
 
 def test_every_tutorial_has_a_snippet():
@@ -34,10 +36,10 @@ def test_every_tutorial_has_a_snippet():
             assert len(snippets(page)) == 1, page
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_snippet(code, tmp_path):
+@pytest.mark.parametrize("name", ALONE)
+def test_snippet(name, tmp_path):
     # As a stranger's script: a fresh process, in a folder of its own.
-    (tmp_path / "script.py").write_text(code)
+    (tmp_path / "script.py").write_text(SNIPPETS[name])
     done = subprocess.run(
         [sys.executable, "-W", "error", "script.py"],
         capture_output=True,
@@ -45,8 +47,51 @@ def test_snippet(code, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    if done.stdout.startswith("loss"):
-        assert float(done.stdout.split()[-1]) < 0.1
+    assert done.stdout.startswith("loss")
+    assert float(done.stdout.split()[-1]) < 0.1
+
+
+# Each as a script in a folder of its own.
+RUN_ALL = """
+import json, os, runpy, sys, traceback
+errors = {}
+for name in sys.argv[1:]:
+    os.chdir(name)
+    try:
+        runpy.run_path("script.py", run_name="__main__")
+    except BaseException:
+        errors[name] = traceback.format_exc()
+    os.chdir("..")
+with open("errors.json", "w") as file:
+    json.dump(errors, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+    """name -> traceback, of the snippets of the pages, all in one process.
+
+    Importing and compiling the same again would be most of what they take.
+    """
+    folder = tmp_path_factory.mktemp("snippets")
+    for name in TOGETHER:
+        (folder / name).mkdir()
+        (folder / name / "script.py").write_text(SNIPPETS[name])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN_ALL, *TOGETHER],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+        env={**os.environ, "L2O_CACHE": str(folder / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "errors.json").read_text())
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_snippet_of_a_page(name, errors):
+    assert name not in errors, errors[name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -65,9 +65,18 @@ def test_what_has_no_network_has_no_kernel():
         assert "nn" not in str(jax.tree.structure(l2o.load_unbound(name)[1]))
 
 
+# Every file by one backend, and every kind of network by both.
+TWICE = {("celo2_mixed", "xla"), ("small_fc_mixed", "xla")}
+TWICE |= {("celo2_orthogonal", "native"), ("small_fc_digits", "native")}
+
+
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(name, "xla") for name in l2o.shipped()] + [(name, "native") for name in NETWORKS],
+    [
+        pytest.param(*x, marks=[pytest.mark.exhaustive] if x in TWICE else [])
+        for x in [(name, "xla") for name in l2o.shipped()]
+        + [(name, "native") for name in NETWORKS]
+    ],
 )
 def test_it_makes_the_updates_that_it_made(name, backend):
     if backend == "native" and l2o.native_kernels() is None:

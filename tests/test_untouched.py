@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every_optimizer import RELATIVES
 from helpers import assert_close, normal
 
 import l2o
@@ -89,7 +90,13 @@ def test_all_rules_of_accumulators_have_the_choice():
         assert l2o.make(name).arguments["untouched"] == "held"
 
 
-CASES = [(name, None) for name in NAMES]
+# What relatives of `celo2_base` and `velo` hand on, `test_each_rule_is_told` sees.
+CASES = [
+    pytest.param(
+        name, None, marks=[pytest.mark.exhaustive] if name in RELATIVES else []
+    )
+    for name in NAMES
+]
 CASES += [("celo2_base", "pallas"), ("celo2_base", "xla"), ("small_fc", "xla")]
 
 
