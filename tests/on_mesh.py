@@ -101,14 +101,19 @@ def program(count, name, topology):
 def on_devices(count, name, outer, worker, data, steps, **topology):
     """The state after `steps` on the first `count` devices, and the program's text."""
     mesh, where, compiled = program(count, name, Topology(**topology))
+
+    def advance(*given):
+        # One at a time: threads of two programs may wait for each other.
+        return jax.block_until_ready(compiled(*given))
+
     if mesh is None:
         for _ in range(steps):
-            outer, worker, info = compiled(outer, worker, data)
+            outer, worker, info = advance(outer, worker, data)
         return outer, worker, info, ""
     with jax.set_mesh(mesh):
         outer, worker, data = mt.place((outer, worker, data), where)
         for _ in range(steps):
-            outer, worker, info = compiled(outer, worker, data)
+            outer, worker, info = advance(outer, worker, data)
     return outer, worker, info, compiled.as_text()
 
 
