@@ -54,7 +54,7 @@ FACTORIES = {
 }
 # Made of parts that are under test in `celo2_base`, `velo` and `nn_adam`.
 RELATIVES = {
-    *("celo", "celo_adam", "celo2", "celo2_velo"),
+    *("celo", "celo_adam", "celo2", "normalized_velo"),
     *("elo", "elo_celo2", "mulo"),
 }
 # Other arguments of what is in the table already.

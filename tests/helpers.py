@@ -1,7 +1,9 @@
 """What several test files share."""
 
+import importlib
 import math
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import scipy.stats
 
 from l2o import tasks
 
+TESTS = os.path.dirname(__file__)
 KEY = jax.random.key(0)
 
 
@@ -97,6 +100,14 @@ def cpu_devices(count):
     """Environment of a process with so many: the number is set before jax starts."""
     flag = f"--xla_force_host_platform_device_count={count}"
     return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}"}
+
+
+def script(folder, name):
+    """A module of scripts/, which finds those beside it."""
+    path = os.path.join(os.path.dirname(TESTS), "scripts", folder)
+    if path not in sys.path:
+        sys.path.append(path)
+    return importlib.import_module(name)
 
 
 def read_arrays(path):

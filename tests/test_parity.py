@@ -6,7 +6,6 @@ commit d05c6c1), recorded in float32 on CPU with random theta. Each file holds 2
 updates of one tree of tensors with the gradients that were handed in.
 """
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import read_arrays
+from helpers import read_arrays, script
 from slow_forms import SlowCelo2
 
 import l2o
@@ -58,12 +57,7 @@ LEAST_MOVEMENT = 5
 
 @pytest.fixture(scope="module")
 def check_traces():
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("check_traces", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
+    return script("checks", "check_traces")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -276,7 +270,7 @@ def _slow_celo2(check_traces, name, trace, meta, groups):
     for i in (0, 1):
         nn[f"w{i + 1}"] = trace[f"theta/dense_w.{i}"]
         nn[f"b{i + 1}"] = trace[f"theta/dense_b.{i}"]
-    ours = sys.modules["pylo_traces"].ours
+    ours = script("checks", "pylo_traces").ours
     params = {k: np.float64(ours(trace[f"params0/{k}"])) for k in meta["param_order"]}
     shared = {
         **l2o.celo2(variant="pylo", rms_decays=(0.95,)).arguments,

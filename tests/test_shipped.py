@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import script
 
 import l2o
 from l2o.meta_train import Config
@@ -66,8 +66,8 @@ def test_what_has_no_network_has_no_kernel():
 
 
 # Every file by one backend, and every kind of network by both.
-TWICE = {("celo2_mixed", "xla"), ("small_fc_mixed", "xla")}
-TWICE |= {("celo2_orthogonal", "native"), ("small_fc_digits", "native")}
+TWICE = {("normalized_mixed", "xla"), ("small_fc_mixed", "xla")}
+TWICE |= {("normalized_orthogonal", "native"), ("small_fc_digits", "native")}
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,12 @@ def test_its_card_says_how_it_was_made_and_on_nothing_held_out(name):
 
 
 def test_its_page_and_the_tables_are_made_from_the_cards():
-    script = ROOT / "scripts" / "docs" / "card_pages.py"
-    spec = importlib.util.spec_from_file_location("card_pages", script)
-    card_pages = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(card_pages)
+    card_pages = script("docs", "card_pages")
     assert set(card_pages.ORDER) == set(l2o.shipped())
     for path, text in card_pages.pages().items():
-        assert path.read_text() == text, f"python {script} makes another {path}"
+        assert path.read_text() == text, (
+            f"scripts/docs/card_pages.py makes another {path}"
+        )
 
 
 @pytest.mark.parametrize("name", l2o.shipped())

@@ -54,7 +54,7 @@ def bound(optimizer, theta):
 
 
 # Of the files that ship, one of each kind of optimizer: what else differs is numbers.
-OF_A_KIND = ("adaptive_muon", "celo2_mixed", "small_fc_mixed")
+OF_A_KIND = ("adaptive_muon", "normalized_mixed", "small_fc_mixed")
 
 
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, *few(SHIPPED, set(OF_A_KIND))])

@@ -1,11 +1,10 @@
 """The published weights, where there are copies of them: anchors and traces."""
 
-import importlib.util
-
 import jax
 import numpy as np
 import pytest
-from weight_files import PUBLISHED_SIZES, REFERENCE, ROOT
+from helpers import script
+from weight_files import PUBLISHED_SIZES, REFERENCE
 
 import l2o
 
@@ -56,13 +55,11 @@ def test_published_weights_follow_the_trace(name, monkeypatch):
     """The optimizer and theta are those of the file, not of the trace."""
     path = _reference("weights", name, "theta.state")
     trace = _reference("traces", "jax", f"{TRACES[name]}.npz")
-    script = ROOT / "scripts" / "checks" / "check_traces.py"
-    spec = importlib.util.spec_from_file_location("check_traces", script)
-    check_traces = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check_traces)
+    check_traces = script("checks", "check_traces")
+    google_traces = script("checks", "google_traces")
     optimizer, theta = l2o.load_unbound(path)
-    monkeypatch.setattr(check_traces, "from_config", lambda cls, config: optimizer)
-    monkeypatch.setattr(check_traces, "from_tree", lambda tree, optimizer: theta)
+    monkeypatch.setattr(google_traces, "from_config", lambda cls, config: optimizer)
+    monkeypatch.setattr(google_traces, "from_tree", lambda tree, optimizer: theta)
     found = check_traces.differences(check_traces.replay(trace))
     for tensor, (difference, tolerance, moved) in found.items():
         assert difference <= tolerance, tensor
