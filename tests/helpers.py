@@ -110,6 +110,12 @@ def script(folder, name):
     return importlib.import_module(name)
 
 
+def python_path(*folders):
+    """`PYTHONPATH` of a process that imports from tests/ and from these folders."""
+    paths = [*map(str, folders), TESTS, os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
+
+
 def read_arrays(path):
     """name -> array, of an npz file that is closed again."""
     with np.load(path, allow_pickle=False) as file:

@@ -156,7 +156,7 @@ CASES: dict[str, list[_Case]] = {
         )
     ],
 }
-# tests/test_classical.py holds these to closed forms.
+# tests/tasks/test_classical.py holds these to closed forms.
 CLASSICAL = {
     "quadratic", "least_squares", "noisy_quadratic", "noisy_mean", "log_quadratic",
     "lasso", "logistic_regression", "landscape", "l2o_scale", "open_l2o",

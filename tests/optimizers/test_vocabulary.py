@@ -15,7 +15,7 @@ from every_optimizer import FACTORIES
 import l2o
 from l2o._options import hints_of, old_names_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ALL = {**l2o.factories(), **l2o.wrapper_factories()}
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import few, normal
+from helpers import few, normal, python_path
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from slow_forms import SlowTensor, network, normalise
@@ -718,11 +718,13 @@ def test_double_precision_elsewhere(name):
 def in_child(function, path, **environment):
     """Calls a function of this module in another process; the arrays that it saves."""
     code = f"import test_native; test_native.{function}({str(path)!r})"
-    folder = str(Path(__file__).parent)
-    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": python_path(Path(__file__).parent),
+            **environment,
+        },
         capture_output=True,
         text=True,
     )
@@ -1142,7 +1144,7 @@ def declarations():
 def test_declarations_are_those_of_xla(tmp_path):
     compiler = shutil.which("c++") or shutil.which("g++")
     headers = Path(jax.ffi.include_dir())
-    sources = Path(__file__).parents[1] / "l2o" / "kernels" / "cpp"
+    sources = Path(__file__).parents[2] / "l2o" / "kernels" / "cpp"
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     if not (headers / "xla" / "ffi" / "api" / "c_api.h").exists():

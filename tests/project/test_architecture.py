@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "l2o.tasks": ROOT / "tasks",
     "l2o.meta_train": ROOT / "meta_train",

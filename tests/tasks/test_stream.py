@@ -276,7 +276,7 @@ def test_a_run_on_two_devices_has_the_same_chunks(tmp_path):
     folder = Path(__file__).parent
     code = f"""
 import sys
-sys.path.insert(0, {str(folder)!r})
+sys.path[:0] = [{str(folder)!r}, {str(folder.parent)!r}]
 import test_stream as t
 t.run(t.CONFIG, "run", families=t._families()[1:])
 """

@@ -20,7 +20,7 @@ from slow_forms import SlowCelo2
 import l2o
 from l2o.rule import torch_axes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRACES = sorted((ROOT / "tests" / "traces").rglob("*.npz"))
 # Other options and seeds of architectures that the rest shows too.
 MORE = (

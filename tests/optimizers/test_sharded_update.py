@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from every_optimizer import FACTORIES, WRAPPED
-from helpers import cpu_devices
+from helpers import cpu_devices, python_path
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -266,7 +266,7 @@ def _measure():
 def report():
     done = subprocess.run(
         [sys.executable, __file__],
-        env=cpu_devices(8) | {"JAX_PLATFORMS": "cpu"},
+        env=cpu_devices(8) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "checks" / "kill_and_resume.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "checks" / "kill_and_resume.py"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import l2o
 from l2o.meta_train import Evaluation, evaluate
 from l2o.tasks import digits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT.parent / "shared" / "reference" / "weights"
 
 pytestmark = [

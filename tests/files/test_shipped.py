@@ -1,6 +1,6 @@
 """What ships: its weights, its card, and the updates it makes, which do not change.
 
-`python tests/test_shipped.py` records them anew; only for weights that are new.
+`python tests/files/test_shipped.py` records them anew; only for weights that are new.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import l2o
 from l2o.meta_train import Config
 from l2o.tasks import held_out, task_specs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "shipped"
 SHAPES = {"dense": (6, 4), "bias": (4,), "kernel": (3, 3, 2, 4)}
 STEPS = 8
@@ -104,9 +104,7 @@ def test_its_page_and_the_tables_are_made_from_the_cards():
     card_pages = script("docs", "card_pages")
     assert set(card_pages.ORDER) == set(l2o.shipped())
     for path, text in card_pages.pages().items():
-        assert path.read_text() == text, (
-            f"scripts/docs/card_pages.py makes another {path}"
-        )
+        assert path.read_text() == text, f"card_pages.py makes another {path}"
 
 
 @pytest.mark.parametrize("name", l2o.shipped())
