@@ -369,6 +369,41 @@ def test_unknown_architecture_in_the_card_is_named(folder):
         l2o.load(folder)
 
 
+OLDER = {
+    "celo2_base": {"layout": ("factoring", "stable"), "step_mult": ("rmsmult", 0.5)},
+    "clip_gradients": {"gradient_bound": ("bound", 0.5)},
+    "lstm": {"hidden_layers": ("layers", 1)},
+    "normalized_velo": {"layout": ("factoring", "native")},
+}
+NAMES_OF_OLD = {"clip_gradients": "clip", "normalized_velo": "celo2_velo"}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_folder_of_an_older_version_loads(name, tmp_path):
+    """With the names that optimizers and arguments had."""
+    arguments = {"optimizer": OPTIMIZER} if name == "clip_gradients" else {}
+    if name == "lstm":
+        arguments = {"hidden_layers": 1}
+    optimizer = l2o.wrapper_factories().get(name, l2o.factories().get(name))(
+        **arguments
+    )
+    theta = _theta(optimizer)
+    folder = l2o.save(tmp_path / "old", optimizer, theta)
+    card = json.loads((folder / CARD).read_text())
+    card["optimizer"]["name"] = NAMES_OF_OLD.get(name, name)
+    recorded = card["optimizer"]["arguments"]
+    for new, (old, value) in OLDER[name].items():
+        del recorded[new]
+        recorded[old] = value
+    (folder / CARD).write_text(json.dumps(card))
+    loaded, found = l2o.load_unbound(folder)
+    assert loaded.name == name
+    _assert_identical(found, theta)
+    for new, (_, value) in OLDER[name].items():
+        now = {"stable": "jax", "native": "jax_native"}.get(value, value)
+        assert loaded.arguments[new] == now
+
+
 def test_unknown_argument_in_the_card_is_named(folder):
     _edit_card(folder, lambda card: card["optimizer"]["arguments"].update(width=4))
     with pytest.raises(
