@@ -50,7 +50,9 @@ commands:
 P = TypeVar("P", str, None)
 _Preset = Annotated[
     str,
-    tyro.conf.arg(help="Preset that the defaults come from; `l2o list` shows them."),
+    tyro.conf.arg(
+        help="Preset that the defaults come from; `l2o list presets` shows them."
+    ),
 ]
 
 
@@ -68,7 +70,9 @@ class _MetaTrain:
     """Meta-train a learned optimizer; the same command resumes an interrupted run."""
 
     config: tyro.conf.OmitArgPrefixes[Config]
-    preset: _Preset = "demo"
+    preset: str | None = None
+    """Preset that the defaults come from, `l2o list presets` shows them. By default the
+    defaults are those of `Config`."""
     out: Path
     """Folder for config, metrics, checkpoints and the frozen optimizer."""
     override: bool = False
@@ -89,7 +93,7 @@ class _Evaluate:
 
     config: tyro.conf.OmitArgPrefixes[Evaluation]
     preset: str | None = None
-    """Preset whose evaluation the defaults come from; `l2o list` shows them."""
+    """Preset whose evaluation the defaults come from; `l2o list presets` shows them."""
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
@@ -234,8 +238,8 @@ def _run_demo(arguments: list[str]) -> int:
 
 
 def _run_meta_train(arguments: list[str]) -> int:
-    preset = _preset(arguments, "demo")
-    defaults = presets.load(preset).meta_train
+    preset = _preset(arguments, None)
+    defaults = presets.load(preset).meta_train if preset else Config()
     # tyro makes of a mapping that is not empty an option per key, and takes no others.
     none: dict[str, Any] = {name: {} for name in _OPTIONS_OF}
     bare = dataclasses.replace(defaults, **none)

@@ -8,12 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optax
 import pytest
 
 import l2o
-from l2o.meta_train import Config, Diagnosis, Evaluation, Following, Result, Topology
+from l2o.meta_train import (
+    Config,
+    Diagnosis,
+    Evaluation,
+    Following,
+    Result,
+    Topology,
+    evaluate,
+    presets,
+)
 from l2o.meta_train.cli import _main as cli
 from l2o.meta_train.cli._arguments import option_names
+from l2o.meta_train.cli._demo import _save_start, summary
 from l2o.meta_train.cli._list import CATALOGUE
 from l2o.meta_train.cli._main import main
 from l2o.meta_train.tradeoffs import Options
@@ -43,6 +54,20 @@ def test_the_demo_in_small(tmp_path):
     content = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
     assert content["tasks"] == ["deep_mlp", "autoencoder"]
     assert "Meta-training" in (tmp_path / "run/evaluation/report.html").read_text()
+
+
+def test_the_demo_says_what_meta_training_added(tmp_path):
+    config = Evaluation(suite="quadratic10", steps=50, seeds=2, trials=1)
+    board = evaluate(config, own={"good": optax.sgd(0.5), "bad": optax.sgd(1e-6)})
+    assert summary(board) == [
+        "good: a lower training loss than tuned Adam on 1 of 1 tasks",
+        "bad: a lower training loss than tuned Adam on 0 of 1 tasks",
+        "meta-training lowered the training loss of its start on 1 of 1 tasks",
+    ]
+    demo = presets.load("demo").meta_train
+    started = _save_start(demo, tmp_path / "start")
+    assert l2o.load_unbound(started)[0].arguments["init"] == "nadam"
+    assert _save_start(presets.load("smoke").meta_train, tmp_path / "no") is None
 
 
 def test_list_names_everything(capsys):
@@ -219,10 +244,14 @@ def test_a_preset_fills_the_defaults(capsys):
 @pytest.mark.parametrize(
     "line, options",
     [
-        ("", {"step_mult": 0.003}),
+        (
+            "--preset small_fc_mixed",
+            dict(presets.load("small_fc_mixed").meta_train.optimizer_options),
+        ),
+        ("", {}),
         ("--optimizer-options step_mult 0.01 exp_mult 0.1", None),
         # The preset's are for its own optimizer.
-        ("--optimizer celo", {}),
+        ("--preset small_fc_mixed --optimizer celo", {}),
         ("--optimizer celo --optimizer-options train_phase 1", {"train_phase": 1}),
     ],
 )

@@ -74,7 +74,7 @@ def test_decoys_in_the_current_folder_change_nothing(what, tmp_path):
 def test_commands_take_no_decoys(tmp_path, capsys):
     commands = (
         ["tasks", "quadratic10"],
-        ["meta-train", "--help"],
+        ["meta-train", "--preset", "demo", "--help"],
         ["meta-train", "--preset", "smoke", "--preset", "demo", "--help"],
     )
     told = [_told(line, capsys) for line in commands]
