@@ -19,7 +19,7 @@ _COMPACT: dict[str, dict[str, Any]] = {
     "bf16 factored": {"momentum": "nearest", "second_moment": "factored"},
 }
 # Steps of these are absolute numbers, not scaled by parameters or a rate: all three
-# make those of the preset demo. VeLO's published tensor-level network has two million
+# make steps of 0.003. VeLO's published tensor-level network has two million
 # weights, for which no small budget is enough.
 _BASE: dict[str, dict[str, Any]] = {
     "small_fc": {"step_mult": 3e-3},
