@@ -80,7 +80,8 @@ def summary(board: Board) -> list[str]:
 
     def ahead(name: str, rival: str) -> int:
         """Tasks on which most runs end lower."""
-        return sum(np.mean(ends(name, t) < ends(rival, t)) > 0.5 for t in board.tasks)
+        wins = [np.mean(ends(name, t) < ends(rival, t)) > 0.5 for t in board.tasks]
+        return int(np.sum(wins))
 
     names = [name for name in board.contestants if name != _REFERENCE]
     lines = [
