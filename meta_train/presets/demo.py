@@ -1,4 +1,4 @@
-"""A network that starts as a good rule and is meta-trained further, in five minutes.
+"""A network that starts as a good rule and is meta-trained further, in a few minutes.
 
 Reproduces no paper. `celo2_base` starts as the sum of Adam's direction and the
 gradient, orthogonalised, with steps relative to the parameters under a cosine. PES then
