@@ -369,6 +369,11 @@ def test_unknown_architecture_in_the_card_is_named(folder):
         l2o.load(folder)
 
 
+def test_an_architecture_has_no_weights_of_its_own():
+    with pytest.raises(FileNotFoundError, match=r"'velo' is an architecture: `l2o.ma"):
+        l2o.load("velo")
+
+
 OLDER = {
     "celo2_base": {"layout": ("factoring", "stable"), "step_mult": ("rmsmult", 0.5)},
     "clip_gradients": {"gradient_bound": ("bound", 0.5)},

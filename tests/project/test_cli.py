@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -287,6 +288,14 @@ def test_options_of_the_preset_are_for_its_optimizer(line, options, monkeypatch)
             "evaluate --optimizers nowhere",
             ["unknown optimizer 'nowhere'", "l2o list baselines"],
         ),
+        (
+            "evaluate --optimizers adaptive_muon+cosine",
+            ["adaptive_muon has a schedule of its own"],
+        ),
+        (
+            "meta-train --out x --optimizer adaptive_muon",
+            ["the name of weights, not of an architecture", "--start-from"],
+        ),
         ("evaluate --seedz 3", ["no option --seedz; did you mean --seeds"]),
         ("evaluate --seeds 3 4", ["unexpected 4"]),
         ("meta-train --out", ["--out needs a value"]),
@@ -313,6 +322,7 @@ def test_bad_input_fails_at_once_and_says_what_is_known(line, words, capsys):
     except SystemExit as done:
         status = done.code
     assert status == 2
+    assert not os.listdir()  # nothing is left behind
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1
     for word in words:
