@@ -407,6 +407,9 @@ def test_a_folder_of_an_older_version_loads(name, tmp_path):
     for new, (_, value) in OLDER[name].items():
         now = {"stable": "jax", "native": "jax_native"}.get(value, value)
         assert loaded.arguments[new] == now
+    if name == "celo2_base":  # what the user gives stands over the older name
+        changed, _ = l2o.load_unbound(folder, step_mult=0.25)
+        assert changed.arguments["step_mult"] == 0.25
 
 
 def test_unknown_argument_in_the_card_is_named(folder):
