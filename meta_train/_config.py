@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import typeguard
@@ -46,6 +47,11 @@ def check_types(config: Any) -> None:
             raise TypeError(
                 f"{type(config).__name__}.{name} must be {readable}, not {value!r}"
             ) from None
+        numbers = value if isinstance(value, tuple) else (value,)
+        require(
+            all(math.isfinite(x) for x in numbers if isinstance(x, float)),
+            f"{type(config).__name__}.{name} must be finite, not {value}",
+        )
 
 
 def resolved(field: str, names: tuple[str, ...]) -> dict[str, TaskSpec]:
@@ -60,7 +66,8 @@ def _may_be_seen(field: str, specs: dict[str, TaskSpec], remedy: str) -> None:
         why = held_out(spec)
         require(
             why is None,
-            f"{field}: {name} is {why}, which optimizers are judged by: {remedy}",
+            f"{field}: {name} is held out ({why}): optimizers are judged by it. "
+            f"{remedy[0].upper()}{remedy[1:]}",
         )
 
 
@@ -201,6 +208,10 @@ class Config:
                 "reparam_level to 'none'",
             )
         for name in (
+            "particles",
+            "truncation",
+            "std",
+            "objective_samples",
             "outer_steps",
             "windows_per_step",
             "objective_maximum",
@@ -218,6 +229,7 @@ class Config:
                 value is None or value > 0,
                 f"Config.{name} must be positive, not {value}",
             )
+        require(self.seed >= 0, f"Config.seed must not be negative, got {self.seed}")
         require(
             0 <= self.outer_warmup < self.outer_steps,
             "Config.outer_warmup must be from 0 to less than outer_steps "
@@ -352,7 +364,7 @@ class Following:
     """How the checkpoints of a run in progress are scored.
 
     Attributes:
-      tasks: Task families; by default the run's own, augmented as there. They choose
+      families: Task families; by default the run's own, augmented as there. They choose
         the best checkpoint: do not judge it on them afterwards.
       steps: Inner steps of every run.
       seeds: Tasks drawn from each family, the same ones for every checkpoint.
@@ -360,7 +372,7 @@ class Following:
       eval_batches: Fixed batches of the split `outer_valid` behind every point.
     """
 
-    tasks: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
     steps: int = 500
     seeds: int = 8
     eval_every: int = 25
@@ -372,8 +384,8 @@ class Following:
 
 
 def _check_curves(config: Following) -> None:
-    specs = resolved("Following.tasks", config.tasks)
-    _may_be_seen("Following.tasks", specs, "choose checkpoints on others")
+    specs = resolved("Following.families", config.families)
+    _may_be_seen("Following.families", specs, "choose checkpoints on others")
     for name in ("steps", "seeds", "eval_every", "eval_batches"):
         _require_positive(config, name)
     _check_points(config, config.steps)

@@ -45,13 +45,18 @@ class Topology:
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.process)
         if any(x is not None for x in given):
-            if any(x is None for x in given):
+            if self.processes is None or self.process is None or not self.coordinator:
                 raise ValueError(
                     "coordinator, processes and process go together: give all three, "
                     "or none where SLURM, GKE or a TPU pod tells"
                 )
             if not self.distributed:
                 raise ValueError("coordinator is for distributed runs: add distributed")
+            if not 0 <= self.process < self.processes:
+                raise ValueError(
+                    f"process counts from 0 to {self.processes - 1}, the number of "
+                    f"processes less one: it cannot be {self.process}"
+                )
         if self.batch_devices < 1:
             raise ValueError(f"batch_devices must be >= 1, not {self.batch_devices}")
 

@@ -199,8 +199,10 @@ def _is_file(name: str) -> bool:
 def _read(path: Path) -> dict[str, TaskSpec]:
     try:
         content = read_json(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path}") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, list) or not all(isinstance(x, dict) for x in content):
         raise ValueError(f"{path} holds no list of task specs")
     with reading(path, "a list of task specs"):

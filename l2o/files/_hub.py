@@ -78,11 +78,13 @@ def hub_folder(source: str, *, download: bool) -> Path:
         Exception
     ) as error:  # of many classes: offline, no such repository, no access
         if download:
+            said = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{source!r} could not be fetched from the model hub: {error}"
+                f"{source!r} could not be fetched from the model hub ({said}): check "
+                "its name and your connection"
             ) from error
         raise FileNotFoundError(
             f"{source!r} is neither a folder nor in the local cache of the model hub: "
-            "`l2o.load(..., download=True)` fetches it"
+            "`download=True` in Python, or `--download` on the command line, fetches it"
         ) from error
     return Path(folder)

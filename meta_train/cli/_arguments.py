@@ -15,6 +15,8 @@ import tyro
 from l2o.names import close_names, expanded
 
 T = TypeVar("T")
+_HELP = ("--help", "--help-all")  # a command with few options shows all for either
+_FILES = (".html", ".json", ".svg", ".png")
 # Comments of the source are not for users; positional arguments are named.
 _STYLE = (tyro.conf.HelptextFromCommentsOff, tyro.conf.PositionalMetavarFromFieldName)
 
@@ -31,11 +33,16 @@ def parse(command: str, options: type[T], arguments: Sequence[str], **kwargs: An
     Raises:
       SystemExit: help was asked for (0), or the line is wrong (2).
     """
+    if any(argument == "" or argument.endswith("=") for argument in arguments):
+        _refuse(command, "an argument is empty")
     known = list(option_names(options))
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in (*known, "--help"):
-            _refuse(command, f"there is no option {name}{_suggestion(name, known)}")
+        if name.startswith("--") and name not in (*known, *_HELP):
+            close = _suggestion(name, (*known, *_HELP))
+            _refuse(command, f"there is no option {name}{close}")
+    if _HELP[1] in arguments:
+        arguments = [_HELP[0]]
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -47,6 +54,9 @@ def parse(command: str, options: type[T], arguments: Sequence[str], **kwargs: An
             _refuse(command, _plain(told.getvalue(), arguments))
         raise
     paths = {name: _expanded(value) for name, value in vars(parsed).items()}
+    out = paths.get("out")
+    if isinstance(out, Path) and (out.is_file() or out.suffix in _FILES):
+        _refuse(command, f"--out takes a folder, and {out} is a file's name")
     return dataclasses.replace(parsed, **paths)
 
 
@@ -76,9 +86,22 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def _refuse(command: str, problem: str) -> None:
-    help_is_there = f"`l2o {command} --help` shows the options"
-    print(f"l2o {command}: {problem} ({help_is_there})", file=sys.stderr)
+    told = f"{as_options(problem)} (`l2o {command} --help` shows the options)"
+    print(f"l2o {command}: {told}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def as_options(problem: str) -> str:
+    """A complaint about fields, such as Config.outer_lr, as one about --outer-lr."""
+
+    def option(found: re.Match[str]) -> str:
+        return "--" + found[1].replace("_", "-")
+
+    return re.sub(
+        r"\b(?:Config|Diagnosis|Evaluation|Following|Options)\.([a-z]\w*)",
+        option,
+        problem,
+    )
 
 
 def _plain(told: str, arguments: Sequence[str]) -> str:
@@ -110,7 +133,7 @@ def _plain(told: str, arguments: Sequence[str]) -> str:
         if kind.startswith("a "):
             given = given[:1]  # what follows is another argument
         return f"{option} takes {kind}, not {' '.join(given)!r}"
-    return problem.removeprefix("Error parsing config: ")
+    return re.sub("^Error parsing [a-z-]+: ", "", problem)
 
 
 # How help shows what an option takes, and what that is.

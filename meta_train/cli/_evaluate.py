@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 import l2o
 from l2o.tasks import make_family, task_specs, text_fingerprint
 
 from .._config import Evaluation
+from .._progress import Progress
 from ..evaluation._behaviour import behaviour_figures
 from ..evaluation._board import MANIFEST, Board, load_board, save_board
 from ..evaluation._entrants import entrant
@@ -32,8 +26,10 @@ from ..tradeoffs import figures as study_figures
 from ..tradeoffs import load_study
 from ..tradeoffs._rows import FILE as STUDY
 from ..training._metrics import read_metrics
+from ._hints import hint_use
 
 PAGE = "report.html"
+METRICS = "metrics.jsonl"
 _FAMILY = "mlp32"  # whose training shows what a rule does
 
 
@@ -52,26 +48,20 @@ def evaluate_command(
     for text in config.optimizers:
         if text != "all":
             entrant(text)  # before anything is written
+    if run is not None and not (run / METRICS).exists():
+        raise ValueError(f"{run} holds no run: there is no {METRICS}")
     store = Store(out / "results")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("optimizers x tasks", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(shown, completed=done, total=total)
-
-        board = evaluate(config, store=store, on_progress=show)
+    with Progress("optimizer x task", console) as progress:
+        board = evaluate(config, store=store, on_progress=progress.update)
     board = board._replace(notes=_notes(board, time.perf_counter() - start))
     save_board(out, board, store)
     path = _write(out / PAGE, board, run)
     say(console, board, path)
+    sources = [x.source for x in board.contestants.values() if x.source is not None]
+    if sources:
+        hint_use(console, sources[0])
     return path
 
 
@@ -87,7 +77,7 @@ def report_command(
     Args:
       folders: of a meta-training run, of evaluations that fit each other, of a study
         of trade-offs, or several of these.
-      out: the page; `report.html` in the first folder by default.
+      out: folder for `report.html`; the first of the folders by default.
       port: serve it on this port of the local host, made again for every visit, until
         Ctrl-C; writes no page.
       console: where the path is printed.
@@ -96,7 +86,7 @@ def report_command(
       ValueError: a folder holds none of these, or two evaluations do not fit.
     """
     found = _sort(folders)
-    path = out or Path(folders[0]) / PAGE
+    path = (out or Path(folders[0])) / PAGE
     if port is not None:
         _serve(path, folders, port, console)
         return None
@@ -131,7 +121,7 @@ def _sort(folders: Sequence[Path]) -> _Found:
             evaluations.append(folder)
         elif (folder / STUDY).exists():
             studies.append(folder)
-        elif (folder / "metrics.jsonl").exists():
+        elif (folder / METRICS).exists():
             runs.append(folder)
             if (folder / "evaluation" / MANIFEST).exists():
                 evaluations.append(folder / "evaluation")

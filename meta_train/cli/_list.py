@@ -18,6 +18,7 @@ from .. import presets
 from .._config import Config
 from ..evaluation import baselines
 from ..training._recipe import ESTIMATORS
+from ._hints import hint, hint_use
 
 Entry = dict[str, Any]
 
@@ -150,10 +151,15 @@ def show(name: str, console: Console) -> None:
     Raises:
       ValueError: there is nothing of that name.
     """
-    for describe in (_factory, _estimator, _weights, _preset, _baseline, _tasks):
+    for describe, command in _DESCRIBED.items():
         text = describe(name)
         if text is not None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if describe is _weights:
+                hint_use(console, name)
+            if name not in l2o.wrapper_factories():
+                about, line = command
+                hint(console, about, "l2o", *line.format(name).split())
             return
     known = [
         *(x["name"] for _, entries in CATALOGUE.values() for x in entries()),
@@ -219,3 +225,17 @@ def _tasks(name: str) -> str | None:
     except (ValueError, OSError):
         return None
     return json.dumps(spec.to_dict(), indent=2)
+
+
+# How a name is described, and what to do with it: in words, and the command.
+_DESCRIBED = {
+    _factory: ("meta-train it", "meta-train --optimizer {0} --out runs/{0}"),
+    _estimator: ("meta-train by it", "meta-train --estimator {0} --out runs/{0}"),
+    _weights: ("it beside tuned Adam", "evaluate --optimizers {0}"),
+    _preset: ("run it", "meta-train --preset {0} --out runs/{0}"),
+    _baseline: ("it beside tuned Adam", "evaluate --optimizers {0}"),
+    _tasks: (
+        "optimizers on it",
+        "evaluate --suite {0} --optimizers adaptive_muon:0.03",
+    ),
+}

@@ -20,12 +20,16 @@ from .._mesh import Topology
 from .._processes import ProcessLost, is_main
 from ..diagnosis._report import diagnose_source
 from ..diagnosis._settings import Diagnosis
+from ..evaluation._entrants import weights_in
 from ..evaluation._follow import follow
 from ..tradeoffs import Options, study
 from ..training._run import Result, run
-from ._arguments import parse
+from ._arguments import as_options, parse
 from ._demo import demo
 from ._evaluate import evaluate_command, report_command
+from ._groups import GROUPS, collect, grouped, parse_groups
+from ._hints import hint, hint_use
+from ._hub import fetch
 from ._list import print_list, show
 from ._process import configure_process, share_cores
 from ._tasks import list_tasks, show_task
@@ -37,7 +41,7 @@ commands:
   meta-train  meta-train a learned optimizer, or resume an interrupted run
   evaluate    optimizers, learned or not, beside tuned Adam on the tasks of a suite;
               with --follow RUN: score the checkpoints of a run in progress
-  report      one HTML page about runs and evaluations; --follow serves a live one
+  report      one HTML page about runs and evaluations; --serve shows it live
   tradeoffs   memory, compute and performance of all architectures and variants
   diagnose    variance and bias of every meta-gradient estimator; which one to use
   tasks       suites and their tasks, with data and cost; --show draws one's curves
@@ -50,9 +54,7 @@ commands:
 P = TypeVar("P", str, None)
 _Preset = Annotated[
     str,
-    tyro.conf.arg(
-        help="Preset that the defaults come from; `l2o list presets` shows them."
-    ),
+    tyro.conf.arg(help="Preset that is run; `l2o list presets` shows them."),
 ]
 
 
@@ -66,20 +68,21 @@ class _Demo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _MetaTrain:
+class _First:
     """Meta-train a learned optimizer; the same command resumes an interrupted run."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
     preset: str | None = None
-    """Preset that the defaults come from, `l2o list presets` shows them. By default the
-    defaults are those of `Config`."""
+    """Preset whose settings are the defaults; `l2o list presets` shows them."""
     out: Path
     """Folder for config, metrics, checkpoints and the frozen optimizer."""
     override: bool = False
     """Resume with changed options that leave the state as it is, such as outer-lr."""
-    topology: tyro.conf.OmitArgPrefixes[Topology] = dataclasses.field(
-        default_factory=Topology
-    )
+    download: bool = False
+    """Fetch --start-from from the model hub, where the local cache lacks it."""
+
+
+# `--help` shows the first options, and `--help-all` all of them.
+_META_TRAIN = grouped(_First, Config, GROUPS, topology=Topology)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,11 +96,14 @@ class _Evaluate:
 
     config: tyro.conf.OmitArgPrefixes[Evaluation]
     preset: str | None = None
-    """Preset whose evaluation the defaults come from; `l2o list presets` shows them."""
+    """Preset whose settings are the defaults; `l2o list presets` shows them."""
     run: Path | None = None
     """Folder of the meta-training run, for its curve in the report."""
     out: Path = Path("runs/evaluation")
     """Folder for the results, evaluation.json and report.html."""
+    download: bool = False
+    """Fetch weights named OWNER/NAME from the model hub, where the local cache lacks
+    them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,11 +116,11 @@ class _Report:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """What `l2o meta-train --out` and `l2o evaluate --out` wrote."""
     out: Path | None = None
-    """The page; by default report.html in the first folder."""
-    follow: bool = False
+    """Folder for report.html; by default the first of the folders."""
+    serve: bool = False
     """Serve the page on the local host instead; every visit renews it."""
     port: int = 8000
-    """Port that --follow serves on; 0 takes a free one."""
+    """Port that --serve uses; 0 takes a free one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +165,9 @@ class _Diagnose:
     """Arguments of the factory, such as `learning_rate 1e-3` of celo2."""
     out: Path = Path("runs/diagnosis")
     """Folder for diagnosis.json and diagnosis.svg."""
+    download: bool = False
+    """Fetch weights named OWNER/NAME from the model hub, where the local cache lacks
+    them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,8 +182,8 @@ class _Tasks:
     """Draw this task's learning curves under Adam instead."""
     steps: int = 500
     """Inner steps of the curves."""
-    out: Path | None = None
-    """File for the picture, SVG or PNG; TASK.svg by default."""
+    out: Path = Path(".")
+    """Folder for the picture, TASK.svg."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, jax.errors.JAXTypeError):
             raise  # a defect, not bad input
-        print(f"l2o: {error}", file=sys.stderr)
+        print(f"l2o: {as_options(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -243,16 +252,15 @@ def _run_meta_train(arguments: list[str]) -> int:
     # tyro makes of a mapping that is not empty an option per key, and takes no others.
     none: dict[str, Any] = {name: {} for name in _OPTIONS_OF}
     bare = dataclasses.replace(defaults, **none)
-    options = parse(
-        "meta-train",
-        _MetaTrain,
-        arguments,
-        default=_MetaTrain(config=bare, preset=preset, out=tyro.MISSING),
+    options = parse_groups(
+        "meta-train", _META_TRAIN, arguments, bare, preset=preset, out=tyro.MISSING
     )
-    config = _with_options(options.config, defaults)
+    config = _with_options(collect(options, Config), defaults)
     console = Console(markup=False)
     configure_process()
     share_cores(config.particles, options.topology)
+    if options.download and config.start_from is not None:
+        fetch([config.start_from])
     try:
         result = run(
             config,
@@ -264,10 +272,14 @@ def _run_meta_train(arguments: list[str]) -> int:
     except ProcessLost as error:
         print(f"l2o: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an ordinary end would wait for the lost one
-    if result.completed and is_main():
+    if result.completed and result.frozen is not None and is_main():
         console.print(
             f"frozen optimizer: {result.frozen}", highlight=False, soft_wrap=True
         )
+        hint_use(console, result.frozen)
+        frozen = ("--optimizers", result.frozen, "--run", options.out)
+        beside = "it beside tuned Adam on unseen tasks"
+        hint(console, beside, "l2o", "evaluate", *frozen)
     return _status(result)
 
 
@@ -311,9 +323,17 @@ def _run_evaluate(arguments: list[str]) -> int:
         arguments,
         default=_Evaluate(config=defaults, preset=preset),
     )
+    if not options.config.optimizers:
+        raise ValueError(
+            "name what to evaluate, such as `--optimizers adaptive_muon:0.03 adamw`; "
+            "`adam` alone evaluates Adam"
+        )
     configure_process()
+    if options.download:
+        fetch(map(weights_in, options.config.optimizers))
     console = _wide_console()
     evaluate_command(options.config, options.out, run=options.run, console=console)
+    hint(console, "optimizers to compare", "l2o", "list", "weights")
     return 0
 
 
@@ -324,7 +344,7 @@ def _run_report(arguments: list[str]) -> int:
     report_command(
         options.folders,
         options.out,
-        port=options.port if options.follow else None,
+        port=options.port if options.serve else None,
         console=_wide_console(),
     )
     return 0
@@ -344,19 +364,28 @@ def _run_tradeoffs(arguments: list[str]) -> int:
     configure_process()
     share_cores(Config().particles, Topology())
     study(options.scale, options.out, console=console, options=options.config)
+    hint(console, "a page of it", "l2o", "report", options.out)
     return 0
 
 
 def _run_diagnose(arguments: list[str]) -> int:
     options = parse("diagnose", _Diagnose, arguments)
     configure_process()
-    diagnose_source(
+    if options.download:
+        fetch([options.source])
+    console = Console(markup=False)
+    findings = diagnose_source(
         options.source,
         options.config,
         options.out,
-        console=Console(markup=False),
+        console=console,
         options=options.options,
     )
+    if options.source in l2o.factories():
+        line = ["--optimizer", options.source, "--families", options.config.family]
+        line += ["--estimator", findings.recommendation.estimator]
+        out = ("--out", f"runs/{options.source}")
+        hint(console, "with that estimator", "l2o", "meta-train", *line, *out)
     return 0
 
 
@@ -365,8 +394,11 @@ def _run_tasks(arguments: list[str]) -> int:
     console = Console(markup=False)
     if options.show is not None:
         show_task(options.show, options.out, options.steps, console=console)
+        line = ("--suite", options.show, "--optimizers", "adaptive_muon:0.03")
+        hint(console, "optimizers on it", "l2o", "evaluate", *line)
     else:
         list_tasks(options.names, console=console, measure=options.measure)
+        hint(console, "draws its curves", "l2o", "tasks", "--show", "TASK")
     return 0
 
 
@@ -388,7 +420,9 @@ def _preset(arguments: list[str], default: P) -> str | P:
     """
     chosen: str | P = default
     for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
+        if argument == "--preset":
+            if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
+                raise ValueError("--preset needs a value; `l2o list presets` has them")
             chosen = arguments[i + 1]
         elif argument.startswith("--preset="):
             chosen = argument.removeprefix("--preset=")

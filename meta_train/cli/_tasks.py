@@ -1,6 +1,7 @@
 """What a person sees of the tasks: tables of the suites, learning curves of one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from l2o.tasks import (
 from l2o.tasks.data import is_available
 
 from .._palette import BLUE, GREEN, ORANGE
+from .._progress import Progress
 from ..evaluation._curves import learning_curve
 
 _RATES = (1e-3, 1e-2, 1e-1)
@@ -52,8 +54,10 @@ def list_tasks(
                 f"{suite.steps} steps, {suite.metric} on {suite.split}"
             )
             groups.append((title, dict(suite.tasks)))
-    for title, specs in groups:
-        rows = [(name, *_row(spec, measure)) for name, spec in specs.items()]
+    total = sum(len(specs) for _, specs in groups)
+    with Progress("task", console, total) if measure else nullcontext() as progress:
+        found = [_rows(specs, measure, progress) for _, specs in groups]
+    for (title, _), rows in zip(groups, found, strict=True):
         costs = [
             Column(header, justify="right", no_wrap=True, min_width=width)
             for header, width in (("parameters", 10), ("Mflop", 5), ("ms/step", 7))
@@ -73,6 +77,17 @@ def list_tasks(
         for row in rows:
             table.add_row(*row[: len(table.columns)])
         console.print(table)
+
+
+def _rows(
+    specs: Mapping[str, TaskSpec], measure: bool, progress: Progress | None
+) -> list[tuple[str, ...]]:
+    rows = []
+    for name, spec in specs.items():
+        rows.append((name, *_row(spec, measure)))
+        if progress is not None:
+            progress.advance()
+    return rows
 
 
 def _row(spec: TaskSpec, measure: bool) -> tuple[str, ...]:
@@ -101,12 +116,12 @@ def _found(spec: TaskSpec, measure: bool) -> tuple[str, ...]:
     return kind, data, f"{cost.parameters:,}", f"{cost.flops / 1e6:.3g}", seconds
 
 
-def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> Path:
+def show_task(name: str, out: Path, steps: int, *, console: Console) -> Path:
     """Draws learning curves of a task under Adam; prints what it is.
 
     Args:
       name: of a task, or a JSON file with one.
-      out: file, SVG or PNG by its suffix; `NAME.svg` by default.
+      out: folder for the picture, `NAME.svg`.
       steps: inner steps, rounded up to a multiple of 50.
 
     Raises:
@@ -143,18 +158,18 @@ def show_task(name: str, out: Path | None, steps: int, *, console: Console) -> P
         split: np.asarray(x["loss"]).reshape(len(_RATES), _SEEDS, -1)
         for split, x in sorted(curves(family.data).items(), reverse=True)
     }
-    out = out or Path(f"{label}.svg")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{label}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "l2o"}):
-        _figure(label, every, found).savefig(out)
+        _figure(label, every, found).savefig(path)
     console.print(spec.to_json(), highlight=False, soft_wrap=True)
     table = Table("Adam's rate", *(f"{s} loss" for s in found), box=None)
     for i, rate in enumerate(_RATES):
         ends = (f"{np.mean(x[i, :, 0]):.3g} -> {_end(x[i])}" for x in found.values())
         table.add_row(f"{rate:g}", *ends)
     console.print(table)
-    console.print(f"mean (range) over {_SEEDS} seeds; {out}", highlight=False)
-    return out
+    console.print(f"mean (range) over {_SEEDS} seeds; {path}", highlight=False)
+    return path
 
 
 def _end(curves: np.ndarray) -> str:

@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import l2o
@@ -22,6 +21,7 @@ from l2o.names import is_hub_id, is_path, unknown_name
 from l2o.tasks import task_specs
 
 from .._palette import BLACK, BLUE, GREEN, OLIVE, ORANGE, PURPLE, SKY, VERMILION
+from .._progress import Progress
 from ..estimators._problem import learn_optimizer
 from ._compare import Cell
 from ._diagnose import Findings, diagnose
@@ -81,13 +81,8 @@ def diagnose_source(
     problem = learn_optimizer(optimizer, spec.family())
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("compiling and measuring")
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        findings = diagnose(problem, theta, config, on_progress=show)
+    with Progress("measurement", console) as progress:
+        findings = diagnose(problem, theta, config, on_progress=progress.update)
     seconds = time.perf_counter() - start
     content = {
         "source": source,

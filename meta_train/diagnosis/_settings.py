@@ -93,6 +93,7 @@ class Diagnosis:
             f"Diagnosis.particles must be a multiple of {_GROUP} and at least "
             f"{2 * _GROUP}, not {self.particles}",
         )
+        require(self.seed >= 0, f"Diagnosis.seed must not be negative: {self.seed}")
         require(self.runs >= 2, f"Diagnosis.runs must be >= 2, not {self.runs}")
         require(self.points >= 3, f"Diagnosis.points must be >= 3, not {self.points}")
 

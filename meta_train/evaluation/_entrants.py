@@ -80,6 +80,11 @@ def entrant(text: str) -> Entrant:
     return made
 
 
+def weights_in(text: str) -> str:
+    """NAME of what `entrant` takes."""
+    return _parsed(text)[0]
+
+
 def _parsed(text: str) -> tuple[str, str, float | None]:
     """Name, schedule and rate. What is no path is split wherever a mark is."""
     if _is_there(text):

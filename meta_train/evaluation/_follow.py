@@ -59,7 +59,7 @@ def follow(
       run: a run's folder.
       config: what to score on.
       optimizer: for a run of your own optimizer: that.
-      families: in place of `config.tasks`; for a run of your own families: those.
+      families: in place of `config.families`; for a run of your own families: those.
       console: where scores are shown; standard output by default.
       poll: seconds between looks for new checkpoints.
 
@@ -81,7 +81,7 @@ def follow(
     if optimizer is None:
         optimizer = _optimizer(folder, content)
     if families is None:
-        families = _families(folder, content, config.tasks)
+        families = _families(folder, content, config.families)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -105,10 +105,9 @@ def _follow(
     poll: float,
 ) -> list[dict[str, Any]]:
     # As `follow`, alone.
-    setting = {
-        **dataclasses.asdict(config),
-        "tasks": [family.name for family in families],
-    }
+    setting = dataclasses.asdict(config)
+    del setting["families"]
+    setting["tasks"] = [family.name for family in families]
     path = folder / "evaluations.jsonl"
     move = "move it and `best` away, and all checkpoints are scored again"
     records = read_records(path, "l2o scores of checkpoints", move, _check)
@@ -162,7 +161,7 @@ def _follow(
                 file.write(json.dumps(record) + "\n")
             records.append(record)
             mark = "  best so far" if better else ""
-            say(f"outer step {step}  score {mean:.4f}{mark}")
+            say(f"outer step {step}/{content['outer_steps']}  score {mean:.4f}{mark}")
 
         with contextlib.suppress(KeyboardInterrupt):
             _watch(folder, optimizer, records, add, say, poll)
@@ -333,6 +332,6 @@ def _families(
         raise ValueError(
             f"{folder} trains on families of its own "
             f"({', '.join(content['task_families'])}): give them, `follow(run, "
-            "families=my_families)`, or name others with --tasks"
+            "families=my_families)`, or name others with --families"
         )
     return families

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import matplotlib
 from rich.console import Console
-from rich.progress import Progress
 
 import l2o
 from l2o.names import unknown_name
 
+from .._progress import Progress
 from ..evaluation._runs import origin
 from . import _costs, _performance, _times
 from ._figures import figures
@@ -99,12 +99,11 @@ def study(
         console.print(
             f"{stage}: {len(missing)} of {len(jobs)} to measure", highlight=False
         )
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(stage, total=len(missing))
+        with Progress(stage, console, len(missing)) as progress:
             try:
                 for job in missing:
                     store.put(job.setting, job.measure())
-                    bar.advance(task)
+                    progress.advance()
             except KeyboardInterrupt:
                 _draw(_write(scale, chosen, out, store), out)
                 raise

@@ -22,7 +22,7 @@ from .._mesh import Topology, place, run_shardings
 from .._processes import ProcessLost, processes_may_be_lost
 from ._checkpoints import Checkpoints
 from ._feed import Feed
-from ._metrics import Metrics, ProgressBar
+from ._metrics import Meter, Metrics
 from ._outer import OuterInfo
 from ._population import exchange
 from ._recipe import Part
@@ -73,9 +73,9 @@ def loop(
       ProcessLost: another process of the run is gone.
     """
     outer, workers = state
-    bar = ProgressBar(config.outer_steps, step, console)
+    meter = Meter(config.outer_steps, step, console)
     feeds = _feeds(parts, outer, devices, counters)
-    flight = _Flight(parts, counters, metrics, bar, on_step)
+    flight = _Flight(parts, counters, metrics, meter, on_step)
 
     def save() -> None:
         flight.land(0)
@@ -85,7 +85,7 @@ def loop(
     with contextlib.ExitStack() as stack:
         # Checkpoints are closed last, because that waits for a save.
         written = [checkpoints] if metrics is None else [checkpoints, metrics]
-        stopped = _entered(stack, devices, [*written, *feeds, bar])
+        stopped = _entered(stack, devices, [*written, *feeds, meter])
         exchange_ = _exchange(outer, workers, parts, devices)
         if step < config.outer_steps:
             programs = _compile(parts, outer, workers, numbers, devices, console)
@@ -140,11 +140,11 @@ class _Flight:
         parts: Sequence[Part],
         counters: dict[str, float],
         metrics: Metrics | None,
-        bar: ProgressBar,
+        meter: Meter,
         on_step: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self._parts, self._counters = parts, counters
-        self._metrics, self._bar, self._on_step = metrics, bar, on_step
+        self._metrics, self._meter, self._on_step = metrics, meter, on_step
         self._pending: deque[tuple[int, int, OuterInfo]] = deque()
         self.start_clock()
 
@@ -178,7 +178,7 @@ class _Flight:
         counters["skipped_in_a_row"] = in_a_row if record["skipped"] else 0
         if self._metrics is not None:
             self._metrics.write(record)
-        self._bar.update(
+        self._meter.update(
             record["step"], record["meta_loss"], record["inner_steps"], seconds
         )
         if self._on_step is not None:

@@ -1,4 +1,4 @@
-"""What a run shows and writes: a progress bar, metrics.jsonl and TensorBoard events."""
+"""What a run shows and writes: progress, metrics.jsonl and TensorBoard events."""
 
 import contextlib
 import json
@@ -10,19 +10,13 @@ from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.summary_pb2 import Summary
 
 from l2o.files import write_whole
 
+from .._progress import Progress
 from ..files._sealed import naming, require
 from ..files._writing import reading, writing
 
@@ -152,30 +146,13 @@ def rewrite_records(path: Path, records: list[dict[str, Any]]) -> IO[str]:
         return path.open("a", buffering=1)
 
 
-class ProgressBar:
-    """Outer steps done, smoothed meta-loss, inner steps per second, time left.
-
-    On something that is not a terminal it prints ten plain lines over the run instead.
-    """
+class Meter:
+    """Outer steps done, smoothed meta-loss, inner steps per second, time left."""
 
     def __init__(self, total: int, start: int, console: Console) -> None:
-        self._console = console
-        self._total = total
         self._smooth: np.ndarray | None = None  # meta-loss, inner steps, seconds
-        self._bar = Progress(
-            TextColumn("meta-training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("meta-loss {task.fields[loss]}"),
-            TextColumn("{task.fields[rate]} inner steps/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(
-            "", total=total, completed=start, loss="-", rate="-"
-        )
-        self._bar.start()
+        self._progress = Progress("outer step", console, total, start)
+        self._progress.__enter__()
 
     def update(self, step: int, meta_loss: float, steps: int, seconds: float) -> None:
         """Call once per outer step, with its inner steps and wall time."""
@@ -183,19 +160,10 @@ class ProgressBar:
         old = new if self._smooth is None else self._smooth
         self._smooth = _SMOOTHING * old + (1 - _SMOOTHING) * new
         loss, steps, seconds = self._smooth
-        shown_loss = f"{loss:.4f}"
         rate = f"{steps / max(seconds, 1e-9):,.0f}"
-        self._bar.update(self._task, completed=step, loss=shown_loss, rate=rate)
-        if self._bar.disable and step * 10 // self._total > (
-            (step - 1) * 10 // self._total
-        ):
-            self._console.print(
-                f"outer step {step}/{self._total}  meta-loss {shown_loss}  "
-                f"{rate} inner steps/s",
-                highlight=False,
-                soft_wrap=True,
-            )
+        note = f"meta-loss {loss:.4f}  {rate} inner steps/s"
+        self._progress.update(step, note=note)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
+        """Leaves the progress as it stands."""
+        self._progress.__exit__(None, None, None)

@@ -1,5 +1,6 @@
 """From a `Config` to what a run is made of: programs and their first state."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 import l2o
-from l2o.names import unknown_name
+from l2o.names import check_known, unknown_name
 from l2o.tasks import (
     Stream,
     TaskFamily,
@@ -166,6 +167,25 @@ def check_recipe(config: Config) -> None:
     optimizer = l2o.learnable_sgd()
     _estimator(config, learn_optimizer(optimizer, make_family("quadratic10")))
     _outer_tx(config, _numbers(config))
+
+
+def check_metric(config: Config, families: Sequence[TaskFamily]) -> None:
+    """Raises `ValueError` where a family lacks the metric of the objective."""
+    if config.objective_metric is None:
+        return
+    for family in families:
+        if family.stream is not None:
+            continue  # its data come later; compiling finds it
+        aux = jax.eval_shape(functools.partial(_aux, family), family.data)
+        check_known(f"metric of {family.name}", config.objective_metric, aux)
+
+
+def _aux(family: TaskFamily, data: Any) -> dict[str, Any]:
+    key = jax.random.key(0)
+    task = family.task(family.sample(key), data)
+    params, model_state = task.init(key)
+    _, (_, aux) = task.loss(params, model_state, key, task.batch(key, "train"))
+    return aux
 
 
 class _Job(NamedTuple):

@@ -25,7 +25,15 @@ from ._checkpoints import Checkpoints, restore, steps
 from ._folder import LOCK, alone, check_name, check_space, claim, record_overrides
 from ._loop import Devices, loop
 from ._metrics import Metrics
-from ._recipe import Part, Recipe, check_recipe, make_families, make_recipe, theta_of
+from ._recipe import (
+    Part,
+    Recipe,
+    check_metric,
+    check_recipe,
+    make_families,
+    make_recipe,
+    theta_of,
+)
 
 
 class Result(NamedTuple):
@@ -191,6 +199,7 @@ def _prepared(
         families = make_families(
             config.families, config.reparam_level, config.reparam_range
         )
+    check_metric(config, families)
     start = None
     # Once there is a checkpoint, the weights started from may be gone.
     if config.start_from is not None and not steps(out / "checkpoints"):

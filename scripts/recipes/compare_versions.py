@@ -4,9 +4,9 @@
     python scripts/recipes/compare_versions.py run adaptive_muon --out new  # version 2
     python scripts/recipes/compare_versions.py compare old new
 
-Final losses of the weights, their steps multiplied by every factor and, where theta has
-a `log_decay`, their weight decay too. A task whose file is in the folder is not run
-again, so a run that was stopped goes on.
+Final losses of the weights, their steps multiplied by every factor. Where theta has a
+`log_decay`, the weight decay is multiplied, too. A task whose file is in the folder is
+not run again, so a run that was stopped goes on.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from l2o.meta_train.cli import configure_process
 from l2o.tasks import task_specs
 
 # Factors of the rate and of the weight decay; the first is what ships.
-VARIANTS = ((1, 1), (0.7, 1), (1.4, 1), (1, 1.5), (1, 2.2), (1, 0.66))
+RATES = ((1, 1), (0.7, 1), (1.4, 1))
+DECAYS = ((1, 1.5), (1, 0.66))
 SPLITS = ("training", "outer_valid")
 
 
@@ -51,8 +52,17 @@ def _run(options: argparse.Namespace) -> None:
     optimizer, theta = l2o.load_unbound(options.weights)
     keys = jax.vmap(jax.random.key)(100 + jnp.arange(options.seeds))
 
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(theta)]
+    variants = RATES + DECAYS * any(map(_is_decay, paths))
+
+    # Weights of one architecture share programs: theta is an argument, too.
+    factors, decays = jnp.array(variants, jnp.float32).T
+    count = len(variants)
+    thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), theta)
+    numbers = (factors, decays, thetas)
+
     def transformation(numbers):
-        factor, decay = numbers
+        factor, decay, theta = numbers
         changed = jax.tree_util.tree_map_with_path(
             lambda path, x: x + jnp.log(decay) * _is_decay(path), theta
         )
@@ -63,7 +73,6 @@ def _run(options: argparse.Namespace) -> None:
         path = options.out / f"{name}.json"
         if path.exists():
             continue
-        numbers = jnp.array(VARIANTS, jnp.float32)
         family = spec.family()
         losses = final_losses(
             family, transformation, numbers, keys, steps=options.steps
@@ -90,7 +99,7 @@ def _compare(options: argparse.Namespace) -> None:
     for split, label in enumerate(SPLITS):
         difference = new[:, :, split] - old[:, :1, split]
         print(f"{label}, {len(files)} tasks: rate, decay; loss over the old; lower on")
-        for variant, column in zip(VARIANTS, difference.T, strict=True):
+        for variant, column in zip(RATES + DECAYS, difference.T, strict=False):
             ratio = np.exp(np.median(column))
             print(f"  {variant}  {ratio:.3f}  {np.sum(column < 0)}")
 

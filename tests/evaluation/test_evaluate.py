@@ -473,7 +473,7 @@ def test_a_live_page_of_a_run(tmp_path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records[:4]))
     command = [sys.executable, "-m", "l2o.meta_train", "report", str(run)]
     server = subprocess.Popen(
-        [*command, "--follow", "--port", "0"],
+        [*command, "--serve", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -19,6 +19,7 @@ from weight_files import (
 import l2o
 from l2o.files._hub import IMPORTABLE
 from l2o.files._trees import to_tree
+from l2o.meta_train.cli._main import main
 
 # A model hub, which is not there.
 
@@ -110,6 +111,25 @@ def test_what_is_not_cached_names_the_download(hub):
         with pytest.raises(FileNotFoundError, match=message):
             load("amoudgl/celo")
     assert hub.calls == 2 * [("amoudgl/celo", None, True)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate --optimizers adam me/own:0.1",
+        "diagnose me/own",
+        "meta-train --out x --optimizer mlp --start-from me/own",
+    ],
+)
+def test_a_command_fetches_only_where_it_is_told(line, hub, capsys):
+    assert main(line.split()) == 2
+    assert "--download" in capsys.readouterr().err
+    assert {local for *_, local in hub.calls} == {True}
+    hub.calls.clear()
+    assert main([*line.split(), "--download"]) == 2
+    told = capsys.readouterr().err
+    assert "'me/own' could not be fetched from the model hub (no network)" in told
+    assert hub.calls == [("me/own", None, False)]
 
 
 def test_download_without_a_network_says_so(hub):

@@ -200,7 +200,7 @@ def test_a_run_in_progress_is_followed_and_not_disturbed(tmp_path):
 
 @pytest.mark.exhaustive
 def test_other_tasks_and_the_command_line(copy, capsys):
-    line = f"evaluate --follow {copy} --tasks quadratic10 mlp16 --steps 10"
+    line = f"evaluate --follow {copy} --families quadratic10 mlp16 --steps 10"
     options = "--seeds 1 --eval-every 10 --eval-batches 1"
     assert main([*line.split(), *options.split()]) == 0
     (record, *_) = _lines(copy)
@@ -221,14 +221,16 @@ def test_what_cannot_be_followed_says_why(tmp_path, copy):
     config = json.loads((copy / "config.json").read_text())
     own = {**config, "task_families": ["mine"]}
     (copy / "config.json").write_text(json.dumps(own))
-    with pytest.raises(ValueError, match=r"families of its own \(mine\).*--tasks"):
+    with pytest.raises(ValueError, match=r"families of its own \(mine\).*--families"):
         follow(copy, SHORT)
     (copy / "config.json").write_text(json.dumps({**config, "optimizer": ""}))
     with pytest.raises(ValueError, match="no l2o factory makes"):
         follow(copy, SHORT)
     with pytest.raises(ValueError, match="must be a multiple of eval_every"):
         Following(steps=30)
-    with pytest.raises(ValueError, match="Following.tasks: unknown task 'nope'"):
-        Following(tasks=("nope",))
-    with pytest.raises(ValueError, match="is cartpole of heldout/small"):
-        Following(tasks=("cartpole",))
+    with pytest.raises(ValueError, match="Following.families: unknown task 'nope'"):
+        Following(families=("nope",))
+    with pytest.raises(
+        ValueError, match="cartpole is held out .cartpole of heldout/small"
+    ):
+        Following(families=("cartpole",))

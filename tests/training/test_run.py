@@ -375,7 +375,7 @@ def test_a_run_in_a_thread_needs_no_signals():
         (
             {"families": ("mlp16", "graphs")},
             ValueError,
-            "graphs is graphs of heldout/small, which optimizers are judged by: take",
+            r"graphs is held out \(graphs of heldout/small\): .* by it\. Take others",
         ),
         ({"episode_length": (50, 5)}, ValueError, "0 < low <= high"),
         ({"reparam_level": "layer"}, TypeError, "reparam_level must be"),
