@@ -67,3 +67,27 @@ VARIANTS = {
     "celo2-pylo": l2o.celo2(variant="pylo", hidden_size=4),
 }
 OPTIMIZERS = {**FACTORIES, **WRAPPED, **VARIANTS}
+
+# Those that say what becomes of entries that have had no gradient.
+WITH_UNTOUCHED = [
+    name
+    for name, factory in l2o.factories().items()
+    if "untouched" in l2o.defaults_of(factory)
+]
+SMALL_SIZES = {
+    "lstm_hidden_size": 4,
+    "param_inits": 2,
+    "hidden_size": 4,
+    "level_sizes": (3, 4, 4),
+    "from_mlp_size": 3,
+    "from_lstm_size": 3,
+    "lstm_to_ff": 3,
+    "ns_iters": 2,
+}
+
+
+def small(name, options=SMALL_SIZES, **arguments):
+    """By the options that its factory has, and by the arguments."""
+    known = l2o.defaults_of(l2o.factories()[name])
+    given = {k: v for k, v in options.items() if k in known}
+    return l2o.make(name, **given, **arguments)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_optimizer import RELATIVES
+from every_optimizer import RELATIVES, SMALL_SIZES, WITH_UNTOUCHED, small
 from helpers import few, normal
 
 import l2o
@@ -17,23 +17,7 @@ from l2o.rule._features import FEATURES, over_root
 from l2o.rule._newton_schulz import NewtonSchulz, newton_schulz
 from l2o.rule._rule import Rule, Shared
 
-NAMES = [
-    name
-    for name, factory in l2o.factories().items()
-    if "untouched" in l2o.defaults_of(factory)
-]
-SMALL = {
-    "lstm_hidden_size": 4,
-    "param_inits": 2,
-    "hidden_size": 4,
-    "level_sizes": (3, 4, 4),
-    "from_mlp_size": 3,
-    "from_lstm_size": 3,
-    "lstm_to_ff": 3,
-    "ns_iters": 2,
-    "max_norm": 1.0,
-    "max_tensor_norm": 1.0,
-}
+OPTIONS = {**SMALL_SIZES, "max_norm": 1.0, "max_tensor_norm": 1.0}
 SHAPES = {"one": (1,), "vector": (5,), "matrix": (3, 4), "kernel": (2, 2, 3, 2)}
 DECAYS = Decays((0.9, 0.99, 0.999), (0.95,), (0.9, 0.99, 0.999))
 OF_VECTORS = FEATURES[:9]
@@ -120,10 +104,9 @@ def test_derivatives_of_rules_are_finite_at_zero(rule, backend):
 
 
 # Of the relatives' rules the test above has the parts.
-@pytest.mark.parametrize("name", few(NAMES, set(NAMES) - RELATIVES))
+@pytest.mark.parametrize("name", few(WITH_UNTOUCHED, set(WITH_UNTOUCHED) - RELATIVES))
 def test_derivatives_of_optimizers_are_finite_at_zero(name):
-    known = l2o.defaults_of(l2o.factories()[name])
-    optimizer = l2o.make(name, **{k: v for k, v in SMALL.items() if k in known})
+    optimizer = small(name, OPTIONS)
     shapes = {name: SHAPES[name] for name in ("vector", "matrix")}
 
     @quick

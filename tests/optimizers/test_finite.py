@@ -6,27 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_optimizer import RELATIVES
+from every_optimizer import RELATIVES, WITH_UNTOUCHED, small
 from helpers import normal
 
 import l2o
 from l2o._tensors import finite_gradient, gradient_bound, state_dtype, state_zeros
 
-NAMES = [
-    name
-    for name, factory in l2o.factories().items()
-    if "untouched" in l2o.defaults_of(factory)
-]
-SMALL = {
-    "lstm_hidden_size": 4,
-    "param_inits": 2,
-    "hidden_size": 4,
-    "level_sizes": (3, 4, 4),
-    "from_mlp_size": 3,
-    "from_lstm_size": 3,
-    "lstm_to_ff": 3,
-    "ns_iters": 2,
-}
 SHAPES = {"matrix": (6, 4), "half": (5, 3), "half_vector": (6,), "one": ()}
 SIGNS = (1.0, -1.0, 1.0)
 GRADIENTS = {
@@ -46,11 +31,6 @@ quick = functools.partial(
 )
 
 
-def small(name):
-    known = l2o.defaults_of(l2o.factories()[name])
-    return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known})
-
-
 def to_half(tree):
     return {
         k: x.astype(jnp.float16) if k.startswith("half") else x for k, x in tree.items()
@@ -65,7 +45,7 @@ def to_half(tree):
             pytest.param(
                 name, None, marks=[pytest.mark.exhaustive] if name in RELATIVES else []
             )
-            for name in NAMES
+            for name in WITH_UNTOUCHED
         ),
         ("celo2_base", "xla"),
         ("small_fc", "xla"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_optimizer import RELATIVES
+from every_optimizer import RELATIVES, SMALL_SIZES, WITH_UNTOUCHED, small
 from helpers import assert_close, normal
 
 import l2o
@@ -15,27 +15,17 @@ from l2o.rule._accumulators import Accumulators
 from l2o.rule._features import FEATURES
 from l2o.rule._rule import Rule, held
 
-NAMES = [
-    name
-    for name, factory in l2o.factories().items()
-    if "untouched" in l2o.defaults_of(factory)
-]
 # The others have networks of their own.
 RULES = [
-    x for x in NAMES if x not in ("l2o_scale", "lstm", "mlp", "rnn_mlp", "rnnprop")
+    x
+    for x in WITH_UNTOUCHED
+    if x not in ("l2o_scale", "lstm", "mlp", "rnn_mlp", "rnnprop")
 ]
-SMALL = {
+OPTIONS = {
     "learning_rate": 0.1,
     "weight_decay": 0.5,
     "orthogonalize": True,
-    "lstm_hidden_size": 4,
-    "param_inits": 2,
-    "hidden_size": 4,
-    "level_sizes": (3, 4, 4),
-    "from_mlp_size": 3,
-    "from_lstm_size": 3,
-    "lstm_to_ff": 3,
-    "ns_iters": 2,
+    **SMALL_SIZES,
 }
 MATRIX = {"matrix": (6, 4)}
 SHAPES = {**MATRIX, "kernel": (2, 3, 5), "vector": (7,)}
@@ -43,11 +33,6 @@ SHAPES = {**MATRIX, "kernel": (2, 3, 5), "vector": (7,)}
 quick = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
-
-
-def small(name, **arguments):
-    known = l2o.defaults_of(l2o.factories()[name])
-    return l2o.make(name, **{k: v for k, v in SMALL.items() if k in known}, **arguments)
 
 
 def used(shape):
@@ -82,7 +67,7 @@ def test_all_rules_of_accumulators_have_the_choice():
         if {"momentum_decays", "adafactor_decays"} <= set(l2o.defaults_of(factory))
     ]
     assert sorted(rules) == sorted(RULES)
-    for name in NAMES:
+    for name in WITH_UNTOUCHED:
         with pytest.raises(
             ValueError, match="unknown untouched 'kept'; known: held, p"
         ):
@@ -95,7 +80,7 @@ CASES = [
     pytest.param(
         name, None, marks=[pytest.mark.exhaustive] if name in RELATIVES else []
     )
-    for name in NAMES
+    for name in WITH_UNTOUCHED
 ]
 CASES += [("celo2_base", "pallas"), ("celo2_base", "xla"), ("small_fc", "xla")]
 
@@ -103,14 +88,14 @@ CASES += [("celo2_base", "pallas"), ("celo2_base", "xla"), ("small_fc", "xla")]
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_what_has_had_no_gradient_decays_and_that_is_all(name, backend):
     shapes = MATRIX if backend == "pallas" else SHAPES
-    params, updates = first_update(small(name), backend, shapes=shapes)
+    params, updates = first_update(small(name, OPTIONS), backend, shapes=shapes)
     slopes = []
     for key, update in updates.items():
         still = ~used(update.shape)
         slopes.append(update[still] / params[key][still])
         assert np.any(update[~still] != slopes[-1][0] * params[key][~still])
     slopes = np.concatenate(slopes)
-    if "weight_decay" in small(name).arguments:
+    if "weight_decay" in small(name, OPTIONS).arguments:
         assert np.all(slopes < 0)
     np.testing.assert_allclose(slopes, slopes[0], rtol=1e-5)
 
@@ -132,13 +117,15 @@ def test_each_rule_is_told(name, monkeypatch):
 
     with l2o.backend("xla"):
         for untouched in ("held", "pushed"):
-            jax.eval_shape(lambda u=untouched: update(small(name, untouched=u)))
+            jax.eval_shape(
+                lambda u=untouched: update(small(name, OPTIONS, untouched=u))
+            )
     assert [rule.holds for rule in rules] == [True, False]
 
 
 def test_as_published_it_is_pushed():
     for backend in (None, "xla"):
-        optimizer = small("celo2_base", untouched="pushed")
+        optimizer = small("celo2_base", OPTIONS, untouched="pushed")
         params, updates = first_update(optimizer, backend, shapes=MATRIX)
         slopes = (updates["matrix"] / params["matrix"])[~used(MATRIX["matrix"])]
         assert np.ptp(slopes) > 0.1
@@ -157,7 +144,9 @@ def test_steps_have_their_size_where_they_are_made(orthogonalize):
 
 def test_nothing_changes_where_all_have_gradients():
     updates, pushed = (
-        first_update(small("celo2_base", untouched=u), part=False, shapes=MATRIX)[1]
+        first_update(
+            small("celo2_base", OPTIONS, untouched=u), part=False, shapes=MATRIX
+        )[1]
         for u in ("held", "pushed")
     )
     assert_close(updates, pushed)

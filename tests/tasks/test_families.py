@@ -162,7 +162,7 @@ CLASSICAL = {
     "lasso", "logistic_regression", "landscape", "l2o_scale", "open_l2o",
     "matmul_algorithm", "sparse_coding",
 }  # fmt: skip
-# Models of which the named tasks of `test_suites` have a smaller one.
+# Models of which the named tasks of `test_named_tasks` have a smaller one.
 _LONG = ("autoencoder-1", "coordinate_network-1", "language_model-1")
 _LONG += tuple(f"supervised-{i}" for i in (1, 3, 4, 5, 6, 7, 8))
 ALL = [

@@ -55,7 +55,7 @@ for i, name in enumerate({list(ESTIMATORS)}):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-FEW = ("pes",)  # `test_estimators` has their states
+FEW = ("pes",)  # `test_bookkeeping` has their states
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 //
 // Declared here, so that building needs neither JAX nor its headers. A version of the ABI
 // is supported for a year or more after the next, and refused afterwards: then plain JAX
-// is used. tests/test_native.py holds these declarations against the headers of the
-// installed jaxlib.
+// is used. tests/kernels/test_declarations.py holds these declarations against the
+// headers of the installed jaxlib.
 #pragma once
 
 #include <cstddef>
