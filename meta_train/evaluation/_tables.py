@@ -11,6 +11,19 @@ from ._leaderboard import leaderboard
 from ._scores import diverged, duel, final
 
 
+_CAPTION = (
+    "* learned. score: share of tuned Adam's improvement, interquartile mean and 95 % "
+    "interval. speed-up: Adam's steps to the same training loss over its own; ≥ means "
+    "at least. better: tasks on which it is better than tuned Adam. lost: runs that "
+    "diverged. update: time of an update over that of Adam's. B: bytes."
+)
+_TASK_CAPTION = (
+    "reached: seeds that got to Adam's final loss. <1: a seed that did not; Adam needs "
+    "that share of its steps for the loss where it ended. *: the rate is the lowest or "
+    "highest of those tried."
+)
+
+
 def terminal_table(board: Board) -> Table:
     """The leaderboard, to fit 80 columns."""
     right = functools.partial(Column, justify="right", no_wrap=True)
@@ -20,11 +33,10 @@ def terminal_table(board: Board) -> Table:
         right("speed-up"),
         right("better"),
         right("p"),
-        right("di-\nverged"),
+        right("lost"),
         right("update\n/ Adam"),
         right("state,\nB/param"),
-        caption="* learned; score: share of tuned Adam's improvement, interquartile "
-        "mean\n(95 % interval); better: on so many tasks than tuned Adam",
+        caption=_CAPTION,
         caption_justify="left",
         title=f"{board.protocol.suite}: {len(board.tasks)} tasks, "
         f"{board.protocol.steps} steps, n = {board.protocol.seeds} seeds",
@@ -104,7 +116,14 @@ def task_rows(board: Board, name: str) -> list[tuple[str, ...]]:
 def task_table(board: Board, name: str) -> Table:
     """`task_rows` for rich, to fit 100 columns."""
     title = f"{name} beside tuned Adam: training loss, median (range) over seeds"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=_TASK_CAPTION,
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for i, header in enumerate(TASK_HEADER):
         title = header.replace(" ", "\n")
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
