@@ -10,7 +10,6 @@ from ._board import REFERENCE, Board
 from ._leaderboard import leaderboard
 from ._scores import diverged, duel, final
 
-
 _CAPTION = (
     "* learned. score: share of tuned Adam's improvement, interquartile mean and 95 % "
     "interval. speed-up: Adam's steps to the same training loss over its own; ≥ means "
