@@ -1,9 +1,19 @@
 """A small GPT in flax (nnx) on the source code of Python's standard library.
 
     python examples/gpt_flax.py
-    python examples/gpt_flax.py --optimizer adamw
 
-The two lines that use a learned optimizer are marked.
+A learned optimizer and AdamW train the same model on the same batches. The two lines
+that differ for a learned optimizer are marked. AdamW's learning rate is the best of
+0.001, 0.003 and 0.01 here. The learned optimizer has its own.
+
+It takes about a minute on two CPU cores, and prints, up to the last digits:
+
+    adaptive_muon: step 100, loss 2.51
+    adaptive_muon: step 200, loss 2.23
+    adaptive_muon: step 300, loss 2.08
+    adamw: step 100, loss 2.67
+    adamw: step 200, loss 2.43
+    adamw: step 300, loss 2.36
 """
 
 import argparse
@@ -58,18 +68,8 @@ def text() -> np.ndarray:
     return np.where(data < VOCABULARY, data, 0)
 
 
-def main() -> float:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", default="adaptive_muon")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=500)
-    options = parser.parse_args()
-
-    if options.optimizer == "adamw":
-        tx = optax.with_extra_args_support(optax.adamw(options.learning_rate))
-    else:
-        tx = l2o.load(options.optimizer, num_steps=options.steps)  # one
-
+def train(name, tx, data, steps):
+    """The mean loss of the last 50 steps."""
     model = GPT(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -86,15 +86,33 @@ def main() -> float:
         optimizer.update(model, gradients, value=loss)  # two
         return loss
 
-    data, rng, losses = text(), np.random.default_rng(0), []
-    for step in range(options.steps):
+    rng, losses = np.random.default_rng(0), []
+    for step in range(1, steps + 1):
         starts = rng.integers(len(data) - LENGTH - 1, size=(BATCH, 1))
-        losses.append(
-            train_step(model, optimizer, data[starts + np.arange(LENGTH + 1)])
-        )
-        if step % 100 == 99:
-            print(f"step {step + 1}  loss {np.mean(jax.device_get(losses[-50:])):.3f}")
-    return float(np.mean(jax.device_get(losses[-50:])))
+        tokens = data[starts + np.arange(LENGTH + 1)]
+        losses.append(train_step(model, optimizer, tokens))
+        if step % 100 == 0 or step == steps:
+            mean = float(np.mean(jax.device_get(losses[-50:])))
+            print(f"{name}: step {step}, loss {mean:.2f}")
+    return mean
+
+
+def main() -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--optimizer", default="adaptive_muon")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of AdamW")
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
+
+    learned = l2o.load(options.optimizer, num_steps=options.steps)  # one
+    cosine = optax.cosine_decay_schedule(options.learning_rate, options.steps)
+    adamw = optax.with_extra_args_support(optax.adamw(cosine))
+
+    data = text()
+    return {
+        name: train(name, tx, data, options.steps)
+        for name, tx in ((options.optimizer, learned), ("adamw", adamw))
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,19 @@
 """A small convolutional network in flax (linen) with batch norm on images of digits.
 
     python examples/images_flax.py
-    python examples/images_flax.py --optimizer adamw
 
-The two lines that use a learned optimizer are marked.
+A learned optimizer and AdamW train the same model on the same batches. The two lines
+that differ for a learned optimizer are marked. AdamW's learning rate is the best of
+0.003, 0.01 and 0.03 here. The learned optimizer has its own.
+
+It takes less than a minute on two CPU cores, and prints, up to the last digits:
+
+    adaptive_muon: step 100, loss 0.0024
+    adaptive_muon: step 200, loss 0.0008
+    adaptive_muon: 99.3% of 297 images that were not trained on
+    adamw: step 100, loss 0.0346
+    adamw: step 200, loss 0.0210
+    adamw: 99.7% of 297 images that were not trained on
 """
 
 import argparse
@@ -29,18 +39,8 @@ class Network(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-def main() -> float:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", default="adaptive_muon")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=500)
-    options = parser.parse_args()
-
-    if options.optimizer == "adamw":
-        tx = optax.with_extra_args_support(optax.adamw(options.learning_rate))
-    else:
-        tx = l2o.load(options.optimizer, num_steps=options.steps)  # one
-
+def train(name, tx, steps):
+    """The accuracy on images that were not trained on."""
     digits = load_digits()
     x = (digits.images[..., None] / 16).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(x))
@@ -68,19 +68,35 @@ def main() -> float:
         return optax.apply_updates(params, updates), averages, state, loss
 
     rng = np.random.default_rng(1)
-    for step in range(options.steps):
+    for step in range(1, steps + 1):
         batch = rng.choice(train, BATCH)
         params, averages, state, loss = train_step(
             params, averages, state, x[batch], digits.target[batch]
         )
-        if step % 100 == 99:
-            print(f"step {step + 1}  loss {loss:.4f}")
+        if step % 100 == 0:
+            print(f"{name}: step {step}, loss {loss:.4f}")
     logits = model.apply(
         {"params": params, "batch_stats": averages}, x[test], train=False
     )
     accuracy = float(np.mean(logits.argmax(1) == digits.target[test]))
-    print(f"{accuracy:.1%} of {len(test)} images that were not trained on")
+    print(f"{name}: {accuracy:.1%} of {len(test)} images that were not trained on")
     return accuracy
+
+
+def main() -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--optimizer", default="adaptive_muon")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="of AdamW")
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+
+    learned = l2o.load(options.optimizer, num_steps=options.steps)  # one
+    cosine = optax.cosine_decay_schedule(options.learning_rate, options.steps)
+    adamw = optax.with_extra_args_support(optax.adamw(cosine))
+    return {
+        name: train(name, tx, options.steps)
+        for name, tx in ((options.optimizer, learned), ("adamw", adamw))
+    }
 
 
 if __name__ == "__main__":

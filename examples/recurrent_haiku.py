@@ -1,9 +1,19 @@
 """A GRU in haiku that tells whether a sequence has had more ups than downs.
 
     python examples/recurrent_haiku.py
-    python examples/recurrent_haiku.py --optimizer adamw
 
-The two lines that use a learned optimizer are marked.
+A learned optimizer and AdamW train the same model on the same batches. The two lines
+that differ for a learned optimizer are marked. AdamW's learning rate is the best of
+0.01, 0.03 and 0.1 here. The learned optimizer has its own.
+
+It takes less than a minute on two CPU cores, and prints, up to the last digits:
+
+    adaptive_muon: step 100, loss 0.082
+    adaptive_muon: step 200, loss 0.001
+    adaptive_muon: step 300, loss 0.000
+    adamw: step 100, loss 0.119
+    adamw: step 200, loss 0.031
+    adamw: step 300, loss 0.003
 """
 
 import argparse
@@ -32,18 +42,8 @@ def draw(key):
     return signs, (signs.sum(0)[:, 0] > 0).astype(jnp.float32)
 
 
-def main() -> float:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", default="adaptive_muon")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=500)
-    options = parser.parse_args()
-
-    if options.optimizer == "adamw":
-        tx = optax.with_extra_args_support(optax.adamw(options.learning_rate))
-    else:
-        tx = l2o.load(options.optimizer, num_steps=options.steps)  # one
-
+def train(name, tx, steps):
+    """The mean loss of the last 50 steps."""
     model = hk.without_apply_rng(hk.transform(network))
     params = model.init(jax.random.key(0), draw(jax.random.key(1))[0])
     state = tx.init(params)
@@ -60,12 +60,29 @@ def main() -> float:
         return optax.apply_updates(params, updates), state, loss
 
     losses = []
-    for step in range(options.steps):
-        params, state, loss = train_step(params, state, jax.random.key(step + 2))
+    for step in range(1, steps + 1):
+        params, state, loss = train_step(params, state, jax.random.key(step + 1))
         losses.append(loss)
-        if step % 100 == 99:
-            print(f"step {step + 1}  loss {np.mean(jax.device_get(losses[-50:])):.4f}")
-    return float(np.mean(jax.device_get(losses[-50:])))
+        if step % 100 == 0 or step == steps:
+            mean = float(np.mean(jax.device_get(losses[-50:])))
+            print(f"{name}: step {step}, loss {mean:.3f}")
+    return mean
+
+
+def main() -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--optimizer", default="adaptive_muon")
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="of AdamW")
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
+
+    learned = l2o.load(options.optimizer, num_steps=options.steps)  # one
+    cosine = optax.cosine_decay_schedule(options.learning_rate, options.steps)
+    adamw = optax.with_extra_args_support(optax.adamw(cosine))
+    return {
+        name: train(name, tx, options.steps)
+        for name, tx in ((options.optimizer, learned), ("adamw", adamw))
+    }
 
 
 if __name__ == "__main__":

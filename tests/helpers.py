@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 import sys
 
 import jax
@@ -108,6 +109,22 @@ def script(folder, name):
     if path not in sys.path:
         sys.path.append(path)
     return importlib.import_module(name)
+
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def without_numbers(text):
+    """Its lines, with a sign for every number."""
+    lines = NUMBER.sub("#", text).splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def same_but_for_numbers(printed, expected, *, rtol, atol):
+    """Asserts that two texts are the same, and their numbers about the same."""
+    assert without_numbers(printed) == without_numbers(expected)
+    numbers = [[float(x) for x in NUMBER.findall(t)] for t in (printed, expected)]
+    np.testing.assert_allclose(*numbers, rtol=rtol, atol=atol)
 
 
 def python_path(*folders):
