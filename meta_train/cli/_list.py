@@ -11,7 +11,7 @@ from rich.table import Table
 
 import l2o
 from l2o.files import is_shipped
-from l2o.names import check_known, unknown_name
+from l2o.names import check_known, expanded, has_separator, is_path, unknown_name
 from l2o.tasks import AUGMENTATIONS, DATASETS, KINDS, suites, task_specs
 
 from .. import presets
@@ -186,7 +186,8 @@ def _estimator(name: str) -> str | None:
 
 
 def _weights(name: str) -> str | None:
-    if not is_shipped(name):
+    is_file = is_path(name) or has_separator(name)
+    if not is_shipped(name) and not (is_file and expanded(name).exists()):
         return None
     content = l2o.read_card(name)
     card = {k: v for k, v in content["card"].items() if k != "task_specs"}

@@ -202,7 +202,7 @@ class _Show:
     """Everything about an architecture, weights, a preset, an estimator or a task."""
 
     name: tyro.conf.Positional[str]
-    """One of the names that `l2o list` and `l2o tasks` print."""
+    """A name that `l2o list` or `l2o tasks` prints, or a folder of weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

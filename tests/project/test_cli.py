@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import optax
 import pytest
 
@@ -98,6 +99,16 @@ def test_list_has_a_line_for_each_of_a_kind_and_json(kind, capsys):
     if kind != "published":
         assert main(["show", name]) == 0
         assert len(capsys.readouterr().out.splitlines()) > 2
+
+
+def test_a_folder_of_weights_is_shown(capsys):
+    optimizer = l2o.learnable_sgd()
+    l2o.save("mine", optimizer, optimizer.init_theta(jax.random.key(0)))
+    assert main(["show", "./mine"]) == 0
+    out = capsys.readouterr().out
+    assert '"name": "learnable_sgd"' in out
+    assert "next: l2o evaluate --optimizers ./mine" in out
+    assert main(["show", "./yours"]) == 2
 
 
 def test_what_is_shown_is_what_there_is(capsys):
