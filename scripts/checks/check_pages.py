@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 WIDTHS = (400, 800, 1400)
 SCHEMES = ("light", "dark")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 300_000  # milliseconds, for machines that do other things too
 UNFOLD = "document.querySelectorAll('details').forEach(x => x.open = true)"
 # What scrolls by itself, such as a picture on a phone, may be wider.
 TOO_WIDE = """width => [...document.querySelectorAll('body *')].filter(
@@ -57,6 +58,7 @@ def problems(
     """What is wrong with one view, of which a picture is kept."""
     found: list[str] = []
     asked: list[str] = []
+    tab.set_default_timeout(PATIENCE)
     tab.on("console", lambda message: found.append(message.text))
     tab.on("pageerror", lambda error: found.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
