@@ -14,7 +14,7 @@ import matplotlib
 
 from ._figures import Picture
 
-_MANY_ROWS = 12  # of more some can be searched
+_MANY_ROWS = 13  # of more some can be searched
 _WIDE, _MANY = 7, 9  # columns that need a wide screen, or a wider one
 _FULL = 9.5  # inches of a picture that takes a whole row
 
