@@ -185,7 +185,7 @@ def tidy(axes: Any) -> None:
 
 
 def _panels(board: Board, x: str, y: str, height: float) -> tuple[Figure, list[Any]]:
-    columns = min(len(board.tasks), 3)
+    columns = min(len(board.tasks), 3 if len(board.tasks) <= 6 else 4)
     rows = -(-len(board.tasks) // columns)
     size = (3.3 * columns, height * rows + 0.5)
     figure = Figure(figsize=size, layout="constrained")

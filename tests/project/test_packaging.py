@@ -15,15 +15,39 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_every_package_on_disk_is_listed():
-    setuptools = PROJECT["tool"]["setuptools"]
-    folders = {folder: name for name, folder in setuptools["package-dir"].items()}
-    found = set()
-    for folder, name in folders.items():
+def _folders():
+    """Folders of packages on disk, with the packages' names."""
+    found = {}
+    for name, folder in PROJECT["tool"]["setuptools"]["package-dir"].items():
         for init in (ROOT / folder).rglob("__init__.py"):
             inside = init.parent.relative_to(ROOT / folder).parts
-            found.add(".".join([name, *inside]))
-    assert found == set(setuptools["packages"])
+            found[init.parent] = ".".join([name, *inside])
+    return found
+
+
+def test_every_package_on_disk_is_listed():
+    assert set(_folders().values()) == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_data_file_on_disk_is_listed():
+    """What is no Python file and lies in a package; sources of kernels stay behind."""
+    setuptools = PROJECT["tool"]["setuptools"]
+    folders = {name: folder for folder, name in _folders().items()}
+    listed = {
+        file
+        for name, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for file in folders[name].glob(pattern)
+    }
+    found = {
+        file
+        for folder in setuptools["package-dir"].values()
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc", ".so")
+    }
+    left = {x for x in found - listed if x.name != "README.md"}
+    assert {x for x in left if "cpp" not in x.parts} == set()
+    assert ROOT / "meta_train/evaluation/page.css" in listed
 
 
 def test_the_tests_see_an_installed_package():
@@ -44,6 +68,8 @@ def test_the_wheel_has_one_top_level_package():
         "l2o/py.typed",
         "l2o/tasks/__init__.py",
         "l2o/meta_train/estimators/_es.py",
+        "l2o/meta_train/evaluation/page.css",
+        "l2o/meta_train/evaluation/page.js",
     ):
         assert name in names
     if shutil.which("c++") and platform.machine() in ("x86_64", "AMD64"):
