@@ -41,8 +41,8 @@ def commands(page):
 
 
 def _whole(words):
-    """With what "..." stands for."""
-    words = [word for word in words if word != "..."]
+    """With what "..." and a shell's variables stand for."""
+    words = [re.sub(r"\$\w+", "1", word) for word in words if word != "..."]
     if words[1] == "meta-train" and "--out" not in words:
         words += ["--out", "runs/mine"]
     return words
