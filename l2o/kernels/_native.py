@@ -24,7 +24,7 @@ _PLANES = 30  # of all features
 _COUNTS = (3, 1, 3)  # momenta, second moments, factored second moments
 _WITHOUT_CLIP = tuple(f for f in FEATURES if f not in ("clip_g", "g_norm"))
 _ALONE = 32768  # a tensor of so many elements has a call of its own
-# Bits of `flags`; see cpp/kernels.h.
+# Bits of `flags`; see cpp/tensor.h.
 _PARAM_SCALE, _NORMALIZE_STEP, _VECTOR_MOMENTS, _CLIPPED, _HOLDS = 1, 2, 4, 8, 16
 
 

@@ -1,6 +1,6 @@
 """The per-parameter update as Pallas kernels, for GPUs and TPUs.
 
-As in `cpp/kernels.h` memory is read in three passes: XLA sums g^2 over rows and
+As in `cpp/update.h` memory is read in three passes: XLA sums g^2 over rows and
 columns; `accumulate` updates momenta and second moments and sums the squares of the
 features; `apply` computes the features again and applies the network. A tensor is seen
 as (A, rows, columns), factored over the last two; a vector is one row and not factored.

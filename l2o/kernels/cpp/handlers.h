@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backward.h"
-#include "kernels.h"
+#include "update.h"
 #include "pages.h"
 #include "statistics.h"
 

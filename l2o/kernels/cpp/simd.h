@@ -1,4 +1,5 @@
-// Vectors of float for the instruction set that this file is compiled for.
+// Vectors of float for the instruction set that this file is compiled for, and what
+// loops over them need.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #endif
 
 #define L2O_INLINE inline __attribute__((always_inline))
+#define L2O_LAMBDA __attribute__((always_inline))
 
 namespace {
 
@@ -221,5 +223,40 @@ L2O_INLINE float sum(Vec x) {
   return total;
 #endif
 }
+
+// A sum of many terms: in float for a while, then in double.
+class Total {
+ public:
+  L2O_INLINE void add(Vec x) {
+    part_ += x;
+    if (++count_ == 64) flush();
+  }
+  double value() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    total_ += sum(part_);
+    part_ = Vec{};
+    count_ = 0;
+  }
+  Vec part_{};
+  double total_ = 0;
+  int count_ = 0;
+};
+
+// Arguments that are known when a lambda is compiled.
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 
 }  // namespace
