@@ -4,6 +4,7 @@ from importlib import metadata as _metadata
 from typing import Any as _Any
 
 from ._available import Available, available
+from ._axes import Axes, axes_of, describe_axes, infer_axes
 from ._base import LearnedOptimizer, trainable
 from ._options import defaults_of
 from ._registry import factories, make, register, wrapper_factories
@@ -67,6 +68,7 @@ __getattr__ = _renamed(
 
 __all__ = [
     "Available",
+    "Axes",
     "Backend",
     "Celo2BaseState",
     "Celo2Options",
@@ -97,6 +99,7 @@ __all__ = [
     "VeLOState",
     "__version__",
     "available",
+    "axes_of",
     "backend",
     "celo",
     "celo2",
@@ -107,6 +110,7 @@ __all__ = [
     "compact",
     "decay_weights",
     "defaults_of",
+    "describe_axes",
     "elo",
     "elo_celo2",
     "extend_horizon",
@@ -114,6 +118,7 @@ __all__ = [
     "float32_updates",
     "grafted",
     "hypergradient",
+    "infer_axes",
     "l2o_pa",
     "l2o_scale",
     "learnable_adam",

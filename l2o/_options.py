@@ -17,7 +17,10 @@ Move = Callable[[dict[str, Any], Any], None]
 
 
 def takes(
-    defaults: Mapping[str, Any] | None = None, *, old: Mapping[str, str | Move] = {}
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    old: Mapping[str, str | Move] = {},
+    absent: Mapping[str, Any] = {},
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a factory whose last parameter is `**options: Unpack[Options]`.
 
@@ -28,6 +31,8 @@ def takes(
       defaults: of all options. None for a factory that has none.
       old: names that arguments had, each with the present name or with a function that
         replaces it. They work, and warn.
+      absent: what a file means that lacks an argument, where that is not the default:
+        it was written before there was such an argument.
     """
     shared = dict(defaults or {})
 
@@ -50,7 +55,9 @@ def takes(
                 raise TypeError(_unexpected(factory.__name__, unknown[0], known))
             return factory(*args, **{**shared, **given})
 
-        vars(made).update(option_defaults=shared, old_arguments=old)
+        vars(made).update(
+            option_defaults=shared, old_arguments=old, absent_arguments=absent
+        )
         return made
 
     return decorate

@@ -216,7 +216,9 @@ def present_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
     """
     if not isinstance(name, str) or not is_known(name):
         return dict(arguments)
-    result = translated(find_factory(name), arguments)
+    factory = find_factory(name)
+    absent = getattr(factory, "absent_arguments", {})
+    result = {**absent, **translated(factory, arguments)}
     for key, value in result.items():
         if _is_wrapped(value):
             inner = present_arguments(value["name"], value["arguments"])

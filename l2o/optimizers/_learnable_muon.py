@@ -1,7 +1,7 @@
 """`learnable_muon`: a rule between Adam and Muon, the numbers of which are theta."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .._arguments import checked, log_of
+from .._axes import AxesArgument, check_axes, viewed
 from .._base import LearnedOptimizer, require_num_steps, require_params
 from .._options import takes
 from .._tensors import is_held, map_tensors, masked_normalise, state_zeros
@@ -43,7 +44,10 @@ class LearnableMuonState(NamedTuple):
     factors: Factors
 
 
-@takes(old={"bound": "factor_bound"})
+@takes(
+    old={"bound": "factor_bound"},
+    absent={"axes": "last_two", "embeddings": "matrix"},
+)
 def learnable_muon(
     *,
     learning_rate: optax.ScalarOrSchedule = 0.03,
@@ -55,6 +59,8 @@ def learnable_muon(
     drift: float = 1.0,
     fade: float = 0.0,
     factor_bound: float = 10.0,
+    axes: AxesArgument = "inferred",
+    embeddings: Literal["matrix", "vector"] = "matrix",
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 
@@ -65,7 +71,7 @@ def learnable_muon(
               d = \mathrm{n}(\mathrm{n}(\mathrm{NS}(z)) + \kappa\, \mathrm{n}(z)), \quad
               p \leftarrow p - \alpha_t (e^{r} s d + w p)
 
-    with n the division by the root mean square over the last two axes, NS the
+    with n the division by the root mean square over the matrix, NS the
     Newton-Schulz iterations of Muon, s the scale of `celo2_base(relative=True)`, which
     makes steps relative to the parameters, and r the factors of `hypergradient`, which
     adapt the step of every tensor on the way. Of a vector `d = e^nu n(z)`. At q = 1/2
@@ -86,6 +92,12 @@ def learnable_muon(
       exponent: initial q.
       gain, drift, fade: initial values of those of `hypergradient`.
       factor_bound: largest of its factors, the least is one over it.
+      axes: which axes of a tensor are the matrix. "inferred" reads names and shapes,
+        see `infer_axes`; "last_two" takes the last two and stacks the others; or a
+        function or a tree as `axes_of` takes it. `describe_axes(params)` shows what is
+        inferred.
+      embeddings: "vector" moves tables of embeddings in the direction before the
+        iterations, as it does vectors.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -113,6 +125,12 @@ def learnable_muon(
     if factor_bound < 1:
         raise ValueError(
             f"learnable_muon needs factor_bound to be at least 1, got {factor_bound}"
+        )
+    check_axes("learnable_muon", axes)
+    if embeddings not in ("matrix", "vector"):
+        raise ValueError(
+            "learnable_muon needs embeddings to be 'matrix' or 'vector', got "
+            f"{embeddings!r}"
         )
     refuse_schedule("learnable_muon", learning_rate)
     weight_decay = arguments["weight_decay"]  # a plain number, or traced
@@ -170,8 +188,10 @@ def learnable_muon(
                 factors,
             )
 
+        inner = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        seen = viewed(inner, axes, tables=embeddings == "matrix")
         return transformation(
-            init_fn, update_fn, name="learnable_muon", reads_params=True
+            seen.init, seen.update, name="learnable_muon", reads_params=True
         )
 
     starts = {

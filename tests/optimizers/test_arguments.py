@@ -63,8 +63,14 @@ OTHER = {
     "weight_decay_1d": 0.3,
 }
 # What has an effect on published files alone, or is seen only where axes are of one
-# size: the tests of files and of kernels see it.
-ELSEWHERE = {("layout", "*"), ("seed", "rnnprop"), ("max_steps", "extend_horizon")}
+# size: the tests of files, of kernels and of axes see it.
+ELSEWHERE = {
+    ("axes", "*"),
+    ("embeddings", "*"),
+    ("layout", "*"),
+    ("seed", "rnnprop"),
+    ("max_steps", "extend_horizon"),
+}
 PARAMS = {"w": jnp.ones((3, 3, 2)), "bias": jnp.ones(3)}
 
 

@@ -124,7 +124,7 @@ def slow(numbers, params, drift):
 @pytest.mark.parametrize("drift", [0.0, 6.0])
 def test_equals_its_slow_form(drift):
     some = {k: PARAMS[k] for k in SHAPES if k != "none"}
-    optimizer = l2o.learnable_muon()
+    optimizer = l2o.learnable_muon(axes="last_two")
     for found, expected in zip(
         run(optimizer, other(optimizer, drift), some),
         slow(OTHER, some, drift),
@@ -145,7 +145,8 @@ def test_begins_as_the_orthogonal_rule_in_its_wrapper():
         orthogonalize=True,
     )
     # The wrapper would multiply a decay too.
-    ours, theirs = l2o.learnable_muon(weight_decay=0.0), l2o.hypergradient(rule)
+    ours = l2o.learnable_muon(weight_decay=0.0, axes="last_two")
+    theirs = l2o.hypergradient(rule)
     pairs = zip(
         run(ours, ours.init_theta(KEY)),
         run(theirs, theirs.init_theta(KEY)),

@@ -1,0 +1,350 @@
+"""Which axes of a tensor are a matrix, and how a rule comes to see it so."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .names import check_known
+
+Role = Literal["hidden", "embedding", "head", "vector"]
+
+
+class Axes(NamedTuple):
+    """What a tensor is, and which of its axes are the rows and columns of a matrix.
+
+    Attributes:
+      role: "hidden" and "head" are matrices that are multiplied by activations,
+        "embedding" is a table of which a batch uses some rows, and "vector" is
+        everything that is no matrix, such as a bias.
+      inputs: axes that the product sums over; together the rows.
+      outputs: axes of the result; together the columns.
+      batch: axes that stack independent matrices.
+    """
+
+    role: Role
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+
+
+VECTOR = Axes("vector")
+# What a user may say: nothing, a spelling, or the axes of every tensor.
+AxesArgument = str | Callable[[str, tuple[int, ...]], Axes | None] | Any
+_SPELLINGS = ("inferred", "last_two")
+
+_BIASES = ("bias", "scale", "offset")
+_TABLES = re.compile(r"embeddings?|wte|wpe|(token|pos|position)_?(embed\w*)?|embed\w*")
+_HEADS = re.compile(r"(lm_?)?head|logits|classifier|unembed\w*")
+_INTO_HEADS = re.compile(r"(to_|w)?(q|k|v|qkv)(_proj)?|query|key|value")
+_FROM_HEADS = re.compile(r"(to_|w)?o(ut)?(_proj)?|c_proj")
+_STACKS = re.compile(r"layers|blocks|scan\w*|stack\w*")
+
+
+def infer_axes(
+    path: str, shape: Sequence[int], bias: Sequence[int] | None = None
+) -> Axes:
+    """The axes of a tensor, from its name and shape.
+
+    It knows the conventions of flax (linen and nnx), haiku and equinox:
+
+    - `kernel` and `w` are (inputs, outputs); of a convolution (height, width, inputs,
+      outputs); of attention (model, heads, head) and back.
+    - `weight` is (outputs, inputs, height, width), as in equinox and PyTorch.
+    - `embedding`, `embeddings` and tables of positions are embeddings.
+    - `head`, `logits`, `classifier` and `unembed` are heads.
+    - `bias`, `scale`, `offset` and what has one axis longer than one are vectors.
+
+    A bias tells which axes are outputs, and a bias with one axis more tells of stacked
+    layers. Of anything else the last two axes are the matrix and the others stack.
+
+    Args:
+      path: names separated by slashes, such as "Block_0/attention/query/kernel".
+      shape: of the tensor.
+      bias: shape of the bias beside it, if there is one.
+
+    Example:
+      >>> import l2o
+      >>> l2o.infer_axes("Conv_0/kernel", (3, 3, 16, 32))
+      Axes(role='hidden', inputs=(0, 1, 2), outputs=(3,), batch=())
+      >>> l2o.infer_axes("attention/query/kernel", (64, 4, 16))
+      Axes(role='hidden', inputs=(0,), outputs=(1, 2), batch=())
+    """
+    # What nnx keeps an array in is no name of the user's.
+    names = re.sub("/(raw_)?value$", "", path.lower()).split("/")
+    last = names[-1] if names else ""
+    modules = [x for x in names[:-1] if not x.isdigit()]
+    module = modules[-1] if modules else ""
+    shape = tuple(shape)
+    if sum(n > 1 for n in shape) < 2 or last in _BIASES:
+        return VECTOR
+    if _is_stacked(names, last, shape, bias):
+        rest = None if bias is None else tuple(bias)[1:]
+        inner = _single(last, module, names, shape[1:], rest)
+        if inner.role == "vector":
+            return VECTOR
+        inputs, outputs, batch = (tuple(i + 1 for i in x) for x in inner[1:])
+        return Axes(inner.role, inputs, outputs, (0, *batch))
+    whole = None if bias is None else tuple(bias)
+    return _single(last, module, names, shape, whole)
+
+
+def _is_stacked(
+    names: Sequence[str],
+    last: str,
+    shape: tuple[int, ...],
+    bias: Sequence[int] | None,
+) -> bool:
+    """Whether the first axis counts layers."""
+    if last not in ("kernel", "w", "weight") or len(shape) < 3:
+        return False
+    if bias is not None and len(bias) >= 2 and bias[0] == shape[0]:
+        rest = tuple(bias)[1:]
+        if last == "weight":  # a convolution's bias is (outputs, 1, 1)
+            return rest[0] == shape[1] > 1
+        return shape[-len(rest) :] == rest
+    # In a list of layers a number follows the name; in a stack none does.
+    followed = [*names[1:], ""]
+    return any(
+        _STACKS.fullmatch(x) and not after.isdigit()
+        for x, after in zip(names[:-1], followed, strict=False)
+    )
+
+
+def _single(
+    last: str,
+    module: str,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+) -> Axes:
+    """Of one layer."""
+    rank = len(shape)
+    if sum(n > 1 for n in shape) < 2:
+        return VECTOR
+    if _is_table(last, module, shape):
+        return Axes("embedding", tuple(range(rank - 1)), (rank - 1,))
+    role: Role = "head" if rank == 2 and _HEADS.fullmatch(module) else "hidden"
+    if last == "weight":
+        return Axes(role, tuple(range(1, rank)), (0,))
+    if rank == 2:
+        return Axes(role, (0,), (1,))
+    outputs = 0
+    if last in ("kernel", "w"):
+        if bias is not None and 0 < len(bias) < rank and shape[-len(bias) :] == bias:
+            outputs = len(bias)
+        elif _INTO_HEADS.fullmatch(module):
+            outputs = rank - 1
+        elif _FROM_HEADS.fullmatch(module) or rank > 3 or "conv" in "/".join(names):
+            outputs = 1
+    if outputs:
+        return Axes(
+            role, tuple(range(rank - outputs)), tuple(range(rank - outputs, rank))
+        )
+    return last_two(shape)
+
+
+def _is_table(last: str, module: str, shape: tuple[int, ...]) -> bool:
+    if sum(n > 1 for n in shape) != 2 or last in ("kernel", "w"):
+        return False
+    name = module if last == "weight" else last
+    return _TABLES.fullmatch(name) is not None
+
+
+def last_two(shape: Sequence[int]) -> Axes:
+    """The last two axes as the matrix, whatever the tensor is: as Celo2 published."""
+    rank = len(shape)
+    if rank < 2:
+        return VECTOR
+    return Axes("hidden", (rank - 2,), (rank - 1,), tuple(range(rank - 2)))
+
+
+def check_axes(name: str, axes: Any) -> None:
+    """Raises `ValueError` for what cannot be axes; `name` asks."""
+    if isinstance(axes, str):
+        good = axes in _SPELLINGS
+    else:
+        leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, Axes))
+        good = callable(axes) or all(isinstance(x, Axes) for x in leaves)
+    if not good:
+        raise ValueError(
+            f"{name} needs axes to be {' or '.join(map(repr, _SPELLINGS))}, a function "
+            f"of path and shape, or a tree of `Axes`, got {axes!r}"
+        )
+
+
+def axes_of(params: Any, axes: AxesArgument = "inferred") -> Any:
+    """A tree like `params` with the `Axes` of every tensor.
+
+    Args:
+      params: a tree of arrays or of their shapes (`jax.eval_shape`).
+      axes: "inferred" reads names and shapes, see `infer_axes`. "last_two" takes the
+        last two axes of everything. A function `(path, shape) -> Axes` is asked for
+        every tensor; where it returns None, axes are inferred. A tree of `Axes` like
+        `params` is taken as it is.
+
+    Raises:
+      ValueError: an unknown spelling, axes that the tensor does not have or that are
+        named twice or not at all, or a tree of another structure.
+
+    Example:
+      >>> import jax, l2o
+      >>> params = {"conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")}}
+      >>> l2o.axes_of(params)["conv"]["kernel"].inputs
+      (0, 1, 2)
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    structure: Any = jax.tree.structure(params)
+    paths = [_path(path) for path, _ in leaves]
+    shapes = [tuple(jnp.shape(leaf)) for _, leaf in leaves]
+    check_axes("axes_of", axes)
+    if axes == "last_two":
+        found = [last_two(shape) for shape in shapes]
+    elif axes == "inferred" or callable(axes):
+        named = dict(zip(paths, shapes, strict=True))
+        found = []
+        for path, shape in named.items():
+            told = axes(path, shape) if callable(axes) else None
+            module = path.rpartition("/")[0]
+            bias = named.get(f"{module}/bias" if module else "bias")
+            found.append(infer_axes(path, shape, bias) if told is None else told)
+    else:
+        try:
+            found = structure.flatten_up_to(axes)
+        except ValueError as error:
+            raise ValueError(
+                "axes must be a tree like the parameters, with an `Axes` for each"
+            ) from error
+    for path, shape, each in zip(paths, shapes, found, strict=True):
+        _check(path, shape, each)
+    return structure.unflatten(found)
+
+
+def _path(path: Sequence[Any]) -> str:
+    names = (
+        next(
+            str(getattr(key, name))
+            for name in ("key", "name", "idx")
+            if hasattr(key, name)
+        )
+        for key in path
+    )
+    # Haiku's module names have slashes of their own.
+    return "/".join(name.strip("/") for name in names)
+
+
+def _check(path: str, shape: tuple[int, ...], axes: Any) -> None:
+    if not isinstance(axes, Axes):
+        raise ValueError(f"axes of {path}: expected an `Axes`, got {axes!r}")
+    check_known(f"role of {path}", axes.role, get_args(Role))
+    if axes.role == "vector":
+        return
+    named = sorted((*axes.batch, *axes.inputs, *axes.outputs))
+    if named != list(range(len(shape))) or not axes.inputs or not axes.outputs:
+        raise ValueError(
+            f"axes of {path}: every axis of {shape} must be named once, with at least "
+            f"one of inputs and one of outputs, not {axes}"
+        )
+
+
+def view(x: jax.Array, axes: Axes, *, tables: bool = True) -> jax.Array:
+    """A tensor as (batch..., rows, columns), or as a vector.
+
+    Args:
+      x: the tensor.
+      axes: of it.
+      tables: whether an embedding is a matrix; if not, it is a vector.
+    """
+    if jnp.ndim(x) < 2 or axes.role == "vector" or _flat(axes, tables):
+        return jnp.reshape(x, (-1,)) if jnp.ndim(x) > 1 else x
+    order = (*axes.batch, *axes.inputs, *axes.outputs)
+    return jnp.reshape(jnp.transpose(x, order), view_shape(x.shape, axes))
+
+
+def view_shape(shape: Sequence[int], axes: Axes, *, tables: bool = True) -> tuple:
+    """The shape of what `view` returns."""
+    if len(shape) < 2 or axes.role == "vector" or _flat(axes, tables):
+        return (math.prod(shape),) if len(shape) > 1 else tuple(shape)
+    parts = [tuple(shape[i] for i in part) for part in axes[1:]]
+    inputs, outputs, batch = parts
+    return (*batch, math.prod(inputs), math.prod(outputs))
+
+
+def unview(x: jax.Array, shape: Sequence[int], axes: Axes) -> jax.Array:
+    """The inverse of `view`: of that shape."""
+    if x.ndim < 2:
+        return jnp.reshape(x, shape)
+    order = (*axes.batch, *axes.inputs, *axes.outputs)
+    back = [order.index(i) for i in range(len(order))]
+    return jnp.transpose(jnp.reshape(x, [shape[i] for i in order]), back)
+
+
+def _flat(axes: Axes, tables: bool) -> bool:
+    return axes.role == "embedding" and not tables
+
+
+def viewed(
+    tx: optax.GradientTransformationExtraArgs, axes: AxesArgument, *, tables: bool
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that sees every tensor as `view` returns it.
+
+    Its state has the shapes of the views.
+    """
+
+    see = functools.partial(jax.tree.map, functools.partial(view, tables=tables))
+
+    def init(params):
+        return tx.init(see(params, axes_of(params, axes)))
+
+    def update(updates, state, params=None, **extra_args):
+        described = axes_of(updates if params is None else params, axes)
+        seen = None if params is None else see(params, described)
+        steps, state = tx.update(see(updates, described), state, seen, **extra_args)
+        back = jax.tree.map(
+            lambda step, x, each: unview(step, jnp.shape(x), each),
+            steps,
+            updates,
+            described,
+        )
+        return back, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def describe_axes(params: Any, axes: AxesArgument = "inferred") -> str:
+    """A table: how every tensor of a model is seen, before anything is trained.
+
+    Args:
+      params, axes: as in `axes_of`.
+
+    Example:
+      >>> import jax, l2o
+      >>> shape = jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")
+      >>> print(l2o.describe_axes({"conv": {"kernel": shape}}))
+      tensor       shape          role    seen as  fan-in  fan-out
+      conv/kernel  3 x 3 x 8 x 16 hidden  72 x 16      72       16
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    described = jax.tree.leaves(
+        axes_of(params, axes), is_leaf=lambda x: isinstance(x, Axes)
+    )
+    rows = [("tensor", "shape", "role", "seen as", "fan-in", "fan-out")]
+    for (path, leaf), each in zip(leaves, described, strict=True):
+        shape = jnp.shape(leaf)
+        seen = view_shape(shape, each)
+        fans = ("-", "-") if len(seen) < 2 else tuple(map(str, seen[-2:]))
+        text = [" x ".join(map(str, s)) or "scalar" for s in (shape, seen)]
+        rows.append((_path(path), text[0], each.role, text[1], *fans))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(w) if i > 3 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
