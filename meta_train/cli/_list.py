@@ -203,6 +203,18 @@ def _baseline(name: str) -> str | None:
     return f"{name}: a baseline of `l2o evaluate`\n\ntried: {rates}\n{schedule}"
 
 
+def _published(name: str) -> str | None:
+    found = next((x for x in _available("importable") if x["name"] == name), None)
+    if found is None:
+        return None
+    lines = [f"{name}: others' weights, on the model hub under this name", ""]
+    lines += [
+        f"  {key}: {_cell(value)}" for key, value in found.items() if key != "name"
+    ]
+    how = f"`l2o.load({name!r}, download=True)`, or `--download` on the command line"
+    return "\n".join([*lines, "", f"fetch them: {how}"])
+
+
 def _preset(name: str) -> str | None:
     if name not in presets.PRESETS:
         return None
@@ -233,6 +245,7 @@ _DESCRIBED = {
     _factory: ("meta-train it", "meta-train --optimizer {0} --out runs/{0}"),
     _estimator: ("meta-train by it", "meta-train --estimator {0} --out runs/{0}"),
     _weights: ("it beside tuned Adam", "evaluate --optimizers {0}"),
+    _published: ("it beside tuned Adam", "evaluate --optimizers {0} --download"),
     _preset: ("run it", "meta-train --preset {0} --out runs/{0}"),
     _baseline: ("it beside tuned Adam", "evaluate --optimizers {0}"),
     _tasks: (

@@ -46,6 +46,8 @@ def main() -> None:
             config = dataclasses.replace(demo.meta_train, outer_lr=rate, seed=seed)
             folder = options.out / f"{rate:g}-{seed}"
             result = run(config, folder, console=Console(markup=False))
+            if not result.completed:
+                return  # a signal ended it; the same command goes on
             thetas.append(l2o.load_unbound(result.frozen)[1])
     found = {}
     for name in TASKS:

@@ -326,7 +326,7 @@ def test_the_command(tmp_path, capsys):
     [
         (
             "small_fc --family mnist",
-            ["Diagnosis.family: unknown task 'mnist'", "l2o tasks"],
+            ["--family: unknown task 'mnist'", "l2o tasks"],
         ),
         ("nowhere", ["'nowhere'", "unknown optimizer", "small_fc", "velo"]),
         ("small_fc --options depth 3", ["depth", "hidden_size"]),

@@ -299,7 +299,7 @@ def test_families_of_ones_own_and_progress():
         ({"steps": 30, "eval_every": 25}, "multiple of eval_every"),
         ({"trials": 0}, "trials must be positive"),
         ({"tuning": "set", "tuning_set": "nowhere"}, "tuning_set"),
-        ({"tuning": "set", "tuning_set": "heldout/small"}, "choose on others"),
+        ({"tuning": "set", "tuning_set": "heldout/small"}, "Choose on others"),
         ({"learning_rates": (1.0,)}, "unknown option learning_rates"),
     ],
 )

@@ -95,10 +95,8 @@ def test_list_has_a_line_for_each_of_a_kind_and_json(kind, capsys):
     assert main(["list", kind]) == 0
     out = capsys.readouterr().out
     assert all(entry["name"] in out for entry in entries)
-    name = entries[0]["name"]
-    if kind != "published":
-        assert main(["show", name]) == 0
-        assert len(capsys.readouterr().out.splitlines()) > 2
+    assert main(["show", entries[0]["name"]]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 2
 
 
 def test_a_folder_of_weights_is_shown(capsys):

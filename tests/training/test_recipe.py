@@ -270,7 +270,7 @@ def test_members_begin_apart_and_learn_at_their_own_rates():
         ),
         ({"estimator": "gpes"}, "gpes needs estimator_options period"),
         ({"std": 0.0}, "std must be positive"),
-        ({"truncation": 0}, "truncation >= 1"),
+        ({"truncation": 0}, "truncation must be positive"),
         ({"objective_over": "min"}, "use an estimator of full unrolls"),
         ({"objective_samples": 4}, "samples needs a split"),
         ({"episode_length_start": (5, 3)}, "episode_length_start must be 0 < low"),

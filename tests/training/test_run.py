@@ -389,7 +389,11 @@ def test_bad_configuration(bad, error, match):
 
 @pytest.mark.parametrize(
     ("bad", "match"),
-    [({"std": 0.0}, "std must be positive"), ({"particles": -1}, "particles >= 1")],
+    [
+        ({"particles": -1}, "particles must be positive"),
+        ({"estimator_options": {"foo": 1}}, "unknown option foo of the estimator pes"),
+        ({"outer_optimizer": "adm"}, "unknown outer optimizer 'adm'"),
+    ],
 )
 def test_what_an_estimator_rejects_ends_a_run_before_anything_is_written(
     bad, match, tmp_path
