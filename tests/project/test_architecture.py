@@ -1,4 +1,4 @@
-"""Who may import whom: a table of rooms, one direction, no circle, nothing private."""
+"""Who may import whom, by a table of rooms; how long files and functions may be."""
 
 import ast
 from collections.abc import Iterator
@@ -188,3 +188,42 @@ def test_no_circle_of_modules():
         ready = {m for m, targets in left.items() if not targets & left.keys()}
         assert ready, f"a circle among {sorted(left)}"
         left = {m: targets for m, targets in left.items() if m not in ready}
+
+
+LARGEST_FILE, LARGEST_FUNCTION = 500, 100  # lines
+SOURCES = [
+    path
+    for folder in ("l2o", "tasks", "meta_train", "checkpoints", "scripts", "tests")
+    for suffix in ("py", "h", "cc")
+    for path in (ROOT / folder).rglob(f"*.{suffix}")
+    if "site-packages" not in path.parts
+]
+
+
+def test_a_file_is_one_idea():
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in SOURCES
+    }
+    assert len(lines) > 400
+    assert {k: n for k, n in lines.items() if n > LARGEST_FILE} == {}
+
+
+def test_a_function_fits_a_screen_or_two():
+    """Without its docstring, and without the functions that it defines."""
+    found = {}
+    for path in SOURCES:
+        if path.suffix != ".py" or path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                found[path.name, node.name] = _own_lines(node)
+    assert {k: n for k, n in found.items() if n > LARGEST_FUNCTION} == {}
+
+
+def _own_lines(node):
+    first = node.body[0]
+    told = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    lines = node.end_lineno - (first.end_lineno if told else node.lineno)
+    inner = [x for x in ast.walk(node) if isinstance(x, ast.FunctionDef)][1:]
+    return lines - sum(x.end_lineno - x.lineno for x in inner if x in node.body)

@@ -390,7 +390,6 @@ def test_bad_configuration(bad, error, match):
 @pytest.mark.parametrize(
     ("bad", "match"),
     [
-        ({"particles": -1}, "particles must be positive"),
         ({"estimator_options": {"foo": 1}}, "unknown option foo of the estimator pes"),
         ({"outer_optimizer": "adm"}, "unknown outer optimizer 'adm'"),
     ],
