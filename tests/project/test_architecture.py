@@ -18,12 +18,13 @@ PACKAGES = {
 # what stands in its row, of other packages only what is public.
 ROOMS = {
     "l2o": {
-        "__init__": "files kernels optimizers wrappers recurrent rule _available _base "
-        "_options _registry _transformation names",
+        "__init__": "files kernels optimizers wrappers recurrent rule _available _axes "
+        "_base _options _registry _transformation names",
+        "_axes": "names",
         "_available": "files _base _registry",
         "files": "recurrent rule _arguments _base _options _registry names",
         "_registry": "optimizers wrappers _base _options doors",
-        "optimizers": "kernels recurrent rule wrappers _arguments _base _options "
+        "optimizers": "kernels recurrent rule wrappers _arguments _axes _base _options "
         "_tensors _transformation names",
         "wrappers": "rule _arguments _base _options _tensors _transformation names",
         "kernels": "rule _tensors names",

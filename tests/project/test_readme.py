@@ -19,7 +19,12 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 TEXT = re.compile(r"^```text\n(.*?)^```", re.S | re.M)
 # Pages whose snippets go on from each other.
-ONE_SCRIPT = ("training_loop", "tutorials/train_a_model", "tutorials/own_optimizer")
+ONE_SCRIPT = (
+    "training_loop",
+    "tutorials/train_a_model",
+    "tutorials/own_optimizer",
+    "how_to/axes",
+)
 NEEDS = {"how_to/equinox": "equinox"}  # what is not in l2o[train]
 
 
