@@ -60,7 +60,7 @@ def learnable_muon(
     fade: float = 0.0,
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
-    embeddings: Literal["matrix", "vector"] = "matrix",
+    embeddings: Literal["matrix", "vector"] = "vector",
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 

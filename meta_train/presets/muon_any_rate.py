@@ -33,6 +33,8 @@ META_TRAIN = Config(
         "drift": 5.0,
         "fade": 2.0,
         "factor_bound": 1000.0,
+        "axes": "last_two",
+        "embeddings": "matrix",
     },
     families=("train/mixed",),
     families_per_step="all",

@@ -270,7 +270,7 @@ def run(optimizer, params, grads, by_hand=None):
 
 def test_a_rule_sees_matrices_as_if_they_had_been_reshaped_by_hand():
     grads = [tree(seed) for seed in (1, 2, 3)]
-    found = run(l2o.learnable_muon(), tree(0), grads)
+    found = run(l2o.learnable_muon(embeddings="matrix"), tree(0), grads)
     expected = run(l2o.learnable_muon(axes="last_two"), tree(0), grads, BY_HAND)
     plain = run(l2o.learnable_muon(axes="last_two"), tree(0), grads)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, plain)
@@ -286,10 +286,10 @@ def test_a_rule_sees_matrices_as_if_they_had_been_reshaped_by_hand():
             assert jnp.max(jnp.abs(a - c)) > 1e-3, path  # not what it was
 
 
-def test_embeddings_move_as_vectors_where_they_are_told_to():
+def test_embeddings_move_as_vectors():
     grads = [tree(seed) for seed in (1, 2, 3)]
     flat = {**BY_HAND, "embed": {"embedding": jnp.ravel}}
-    found = run(l2o.learnable_muon(embeddings="vector"), tree(0), grads)
+    found = run(l2o.learnable_muon(), tree(0), grads)
     expected = run(l2o.learnable_muon(axes="last_two"), tree(0), grads, flat)
     np.testing.assert_allclose(
         jnp.ravel(found["embed"]["embedding"]),
@@ -333,7 +333,8 @@ def test_bad_axes_are_named(axes, match):
 
 def test_what_was_saved_before_there_were_axes_goes_on_as_it_was(tmp_path):
     optimizer, _ = l2o.load_unbound("muon_fast")
-    assert optimizer.arguments["axes"] == "last_two"
+    told = {k: optimizer.arguments[k] for k in ("axes", "embeddings")}
+    assert told == {"axes": "last_two", "embeddings": "matrix"}
     assert l2o.learnable_muon().arguments["axes"] == "inferred"
     folder = l2o.save(tmp_path / "mine", l2o.learnable_muon(), _theta())
     assert l2o.load_unbound(folder)[0].arguments["axes"] == "inferred"
