@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -34,8 +34,8 @@ class Axes(NamedTuple):
 
 
 VECTOR = Axes("vector")
-# What a user may say: nothing, a spelling, or the axes of every tensor.
-AxesArgument = str | Callable[[str, tuple[int, ...]], Axes | None] | Any
+# What a user may say: a spelling, a function of path and shape, or a tree of `Axes`.
+AxesArgument = Any
 _SPELLINGS = ("inferred", "last_two")
 
 _BIASES = ("bias", "scale", "offset")
@@ -326,8 +326,8 @@ def describe_axes(params: Any, axes: AxesArgument = "inferred") -> str:
       >>> import jax, l2o
       >>> shape = jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")
       >>> print(l2o.describe_axes({"conv": {"kernel": shape}}))
-      tensor       shape          role    seen as  fan-in  fan-out
-      conv/kernel  3 x 3 x 8 x 16 hidden  72 x 16      72       16
+      tensor       shape           role    seen as  fan-in  fan-out
+      conv/kernel  3 x 3 x 8 x 16  hidden  72 x 16      72       16
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     described = jax.tree.leaves(
