@@ -4,6 +4,7 @@
 registry and what lies below it.
 """
 
+from .._registry import present_arguments
 from ._frozen import is_shipped
 from ._published import from_config, published_class
 from ._pylo import from_pylo
@@ -20,6 +21,7 @@ __all__ = [
     "is_shipped",
     "nest",
     "plain",
+    "present_arguments",
     "published_class",
     "read_json",
     "reading",

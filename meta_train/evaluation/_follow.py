@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import l2o
-from l2o.files import plain
+from l2o.files import plain, present_arguments
 from l2o.names import expanded
 from l2o.tasks import TaskFamily, task_specs
 
@@ -317,7 +317,8 @@ def _optimizer(folder: Path, content: dict[str, Any]) -> l2o.LearnedOptimizer:
             f"{folder} trains an optimizer that no l2o factory makes: give it, "
             "`follow(run, optimizer=my_optimizer)`"
         )
-    return l2o.make(content["optimizer"], **content["optimizer_options"])
+    name, options = content["optimizer"], content["optimizer_options"]
+    return l2o.make(name, **present_arguments(name, options))
 
 
 def _families(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import l2o
-from l2o.files import write_json
+from l2o.files import present_arguments, write_json
 
 from .._config import RESUMING, Config
 from ..files._lock import Lock, locked
@@ -76,7 +76,8 @@ def _completed(old: dict[str, Any]) -> dict[str, Any]:
     """An older version's, with the defaults of what has been added since."""
     content = {**json.loads(json.dumps(dataclasses.asdict(Config()))), **old}
     try:
-        optimizer = l2o.make(content["optimizer"], **content["optimizer_options"])
+        told = present_arguments(content["optimizer"], content["optimizer_options"])
+        optimizer = l2o.make(content["optimizer"], **told)
     except (TypeError, ValueError):  # one of the user's own
         return content
     options = json.loads(json.dumps(dict(optimizer.arguments)))

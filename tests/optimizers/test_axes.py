@@ -130,6 +130,7 @@ def equinox():
         modules = {
             "linear": eqx.nn.Linear(4, 6, key=key),
             "conv": eqx.nn.Conv2d(3, 8, (3, 2), key=key),
+            "grey": eqx.nn.Conv2d(1, 8, 3, key=key),
             "embedding": eqx.nn.Embedding(11, 4, key=key),
             "attention": eqx.nn.MultiheadAttention(2, 4, key=key),
         }
@@ -142,6 +143,7 @@ EQUINOX = {
     "linear/weight": ("hidden", (4, 6)),
     "conv/weight": ("hidden", (18, 8)),
     "conv/bias": ("vector", (8,)),
+    "grey/weight": ("hidden", (9, 8)),
     "embedding/weight": ("embedding", (11, 4)),
     "attention/query_proj/weight": ("hidden", (4, 4)),
 }
