@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -260,10 +260,19 @@ def view(x: jax.Array, axes: Axes, *, tables: bool = True) -> jax.Array:
       axes: of it.
       tables: whether an embedding is a matrix; if not, it is a vector.
     """
-    if jnp.ndim(x) < 2 or axes.role == "vector" or _flat(axes, tables):
-        return jnp.reshape(x, (-1,)) if jnp.ndim(x) > 1 else x
-    order = (*axes.batch, *axes.inputs, *axes.outputs)
-    return jnp.reshape(jnp.transpose(x, order), view_shape(x.shape, axes))
+    if jnp.ndim(x) < 2:
+        return x
+    shape = view_shape(x.shape, axes, tables=tables)
+    every = tuple(range(x.ndim))
+    groups = [every] if len(shape) == 1 else [*_each(axes), axes.inputs, axes.outputs]
+    spec = jax.typeof(x).sharding.spec
+
+    def reshape(x):
+        return jnp.reshape(jnp.transpose(x, sum(groups, ())), shape)
+
+    # What is sharded along its first axis alone stays so; the rest is gathered.
+    parts = [spec[g[0]] if not any(spec[i] for i in g[1:]) else None for g in groups]
+    return _on_mesh(reshape, x, jax.P(*parts))
 
 
 def view_shape(shape: Sequence[int], axes: Axes, *, tables: bool = True) -> tuple:
@@ -275,13 +284,34 @@ def view_shape(shape: Sequence[int], axes: Axes, *, tables: bool = True) -> tupl
     return (*batch, math.prod(inputs), math.prod(outputs))
 
 
-def unview(x: jax.Array, shape: Sequence[int], axes: Axes) -> jax.Array:
-    """The inverse of `view`: of that shape."""
-    if x.ndim < 2:
-        return jnp.reshape(x, shape)
+def unview(x: jax.Array, like: jax.Array, axes: Axes) -> jax.Array:
+    """The inverse of `view`: of that shape, sharded like that."""
+    if jnp.ndim(like) < 2:
+        return x
     order = (*axes.batch, *axes.inputs, *axes.outputs)
     back = [order.index(i) for i in range(len(order))]
-    return jnp.transpose(jnp.reshape(x, [shape[i] for i in order]), back)
+
+    def reshape(x):
+        if x.ndim < 2:
+            return jnp.reshape(x, like.shape)
+        return jnp.transpose(jnp.reshape(x, [like.shape[i] for i in order]), back)
+
+    return _on_mesh(reshape, x, jax.typeof(like).sharding.spec)
+
+
+def _on_mesh(
+    reshape: Callable[[jax.Array], jax.Array], x: jax.Array, spec: Any
+) -> jax.Array:
+    """On a mesh of explicit axes JAX asks how the result is to be sharded."""
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.spec) and not any(spec):
+        return reshape(x)
+    out = jax.NamedSharding(sharding.mesh, spec)
+    return jax.sharding.auto_axes(reshape, out_sharding=out)(x)
+
+
+def _each(axes: Axes) -> list[tuple[int, ...]]:
+    return [(i,) for i in axes.batch]
 
 
 def _flat(axes: Axes, tables: bool) -> bool:
@@ -306,7 +336,7 @@ def viewed(
         seen = None if params is None else see(params, described)
         steps, state = tx.update(see(updates, described), state, seen, **extra_args)
         back = jax.tree.map(
-            lambda step, x, each: unview(step, jnp.shape(x), each),
+            unview,
             steps,
             updates,
             described,

@@ -1,11 +1,11 @@
 """What a person sees of the tasks: tables of the suites, learning curves of one."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
@@ -137,26 +137,26 @@ def show_task(name: str, out: Path, steps: int, *, console: Console) -> Path:
     every = -(-steps // _POINTS)
 
     @jax.jit
-    def curves(data):
-        def one(rate, seed):
-            return learning_curve(
-                optax.with_extra_args_support(optax.adam(rate)),
-                family,
-                data,
-                jax.random.key(seed),
-                steps=every * _POINTS,
-                eval_every=every,
-                eval_batches=_BATCHES,
-                splits=("train", "test"),
-            )
+    def curve(data, rate, seed):
+        return learning_curve(
+            optax.with_extra_args_support(optax.adam(rate)),
+            family,
+            data,
+            jax.random.key(seed),
+            steps=every * _POINTS,
+            eval_every=every,
+            eval_batches=_BATCHES,
+            splits=("train", "test"),
+        )
 
-        seeds = jnp.arange(_SEEDS)
-        runs = jnp.repeat(jnp.asarray(_RATES), _SEEDS), jnp.tile(seeds, len(_RATES))
-        return jax.lax.map(lambda run: one(*run), runs)
-
+    curves = []
+    with Progress("learning curve", console, len(_RATES) * _SEEDS) as progress:
+        for rate, seed in itertools.product(_RATES, range(_SEEDS)):
+            curves.append(jax.device_get(curve(family.data, rate, seed)))
+            progress.advance()
     found = {
-        split: np.asarray(x["loss"]).reshape(len(_RATES), _SEEDS, -1)
-        for split, x in sorted(curves(family.data).items(), reverse=True)
+        split: np.reshape([x[split]["loss"] for x in curves], (len(_RATES), _SEEDS, -1))
+        for split in ("train", "test")
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{label}.svg"
