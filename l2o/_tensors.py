@@ -208,9 +208,18 @@ def state_dtype(x: Any) -> Any:
     return jnp.float32 if x.dtype == jnp.float16 else x.dtype
 
 
-def state_zeros(params: Any) -> Any:
-    """Zeros like the parameters, of their `state_dtype`, sharded as they are."""
-    return jax.tree.map(lambda p: zeros_like(p, state_dtype(p)), params)
+def state_zeros(params: Any, widest: Any = jnp.float32) -> Any:
+    """Zeros like the parameters, of their `state_dtype`, sharded as they are.
+
+    Args:
+      widest: what float32 becomes.
+    """
+
+    def zeros(p):
+        dtype = state_dtype(p)
+        return zeros_like(p, widest if dtype == jnp.float32 else dtype)
+
+    return jax.tree.map(zeros, params)
 
 
 def state_rows(params: Any) -> int:

@@ -12,9 +12,9 @@ from .._arguments import checked, log_of
 from .._axes import AxesArgument, check_axes, viewed
 from .._base import LearnedOptimizer, require_num_steps, require_params
 from .._options import takes
-from .._tensors import is_held, map_tensors, masked_normalise, state_zeros
+from .._tensors import is_held, map_together, masked_normalise, state_zeros
 from .._transformation import transformation
-from ..rule._newton_schulz import NS_COEFFS, newton_schulz
+from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import refuse_schedule, warmup_cosine
@@ -27,14 +27,19 @@ from ..wrappers._hypergradient import (
     remember,
 )
 
-_NS_ITERS, _NS_EPS = 5, 1e-8
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
 _USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
+# Of the two moments, by the bytes of all state; the last updates take two.
+_MOMENTS = {
+    10: (jnp.float32, jnp.float32),
+    8: (jnp.bfloat16, jnp.float32),
+    6: (jnp.bfloat16, jnp.bfloat16),
+}
 
 
 class LearnableMuonState(NamedTuple):
-    """State of the rule: 10 bytes per float32 parameter."""
+    """State of the rule: `state_bytes` per float32 parameter."""
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     num_steps: jax.Array  # shape (), float32: of the run, after which steps are zero
@@ -46,7 +51,12 @@ class LearnableMuonState(NamedTuple):
 
 @takes(
     old={"bound": "factor_bound"},
-    absent={"axes": "last_two", "embeddings": "matrix"},
+    absent={
+        "axes": "last_two",
+        "embeddings": "matrix",
+        "orthogonal": "newton_schulz",
+        "state_bytes": 10,
+    },
 )
 def learnable_muon(
     *,
@@ -61,6 +71,8 @@ def learnable_muon(
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
     embeddings: Literal["matrix", "vector"] = "vector",
+    orthogonal: Orthogonal = "by_platform",
+    state_bytes: Literal[10, 8, 6] = 8,
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 
@@ -68,11 +80,11 @@ def learnable_muon(
               v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
               z = \mathrm{n}\left(\frac{m}{(v + \epsilon)^q}\right)
                 + e^{\gamma}\, \mathrm{n}\left(\frac{g}{(v + \epsilon)^q}\right), \quad
-              d = \mathrm{n}(\mathrm{n}(\mathrm{NS}(z)) + \kappa\, \mathrm{n}(z)), \quad
+              d = \mathrm{n}(\mathrm{n}(\mathrm{O}(z)) + \kappa\, \mathrm{n}(z)), \quad
               p \leftarrow p - \alpha_t (e^{r} s d + w p)
 
-    with n the division by the root mean square over the matrix, NS the
-    Newton-Schulz iterations of Muon, s the scale of `celo2_base(relative=True)`, which
+    with n the division by the root mean square over the matrix, O what brings singular
+    values near one, s the scale of `celo2_base(relative=True)`, which
     makes steps relative to the parameters, and r the factors of `hypergradient`, which
     adapt the step of every tensor on the way. Of a vector `d = e^nu n(z)`. At q = 1/2
     this orthogonalises Adam's direction, at q = 0 Muon's. With `T` the length of the
@@ -98,6 +110,11 @@ def learnable_muon(
         inferred.
       embeddings: "vector" moves tables of embeddings in the direction before the
         iterations, as it does vectors.
+      orthogonal: O. "rational" needs two inverses, "newton_schulz" is the five
+        iterations of Muon in float32 and "newton_schulz_bf16" in bfloat16.
+        "by_platform" is the first on CPUs and the last on accelerators.
+      state_bytes: of state per float32 parameter. 10 keeps both moments in float32, 8
+        the momentum in bfloat16, and 6 both.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -132,6 +149,11 @@ def learnable_muon(
             "learnable_muon needs embeddings to be 'matrix' or 'vector', got "
             f"{embeddings!r}"
         )
+    check_orthogonal("learnable_muon", orthogonal)
+    if state_bytes not in _MOMENTS:
+        raise ValueError(
+            f"learnable_muon needs state_bytes to be 10, 8 or 6, got {state_bytes!r}"
+        )
     refuse_schedule("learnable_muon", learning_rate)
     weight_decay = arguments["weight_decay"]  # a plain number, or traced
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
@@ -152,8 +174,7 @@ def learnable_muon(
             return LearnableMuonState(
                 jnp.zeros([], jnp.int32),
                 jnp.array(num_steps),
-                state_zeros(params),
-                state_zeros(params),
+                *(state_zeros(params, widest=x) for x in _MOMENTS[state_bytes]),
                 scale_limits(params),
                 init_factors(params),
             )
@@ -174,7 +195,7 @@ def learnable_muon(
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
             scales = _scales(rate, updates, params, state, factors)
             updates, momentum, second = _move(
-                theta["learned"], grads, params, state, scales
+                theta["learned"], grads, params, state, scales, orthogonal
             )
             factors = remember(factors, updates)
             if decays:
@@ -261,22 +282,34 @@ def _scales(
 
 
 def _move(
-    numbers: Any, grads: Any, params: Any, state: LearnableMuonState, scales: jax.Array
+    numbers: Any,
+    grads: Any,
+    params: Any,
+    state: LearnableMuonState,
+    scales: jax.Array,
+    orthogonal: Orthogonal,
 ) -> tuple[Any, Any, Any]:
     """The updates without decay, and the new moments."""
 
-    def rule(grad, param, momentum, second, scale):
-        del param
-        step, m, v = _step(numbers, grad, momentum[0], second[0])
-        return -scale * step, (m,), (v,)
+    def rule(tensors):
+        steps = [
+            _before(numbers, grad, momentum, second)
+            for grad, _, (momentum,), (second,) in tensors
+        ]
+        matrices = [i for i, (step, *_) in enumerate(steps) if step.ndim > 1]
+        straight: list[Any] = [None] * len(steps)
+        found = orthogonalise([steps[i][0] for i in matrices], orthogonal)
+        for i, x in zip(matrices, found, strict=True):
+            straight[i] = x
+        return [
+            (-scale * _after(numbers, step, moved, x), (m,), (v,))
+            for scale, x, (step, moved, m, v) in zip(
+                scales, straight, steps, strict=True
+            )
+        ]
 
-    updates, (momentum,), (second,) = map_tensors(
-        rule,
-        grads,
-        params,
-        (state.momentum,),
-        (state.second,),
-        given=[list(scales)],
+    updates, (momentum,), (second,) = map_together(
+        rule, grads, params, (state.momentum,), (state.second,)
     )
     return updates, momentum, second
 
@@ -289,25 +322,30 @@ def _decayed(numbers: Any, rate: jax.Array, updates: Any, params: Any) -> Any:
     )
 
 
-def _step(
+def _before(
     theta: Any, grad: jax.Array, momentum: jax.Array, second: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The direction d of one tensor, and its new moments."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """z of one tensor, what of it is moved, and the new moments."""
     b1, b2 = (-jnp.expm1(theta[f"log_one_minus_{name}"]) for name in ("b1", "b2"))
     grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
     momentum = b1 * momentum + (1 - b1) * grad
     second = b2 * second + (1 - b2) * jnp.square(grad)
     moved = ~is_held(momentum, second)
-    over = None if grad.ndim <= 2 else (-2, -1)
-
-    def normalised(x):
-        return masked_normalise(x, moved, _NORM_EPS, over)
-
     factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
-    step = normalised(momentum * factor)
-    step += jnp.exp(theta["log_gradient"]) * normalised(grad * factor)
-    if grad.ndim < 2:
-        return jnp.exp(theta["log_vectors"]) * normalised(step), momentum, second
-    orthogonal = newton_schulz(step, NS_COEFFS, _NS_ITERS, _NS_EPS)
-    step = normalised(normalised(orthogonal) + theta["plain"] * normalised(step))
-    return step, momentum, second
+    step = _normalised(momentum * factor, moved)
+    step += jnp.exp(theta["log_gradient"]) * _normalised(grad * factor, moved)
+    return step, moved, momentum, second
+
+
+def _after(
+    theta: Any, step: jax.Array, moved: jax.Array, straight: jax.Array | None
+) -> jax.Array:
+    """d, from z and, of a matrix, what orthogonalisation made of it."""
+    if straight is None:
+        return jnp.exp(theta["log_vectors"]) * _normalised(step, moved)
+    plain = theta["plain"] * _normalised(step, moved)
+    return _normalised(_normalised(straight, moved) + plain, moved)
+
+
+def _normalised(x: jax.Array, moved: jax.Array) -> jax.Array:
+    return masked_normalise(x, moved, _NORM_EPS, None if x.ndim <= 2 else (-2, -1))

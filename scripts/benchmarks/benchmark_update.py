@@ -1,6 +1,7 @@
 """Time and memory of one update of ten million parameters, beside `optax.adam`.
 
     python scripts/benchmarks/benchmark_update.py
+    python scripts/benchmarks/benchmark_update.py --optimizers learnable_muon muon
     python scripts/benchmarks/benchmark_update.py --google google --celo celo \
         --google-python google-env/bin/python
 
@@ -79,7 +80,14 @@ OPTIMIZERS: dict[str, Callable[[], l2o.LearnedOptimizer]] = {
     "celo": l2o.celo,
     "velo": lambda: l2o.velo(lstm_hidden_size=64, param_inits=32),
     "celo2": l2o.celo2,
+    "learnable_muon": l2o.learnable_muon,
+    "learnable_muon, 6 bytes": lambda: l2o.learnable_muon(state_bytes=6),
+    "learnable_muon, Newton-Schulz": lambda: l2o.learnable_muon(
+        orthogonal="newton_schulz"
+    ),
 }
+# Of optax: it orthogonalises what has two axes, and moves the rest as Adam does.
+RIVALS = {"muon": lambda: optax.contrib.muon(1e-3)}
 
 
 def clocks() -> np.ndarray:
@@ -142,6 +150,10 @@ def measure(
     adam = optax.with_extra_args_support(optax.adam(1e-3))
     programs = {"optax.adam": Program(adam, shapes, donate, options)}
     for name in names:
+        if name in RIVALS:
+            tx = optax.with_extra_args_support(RIVALS[name]())
+            programs[name] = Program(tx, shapes, donate, options)
+            continue
         optimizer = OPTIMIZERS[name]()
         theta = optimizer.init_theta(jax.random.key(0))
         for backend in backends:
