@@ -61,8 +61,8 @@ def newton_schulz(
     if flip:
         x = x.mT
     x = x / (square_root(jnp.sum(x * x, (-2, -1), keepdims=True)) + eps)
-    exact = precision == "float32"
-    x = x.astype(precision)
+    dtype, exact = x.dtype, precision == "float32"
+    x = x if exact else x.astype(jnp.bfloat16)
 
     def matmul(y, z):
         return jnp.matmul(y, z, precision=lax.Precision.HIGHEST if exact else None)
@@ -70,5 +70,5 @@ def newton_schulz(
     for _ in range(iters):
         gram = matmul(x, x.mT)
         x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
-    x = x.astype(jnp.float32)
+    x = x.astype(dtype)
     return x.mT if flip else x

@@ -26,7 +26,7 @@ SCALE = 0.9123148
 _TINY = 1e-30
 _NS_ITERS, _NS_EPS = 5, 1e-8
 _SMALL = 64  # of matrices with no more rows a batch is faster than one after the other
-_LARGE = 512  # matrices with more rows are given room one at a time
+_LARGE = 512  # matrices with more rows are given memory one after the other
 _NEVER = 1e30
 
 
@@ -49,19 +49,26 @@ def orthogonalise(xs: Sequence[jax.Array], way: Orthogonal) -> list[jax.Array]:
         bfloat16. "by_platform" is "rational" on CPUs, where it takes a quarter of the
         time, and "newton_schulz_bf16" on accelerators, which are made for products.
     """
+    shardings = [jax.typeof(x).sharding for x in xs]
+    if any(any(sharding.spec) for sharding in shardings):
+        # On a mesh of explicit axes JAX asks how every result is to be sharded; XLA may
+        # choose.
+        here = functools.partial(orthogonalise, way=way)
+        return jax.sharding.auto_axes(here, out_sharding=shardings)(list(xs))
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, x in enumerate(xs):
         groups.setdefault(tuple(sorted(x.shape[-2:])), []).append(i)
     found: list[jax.Array] = list(xs)
     before = None
     for shape in sorted(groups, reverse=True):
-        # One by one where they are large: each then has the memory of the one before.
         members = groups[shape]
         stack, split = _stacked([xs[i] for i in members])
-        if before is not None and shape[0] > _LARGE and sees_whole_tensors():
+        if before is not None:
+            # Not before the larger ones are ready, so as to have their memory.
             stack = jnp.where(before == _NEVER, 0.0, stack)
         straight = _group(stack, way)
-        before = straight.ravel()[0]
+        if shape[0] > _LARGE and sees_whole_tensors():
+            before = straight.ravel()[0]
         for i, x in zip(members, split(straight), strict=True):
             found[i] = x
     return found
@@ -140,11 +147,6 @@ def rational_polar(x: jax.Array) -> jax.Array:
     function in two iterations: the power of Zolotarev's functions" (Nakatsukasa and
     Freund, 2016).
     """
-    sharding = jax.typeof(x).sharding
-    if any(sharding.spec):
-        # On a mesh of explicit axes JAX asks how each product is to be sharded; XLA may
-        # choose.
-        return jax.sharding.auto_axes(rational_polar, out_sharding=sharding)(x)
     gram = _product(x, x.mT)
     square = jnp.sqrt(jnp.sum(gram * gram, (-2, -1), keepdims=True) + _TINY)
     gram = gram / square

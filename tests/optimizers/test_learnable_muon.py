@@ -10,6 +10,7 @@ import pytest
 from helpers import normal
 
 import l2o
+from l2o.rule._orthogonal import SCALE, SHIFTS, WEIGHTS
 
 KEY = jax.random.key(0)
 SHAPES = {"w": (3, 2), "kernel": (2, 2, 3, 4), "b": (2,), "s": (), "none": (0, 2)}
@@ -77,7 +78,18 @@ def typical(params):
     return repeated[(len(repeated) - 1) // 2]
 
 
-def slow(numbers, params, drift):
+def polar(x):
+    """Zolotarev's function of the singular values."""
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    t = s / np.sum(s**4, -1, keepdims=True) ** 0.25
+    f = t + sum(w * t / (t**2 + c) for w, c in zip(WEIGHTS, SHIFTS, strict=True))
+    return (u * (SCALE * f)[..., None, :]) @ v
+
+
+STRAIGHT = {"newton_schulz": newton_schulz, "rational": polar}
+
+
+def slow(numbers, params, drift, straight):
     """Updates after every gradient, in float64."""
     number = {k: np.float64(np.float32(x)) for k, x in numbers.items()}
     b1, b2 = (1 - np.exp(number[f"log_one_minus_{x}"]) for x in ("b1", "b2"))
@@ -111,7 +123,7 @@ def slow(numbers, params, drift):
             root = (v[k] + 1e-8) ** -number["exponent"]
             z = n(m[k] * root) + np.exp(number["log_gradient"]) * n(g * root)
             if x.ndim > 1:
-                d = n(n(newton_schulz(z)) + number["plain"] * n(z))
+                d = n(n(straight(z)) + number["plain"] * n(z))
             else:
                 d = np.exp(number["log_vectors"]) * n(z)
             scale = np.sqrt(min(scales[k], limits[k]))
@@ -121,17 +133,20 @@ def slow(numbers, params, drift):
         yield updates
 
 
+@pytest.mark.parametrize("orthogonal", STRAIGHT)
 @pytest.mark.parametrize("drift", [0.0, 6.0])
-def test_equals_its_slow_form(drift):
+def test_equals_its_slow_form(drift, orthogonal):
     some = {k: PARAMS[k] for k in SHAPES if k != "none"}
-    optimizer = l2o.learnable_muon(axes="last_two")
+    optimizer = l2o.learnable_muon(
+        axes="last_two", orthogonal=orthogonal, state_bytes=10
+    )
     for found, expected in zip(
         run(optimizer, other(optimizer, drift), some),
-        slow(OTHER, some, drift),
+        slow(OTHER, some, drift, STRAIGHT[orthogonal]),
         strict=True,
     ):
         for k, value in expected.items():
-            # Newton-Schulz iterations enlarge what is rounded of small directions.
+            # What is rounded of small directions is enlarged.
             atol = 1e-4 * np.max(np.abs(value))
             np.testing.assert_allclose(found[k], value, rtol=1e-4, atol=atol, err_msg=k)
 
@@ -145,7 +160,9 @@ def test_begins_as_the_orthogonal_rule_in_its_wrapper():
         orthogonalize=True,
     )
     # The wrapper would multiply a decay too.
-    ours = l2o.learnable_muon(weight_decay=0.0, axes="last_two")
+    ours = l2o.learnable_muon(
+        weight_decay=0.0, axes="last_two", orthogonal="newton_schulz", state_bytes=10
+    )
     theirs = l2o.hypergradient(rule)
     pairs = zip(
         run(ours, ours.init_theta(KEY)),
@@ -161,7 +178,9 @@ def test_begins_as_the_orthogonal_rule_in_its_wrapper():
 
 
 def test_without_preconditioning_it_goes_where_muon_goes():
-    optimizer = l2o.learnable_muon(exponent=0.0)
+    optimizer = l2o.learnable_muon(
+        exponent=0.0, orthogonal="newton_schulz", state_bytes=10
+    )
     theta = optimizer.init_theta(KEY)
     # The momentum alone.
     theta["learned"]["log_gradient"] = jnp.float32(-30.0)
@@ -223,14 +242,27 @@ def limit(fan_in):
     return max(1.0, 1 / math.sqrt(fan_in))
 
 
-def test_state_is_ten_bytes_per_parameter():
-    optimizer = l2o.learnable_muon()
+@pytest.mark.parametrize("state_bytes", [10, 8, 6])
+def test_state_has_the_bytes_that_are_asked_for(state_bytes):
+    optimizer = l2o.learnable_muon(state_bytes=state_bytes)
     tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=T)
     p = jnp.zeros((64, 64), jnp.float32)
     state = jax.eval_shape(tx.init, p)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
-        10 * p.size + 20
+        state_bytes * p.size + 20
     )
+
+
+@pytest.mark.parametrize("state_bytes", [8, 6])
+def test_less_state_moves_about_the_same_way(state_bytes):
+    exact, short = (l2o.learnable_muon(state_bytes=x) for x in (10, state_bytes))
+    theta = exact.init_theta(KEY)
+    matrix = {"kernel": PARAMS["kernel"]}
+    pairs = list(zip(run(short, theta, matrix), run(exact, theta, matrix), strict=True))
+    for found, expected in pairs:
+        a, b = (np.ravel(x["kernel"]) for x in (found, expected))
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
+    assert np.any(pairs[-1][0]["kernel"] != pairs[-1][1]["kernel"])
 
 
 @pytest.mark.parametrize(
@@ -241,6 +273,8 @@ def test_state_is_ten_bytes_per_parameter():
         ({"weight_decay": -0.1}, "weight_decay to be a finite number >= 0"),
         ({"gain": 0.0}, "gain to be a finite number > 0"),
         ({"factor_bound": 0.5}, "factor_bound to be at least 1"),
+        ({"orthogonal": "svd"}, "unknown orthogonal of learnable_muon"),
+        ({"state_bytes": 4}, "state_bytes to be 10, 8 or 6"),
     ],
 )
 def test_bad_options_are_refused(options, message):
