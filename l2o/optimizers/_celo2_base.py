@@ -1,7 +1,7 @@
 """`celo2_base`: a normalised per-parameter MLP without horizon."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from ..rule._accumulators import (
 )
 from ..rule._features import check_features, feature_sizes
 from ..rule._network import init_mlp
-from ..rule._newton_schulz import NewtonSchulz
+from ..rule._newton_schulz import NewtonSchulz, Precision
 from ..rule._options import (
     CELO2,
     Celo2Options,
@@ -113,8 +113,8 @@ def celo2_base(
         (0.9, 0.99, 0.999), fixed; all features; normalize_input and normalize_output
         on, param_scale_mult (before the step is normalised), precondition_output
         (afterwards), aggregate_mag, bias_correction and orthogonalize off; activation
-        "relu"; ns_iters 5; layout "jax"; untouched "held". The root mean square of a
-        step is that of the entries that are not held.
+        "relu"; ns_iters 5; ns_precision "by_platform"; layout "jax"; untouched "held".
+        The root mean square of a step is that of the entries that are not held.
 
     Raises:
       ValueError: decays that cannot be paired; unknown features, activation, init,
@@ -202,7 +202,10 @@ def make_rule(
     decays = decays_of(options)
     features = check_features(options["features"])
     feature_sizes(features, *map(len, decays))
-    iterations = NewtonSchulz((a, b, c), options["ns_iters"], options["ns_eps"])
+    check_known("ns_precision", options["ns_precision"], get_args(Precision))
+    iterations = NewtonSchulz(
+        (a, b, c), options["ns_iters"], options["ns_eps"], options["ns_precision"]
+    )
     rule = Rule(
         features,
         tuple(name for name in features if name not in _NOT_OF_VECTORS),

@@ -171,10 +171,12 @@ def learnable_muon(
         alpha = _peak(theta["learned"], learning_rate, num_steps)
 
         def init_fn(params):
+            momentum, second = _MOMENTS[state_bytes]
             return LearnableMuonState(
                 jnp.zeros([], jnp.int32),
                 jnp.array(num_steps),
-                *(state_zeros(params, widest=x) for x in _MOMENTS[state_bytes]),
+                state_zeros(params, widest=momentum),
+                state_zeros(params, widest=second),
                 scale_limits(params),
                 init_factors(params),
             )

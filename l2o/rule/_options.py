@@ -5,7 +5,7 @@ from typing import Any, Literal, TypedDict
 
 from ._accumulators import Decays, Layout
 from ._features import FEATURES, check_features, feature_sizes
-from ._newton_schulz import NS_COEFFS
+from ._newton_schulz import NS_COEFFS, Precision
 from ._rule import Untouched
 
 
@@ -63,6 +63,8 @@ class Celo2Options(RuleOptions, total=False):
         Newton-Schulz iterations before it is normalised.
       ns_coeffs, ns_iters, ns_eps: their coefficients, their number and what is added
         to the norm.
+      ns_precision: of their products. "by_platform" is float32 on CPUs and bfloat16 on
+        accelerators; or "float32" or "bfloat16" everywhere.
     """
 
     normalize_input: bool
@@ -74,6 +76,7 @@ class Celo2Options(RuleOptions, total=False):
     ns_coeffs: Sequence[float]
     ns_iters: int
     ns_eps: float
+    ns_precision: Precision
 
 
 NETWORK: Mapping[str, Any] = {
@@ -107,6 +110,7 @@ CELO2: Mapping[str, Any] = {
     "ns_coeffs": NS_COEFFS,
     "ns_iters": 5,
     "ns_eps": 1e-8,
+    "ns_precision": "by_platform",
 }
 
 _LAYOUTS = {"stable": "jax", "native": "jax_native"}

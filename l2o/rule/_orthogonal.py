@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from .._tensors import sees_whole_tensors
 from ..names import check_known
 from ._inverse import inverse
-from ._newton_schulz import NS_COEFFS, newton_schulz
+from ._newton_schulz import NS_COEFFS, Precision, newton_schulz
 
 Orthogonal = Literal["by_platform", "rational", "newton_schulz", "newton_schulz_bf16"]
 
@@ -108,7 +108,7 @@ def _group(x: jax.Array, way: Orthogonal) -> jax.Array:
             default=functools.partial(_group, way="newton_schulz_bf16"),
         )
     if way != "rational":
-        precision = "bfloat16" if way == "newton_schulz_bf16" else "float32"
+        precision: Precision = "bfloat16" if way == "newton_schulz_bf16" else "float32"
         return newton_schulz(_spread(x), NS_COEFFS, _NS_ITERS, _NS_EPS, precision)
     if x.ndim == 2 or x.shape[-2] <= _SMALL or not sees_whole_tensors():
         return rational_polar(_spread(x))

@@ -42,6 +42,7 @@ OTHER = {
     "momentum": {"compact": "nearest"},
     "mult_1d": 3.0,
     "ns_coeffs": (2.0, -1.5, 0.5),
+    "ns_precision": "bfloat16",
     "p": ("exp", 1.0),
     "param_scale_bound": 0.5,
     "preprocess": "identity",
