@@ -75,6 +75,7 @@ DIGESTS = {
     "demo/heldout": "7ec6f606facd",
     "train/fast": "8afcb27e5399",
     "train/mixed": "b13ff03dfa66",
+    "train/layouts": "e2af614b79d6",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "f40a742394ed",
@@ -102,9 +103,7 @@ def test_heldout_shares_no_model_and_no_data_with_the_fast_recipe():
 
 def test_heldout_shares_no_data_with_any_training_suite():
     seen = set.union(
-        *(
-            _datasets(f"train/{name}") for name in ("fast", "mixed", "layouts", "broad")
-        )
+        *(_datasets(f"train/{name}") for name in ("fast", "mixed", "layouts", "broad"))
     )
     assert not _datasets("heldout/small") & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
