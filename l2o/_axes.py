@@ -411,21 +411,32 @@ def _flat(axes: Axes, tables: bool) -> bool:
 
 
 def viewed(
-    tx: optax.GradientTransformationExtraArgs, axes: AxesArgument, *, tables: bool
+    make: Callable[[Any, Sequence[int]], optax.GradientTransformationExtraArgs],
+    axes: AxesArgument,
+    *,
+    tables: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that sees every tensor as `view` returns it.
 
     Its state has the shapes of the views.
+
+    Args:
+      make: the transformation, from a tree like the parameters and the width of every
+        table of embeddings in it; of what is no table the width is zero.
+      axes: as in `axes_of`.
+      tables: as in `view`.
     """
 
     see = functools.partial(jax.tree.map, functools.partial(view, tables=tables))
 
     def init(params):
-        return tx.init(see(params, axes_of(params, axes)))
+        described = axes_of(params, axes)
+        return make(params, _widths(params, described)).init(see(params, described))
 
     def update(updates, state, params=None, **extra_args):
         described = axes_of(updates if params is None else params, axes)
         seen = None if params is None else see(params, described)
+        tx = make(updates, _widths(updates, described))
         steps, state = tx.update(see(updates, described), state, seen, **extra_args)
         back = jax.tree.map(
             unview,
@@ -436,6 +447,15 @@ def viewed(
         return back, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _widths(tree: Any, described: Any) -> list[int]:
+    """Of the rows of tables; zero for what is no table."""
+    axes = jax.tree.leaves(described, is_leaf=lambda x: isinstance(x, Axes))
+    return [
+        math.prod(jnp.shape(x)[i] for i in each.outputs) * (each.role == "embedding")
+        for x, each in zip(jax.tree.leaves(tree), axes, strict=True)
+    ]
 
 
 def describe_axes(params: Any, axes: AxesArgument = "inferred") -> str:

@@ -1,7 +1,9 @@
 """`learnable_muon`: a rule between Adam and Muon, the numbers of which are theta."""
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,19 @@ from .._arguments import checked, log_of
 from .._axes import AxesArgument, check_axes, viewed
 from .._base import LearnedOptimizer, require_num_steps, require_params
 from .._options import takes
-from .._tensors import is_held, map_tensors, masked_normalise, state_zeros
+from .._tensors import (
+    is_held,
+    map_tensors,
+    masked_normalise,
+    rows_of,
+    state_zeros,
+)
 from .._transformation import transformation
 from ..rule._newton_schulz import NS_COEFFS, newton_schulz
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import refuse_schedule, warmup_cosine
+from ..rule._tables import remembering, table_limits, table_scales
 from ..wrappers._hypergradient import (
     FACTOR_STARTS,
     Factors,
@@ -30,6 +39,7 @@ from ..wrappers._hypergradient import (
 _NS_ITERS, _NS_EPS = 5, 1e-8
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
+Embeddings = Literal["matrix", "vector", "adagrad"]
 _USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
 
 
@@ -60,7 +70,7 @@ def learnable_muon(
     fade: float = 0.0,
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
-    embeddings: Literal["matrix", "vector"] = "vector",
+    embeddings: Embeddings = "adagrad",
 ) -> LearnedOptimizer:
     r"""Orthogonalised, preconditioned momentum with every number meta-learned.
 
@@ -96,8 +106,10 @@ def learnable_muon(
         see `infer_axes`; "last_two" takes the last two and stacks the others; or a
         function or a tree as `axes_of` takes it. `describe_axes(params)` shows what is
         inferred.
-      embeddings: "vector" moves tables of embeddings in the direction before the
-        iterations, as it does vectors.
+      embeddings: how tables of embeddings move. "matrix" is as any matrix, "vector" in
+        the direction before O. "adagrad" does so with v the mean of squares since the
+        beginning: a row that is seldom seen takes longer steps. There s is the table's
+        root mean square, at most that of the start or 1 / sqrt(width).
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -127,10 +139,10 @@ def learnable_muon(
             f"learnable_muon needs factor_bound to be at least 1, got {factor_bound}"
         )
     check_axes("learnable_muon", axes)
-    if embeddings not in ("matrix", "vector"):
+    if embeddings not in get_args(Embeddings):
         raise ValueError(
-            "learnable_muon needs embeddings to be 'matrix' or 'vector', got "
-            f"{embeddings!r}"
+            "learnable_muon needs embeddings to be 'matrix', 'vector' or 'adagrad', "
+            f"got {embeddings!r}"
         )
     refuse_schedule("learnable_muon", learning_rate)
     weight_decay = arguments["weight_decay"]  # a plain number, or traced
@@ -148,17 +160,18 @@ def learnable_muon(
         num_steps = require_num_steps(num_steps, "learnable_muon")
         alpha = _peak(theta["learned"], learning_rate, num_steps)
 
-        def init_fn(params):
+        def init_fn(params, widths):
+            tensors = rows_of(params, params)
             return LearnableMuonState(
                 jnp.zeros([], jnp.int32),
                 jnp.array(num_steps),
                 state_zeros(params),
                 state_zeros(params),
-                scale_limits(params),
+                table_limits(scale_limits(params), tensors, widths),
                 init_factors(params),
             )
 
-        def update_fn(updates, state, params=None, **extra_args):
+        def update_fn(updates, state, params=None, *, widths, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
             grads = optax.tree.cast(updates, jnp.float32)
@@ -172,10 +185,10 @@ def learnable_muon(
                 bounds=(1 / factor_bound, factor_bound),
             )
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
-            scales = _scales(rate, updates, params, state, factors)
-            updates, momentum, second = _move(
-                theta["learned"], grads, params, state, scales
-            )
+            scales = _scales(rate, updates, params, state, factors, widths)
+            numbers = remembering(theta["learned"], state.count)
+            each = [numbers if width else theta["learned"] for width in widths]
+            updates, momentum, second = _move(each, grads, params, state, scales)
             factors = remember(factors, updates)
             if decays:
                 updates = _decayed(theta["learned"], rate, updates, params)
@@ -188,8 +201,17 @@ def learnable_muon(
                 factors,
             )
 
-        inner = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-        seen = viewed(inner, axes, tables=embeddings == "matrix")
+        def make(params, widths):
+            """Of the tensors with elements, and what of them has a rule of its own."""
+            own = embeddings == "adagrad"
+            leaves = zip(jax.tree.leaves(params), widths, strict=True)
+            widths = [width if own else 0 for x, width in leaves if x.size]
+            return optax.GradientTransformationExtraArgs(
+                functools.partial(init_fn, widths=widths),
+                functools.partial(update_fn, widths=widths),
+            )
+
+        seen = viewed(make, axes, tables=embeddings == "matrix")
         return transformation(
             seen.init, seen.update, name="learnable_muon", reads_params=True
         )
@@ -251,9 +273,11 @@ def _scales(
     params: Any,
     state: LearnableMuonState,
     factors: Factors,
+    widths: Sequence[int],
 ) -> jax.Array:
     """`alpha_t e^r s` of each tensor with elements."""
     scales = step_scales(updates, params, state.limits, state.second)
+    scales = table_scales(scales, state.limits, rows_of(updates, params), widths)
     # A factor for every leaf, a scale for each that has elements.
     leaves = jax.tree.leaves(updates)
     used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
@@ -261,11 +285,15 @@ def _scales(
 
 
 def _move(
-    numbers: Any, grads: Any, params: Any, state: LearnableMuonState, scales: jax.Array
+    numbers: Sequence[Any],
+    grads: Any,
+    params: Any,
+    state: LearnableMuonState,
+    scales: jax.Array,
 ) -> tuple[Any, Any, Any]:
-    """The updates without decay, and the new moments."""
+    """The updates without decay, and the new moments; numbers are those of each."""
 
-    def rule(grad, param, momentum, second, scale):
+    def rule(grad, param, momentum, second, scale, numbers):
         del param
         step, m, v = _step(numbers, grad, momentum[0], second[0])
         return -scale * step, (m,), (v,)
@@ -276,7 +304,7 @@ def _move(
         params,
         (state.momentum,),
         (state.second,),
-        given=[list(scales)],
+        given=[list(scales), numbers],
     )
     return updates, momentum, second
 

@@ -44,8 +44,11 @@ def with_axes(
         )
 
     def bind(theta, *, num_steps=None):
-        tx = viewed(optimizer.bind(theta, num_steps=num_steps), axes, tables=True)
-        return transformation(tx.init, tx.update, name="with_axes", reads_params=True)
+        tx = optimizer.bind(theta, num_steps=num_steps)
+        seen = viewed(lambda *_: tx, axes, tables=True)
+        return transformation(
+            seen.init, seen.update, name="with_axes", reads_params=True
+        )
 
     return wrapped("with_axes", {"optimizer": optimizer}, {"axes": axes}, bind)
 

@@ -12,6 +12,7 @@ from helpers import normal
 import l2o
 from l2o import Axes
 from l2o._axes import unview, view, view_shape
+from l2o.rule import warmup_cosine
 
 KEY = jax.random.key(0)
 
@@ -113,7 +114,7 @@ def test_a_convolution_on_a_mesh_of_explicit_axes(axis):
 def test_embeddings_move_as_vectors():
     grads = [tree(seed) for seed in (1, 2, 3)]
     flat = {**BY_HAND, "embed": {"embedding": jnp.ravel}}
-    found = run(l2o.learnable_muon(), tree(0), grads)
+    found = run(l2o.learnable_muon(embeddings="vector"), tree(0), grads)
     expected = run(l2o.learnable_muon(axes="last_two"), tree(0), grads, flat)
     np.testing.assert_allclose(
         jnp.ravel(found["embed"]["embedding"]),
@@ -121,6 +122,67 @@ def test_embeddings_move_as_vectors():
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+STEPS, ROWS, WIDTH = 60, 5, 4
+
+
+def _sparse_gradients():
+    """Row 0 at every step, row 1 at every 50th, the others never."""
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(STEPS, ROWS, WIDTH))
+    grads[:, 2:] = 0.0
+    grads[np.arange(STEPS) % 50 != 49, 1] = 0.0
+    return grads.astype(np.float32)
+
+
+def _steps_of_table(start, **arguments):
+    """The tables after every step, without decay and factors."""
+    optimizer = l2o.learnable_muon(weight_decay=0.0, factor_bound=1.0, **arguments)
+    tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=STEPS)
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = tx.update({"embed": {"embedding": g}}, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params["embed"]["embedding"]
+
+    params = {"embed": {"embedding": jnp.asarray(start)}}
+    grads = jnp.asarray(_sparse_gradients())
+    return np.asarray(jax.lax.scan(step, (params, tx.init(params)), grads)[1])
+
+
+# A table whose scale is kept to that of the start, one that is let grow, one of zeros.
+@pytest.mark.parametrize("start", [1.0, 0.1, 0.0])
+def test_a_table_moves_as_a_slow_form_does(start):
+    p = start * np.random.default_rng(1).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    found = _steps_of_table(p)
+    limit = max(np.sqrt(np.mean(p**2)), WIDTH**-0.5)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(_sparse_gradients(), 1):
+        b2 = max(0.95, 1 - 1 / t)
+        m, v = 0.9 * m + 0.1 * g, b2 * v + (1 - b2) * g**2
+        moved = np.abs(m) > 1e-8 * np.sqrt(v)
+        unit = lambda x, moved=moved: (
+            np.where(moved, x, 0.0) / np.sqrt(np.mean(x[moved] ** 2) + 1e-9)
+        )
+        f = (v + 1e-8) ** -0.5
+        scale = np.clip(np.sqrt(np.mean(p**2)), 1e-3, limit)
+        rate = 0.03 * float(warmup_cosine(t - 1, float(STEPS)))
+        p = p - rate * scale * unit(unit(m * f) + unit(g * f))
+        np.testing.assert_allclose(found[t - 1], p, rtol=1e-4, atol=1e-6)
+    assert np.all(found[-1][2:] == found[0][2:])
+
+
+def test_a_row_that_is_seldom_seen_takes_longer_steps():
+    start = np.ones((ROWS, WIDTH), np.float32)
+    longer = {}
+    for embeddings in ("vector", "adagrad"):
+        tables = _steps_of_table(start, embeddings=embeddings)
+        seldom, always = np.abs(tables[49] - tables[48]).mean(1)[[1, 0]]
+        longer[embeddings] = seldom / always
+    # 1 / sqrt(v) is sqrt(50) times that of the other row, and sqrt(20).
+    assert longer["adagrad"] > 1.3 * longer["vector"]
 
 
 def test_the_users_word_counts():
@@ -187,6 +249,7 @@ def _torch(params):
 # convolution come in another order, which no rule may see.
 LAYOUTS = {
     "learnable_muon": l2o.learnable_muon(),
+    "learnable_muon, vector": l2o.learnable_muon(embeddings="vector"),
     "learnable_muon, matrix": l2o.learnable_muon(embeddings="matrix"),
     "celo2_base": l2o.with_axes(l2o.celo2_base(orthogonalize=True)),
     "small_fc": l2o.with_axes(l2o.small_fc()),
