@@ -43,6 +43,7 @@ from .wrappers._grafted import GraftedState, grafted
 from .wrappers._hypergradient import HypergradientState, hypergradient
 from .wrappers._mup import mup, mup_multipliers
 from .wrappers._nominal import NominalState, nominal
+from .wrappers._with_axes import with_axes
 
 __version__ = _metadata.version("l2o")
 
@@ -149,5 +150,6 @@ __all__ = [
     "trainable",
     "transformation",
     "velo",
+    "with_axes",
     "wrapper_factories",
 ]

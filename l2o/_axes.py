@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -39,15 +39,27 @@ AxesArgument = Any
 _SPELLINGS = ("inferred", "last_two")
 
 _BIASES = ("bias", "scale", "offset")
-_TABLES = re.compile(r"embeddings?|wte|wpe|(token|pos|position)_?(embed\w*)?|embed\w*")
-_HEADS = re.compile(r"(lm_?)?head|logits|classifier|unembed\w*")
-_INTO_HEADS = re.compile(r"(to_|w)?(q|k|v|qkv)(_proj)?|query|key|value")
+_KERNELS = ("kernel", "w", "weight")
+_TABLES = re.compile(
+    r"embed\w*|wte|wpe|(token|pos|position)_?(embed\w*)?"
+    r"|(input|word|tok|token_type|positional|user|item)_?embed\w*"
+)
+_HEADS = re.compile(r"(lm_?)?head|logits(_dense)?|classifier|unembed\w*")
+_INTO_HEADS = re.compile(r"(to_|w)?(q|k|v|qkv)(_proj)?|query|key|value|query_key_value")
 _FROM_HEADS = re.compile(r"(to_|w)?o(ut)?(_proj)?|c_proj")
-_STACKS = re.compile(r"layers|blocks|scan\w*|stack\w*")
+# Gemma's: (heads, model, head) and (parts, heads, model, head).
+_EINSUMS = {"q_einsum": 1, "kv_einsum": 2, "qkv_einsum": 2}
+_DEPTHWISE = re.compile(r"(\w+_)?(depthwise|dw_?conv)\w*")
+_STACKS = re.compile(r"layers|blocks|scan\w*|stack\w*|\w*layer_stack\w*")
+_EXPERTS = re.compile(r"(\w+_)?experts")
 
 
 def infer_axes(
-    path: str, shape: Sequence[int], bias: Sequence[int] | None = None
+    path: str,
+    shape: Sequence[int],
+    bias: Sequence[int] | None = None,
+    *,
+    stack: int | Literal["none"] | None = None,
 ) -> Axes:
     """The axes of a tensor, from its name and shape.
 
@@ -58,6 +70,8 @@ def infer_axes(
     - `weight` is (outputs, inputs, height, width), as in equinox and PyTorch.
     - `embedding`, `embeddings` and tables of positions are embeddings.
     - `head`, `logits`, `classifier` and `unembed` are heads.
+    - `lora_a` is (inputs, rank) and `lora_b` (rank, outputs), of several axes each.
+    - The first axis of `experts` stacks. So does the last of a `depthwise` kernel.
     - `bias`, `scale`, `offset` and what has one axis longer than one are vectors.
 
     A bias tells which axes are outputs, and a bias with one axis more tells of stacked
@@ -67,6 +81,8 @@ def infer_axes(
       path: names separated by slashes, such as "Block_0/attention/query/kernel".
       shape: of the tensor.
       bias: shape of the bias beside it, if there is one.
+      stack: the axis that counts layers, or "none". By default names and the bias tell;
+        `axes_of` compares all tensors below a name such as `layers`.
 
     Example:
       >>> import l2o
@@ -75,78 +91,146 @@ def infer_axes(
       >>> l2o.infer_axes("attention/query/kernel", (64, 4, 16))
       Axes(role='hidden', inputs=(0,), outputs=(1, 2), batch=())
     """
-    # What nnx keeps an array in is no name of the user's.
-    names = re.sub("/(raw_)?value$", "", path.lower()).split("/")
+    names = _names(path)
     last = names[-1] if names else ""
-    modules = [x for x in names[:-1] if not x.isdigit()]
-    module = modules[-1] if modules else ""
-    shape = tuple(shape)
+    shape, bias = tuple(shape), None if bias is None else tuple(bias)
     if sum(n > 1 for n in shape) < 2 or last in _BIASES:
         return VECTOR
-    if _is_stacked(names, last, shape, bias):
-        rest = None if bias is None else tuple(bias)[1:]
-        inner = _single(last, module, names, shape[1:], rest)
-        if inner.role == "vector":
-            return VECTOR
-        inputs, outputs, batch = (tuple(i + 1 for i in x) for x in inner[1:])
-        return Axes(inner.role, inputs, outputs, (0, *batch))
-    whole = None if bias is None else tuple(bias)
-    return _single(last, module, names, shape, whole)
+    if stack is None and _is_stacked(names, shape, bias):
+        stack = 0
+    if isinstance(stack, int):
+        if bias is not None:
+            fits = len(bias) > stack and bias[stack] == shape[stack]
+            bias = (*bias[:stack], *bias[stack + 1 :]) if fits else None
+        inner = _single(names, (*shape[:stack], *shape[stack + 1 :]), bias)
+        return _stacked(inner, stack)
+    return _single(names, shape, bias)
+
+
+def _names(path: str) -> list[str]:
+    # What nnx keeps an array in is no name of the user's.
+    return re.sub("/(raw_)?value$", "", path.lower()).split("/")
+
+
+def _stacked(inner: Axes, stack: int) -> Axes:
+    """Of several layers in one array, from the axes of one of them."""
+    if inner.role == "vector":
+        return VECTOR
+    inputs, outputs, batch = (
+        tuple(i + (i >= stack) for i in part) for part in inner[1:]
+    )
+    return Axes(inner.role, inputs, outputs, (stack, *batch))
+
+
+def _stack_name(names: Sequence[str]) -> int | None:
+    """Where a name tells of stacked layers."""
+    # In a list of layers a number follows the name; in a stack none does.
+    followed = [*names[1:], ""]
+    for i, (name, after) in enumerate(zip(names[:-1], followed, strict=False)):
+        if _STACKS.fullmatch(name) and not after.isdigit():
+            return i
+    return None
 
 
 def _is_stacked(
-    names: Sequence[str],
-    last: str,
-    shape: tuple[int, ...],
-    bias: Sequence[int] | None,
+    names: Sequence[str], shape: tuple[int, ...], bias: tuple[int, ...] | None
 ) -> bool:
     """Whether the first axis counts layers."""
-    if last not in ("kernel", "w", "weight") or len(shape) < 3:
+    if names[-1] not in _KERNELS or len(shape) < 3:
         return False
     if bias is not None and len(bias) >= 2 and bias[0] == shape[0]:
-        rest = tuple(bias)[1:]
-        if last == "weight":  # a convolution's bias is (outputs, 1, 1)
+        rest = bias[1:]
+        if names[-1] == "weight":  # a convolution's bias is (outputs, 1, 1)
             return rest[0] == shape[1] > 1
         return shape[-len(rest) :] == rest
-    # In a list of layers a number follows the name; in a stack none does.
-    followed = [*names[1:], ""]
-    return any(
-        _STACKS.fullmatch(x) and not after.isdigit()
-        for x, after in zip(names[:-1], followed, strict=False)
-    )
+    return _stack_name(names) is not None
+
+
+def _stack_axes(named: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The argument `stack` of `infer_axes`, of what is below a name such as `layers`.
+
+    The axis is one that has the same length in all of these tensors: the first, or the
+    second as in MaxText. A kernel of two axes tells that none are stacked.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for path in named:
+        names = _names(path)
+        at = _stack_name(names)
+        if at is not None:
+            groups.setdefault(tuple(names[: at + 1]), []).append(path)
+    found: dict[str, Any] = {}
+    for paths in groups.values():
+        shapes = [named[path] for path in paths]
+        flat = any(len(named[p]) < 3 and _names(p)[-1] in _KERNELS for p in paths)
+        axes = [] if flat else [i for i in (0, 1) if _one_length(shapes, i)]
+        found |= dict.fromkeys(paths, axes[0] if axes else "none")
+    return found
+
+
+def _one_length(shapes: Sequence[tuple[int, ...]], axis: int) -> bool:
+    if any(len(shape) <= axis for shape in shapes):
+        return False
+    return len({shape[axis] for shape in shapes}) == 1
 
 
 def _single(
-    last: str,
-    module: str,
-    names: Sequence[str],
-    shape: tuple[int, ...],
-    bias: tuple[int, ...] | None,
+    names: Sequence[str], shape: tuple[int, ...], bias: tuple[int, ...] | None
 ) -> Axes:
     """Of one layer."""
-    rank = len(shape)
+    rank, last = len(shape), names[-1]
+    modules = [x for x in names[:-1] if not x.isdigit()]
+    module = modules[-1] if modules else ""
     if sum(n > 1 for n in shape) < 2:
         return VECTOR
     if _is_table(last, module, shape):
         return Axes("embedding", tuple(range(rank - 1)), (rank - 1,))
+    if rank > 2 and any(map(_EXPERTS.fullmatch, modules)):
+        rest = None if bias is None or len(bias) < 2 else bias[1:]
+        return _stacked(_single([last], shape[1:], rest), 0)
     role: Role = "head" if rank == 2 and _HEADS.fullmatch(module) else "hidden"
     if last == "weight":
         return Axes(role, tuple(range(1, rank)), (0,))
     if rank == 2:
         return Axes(role, (0,), (1,))
-    outputs = 0
-    if last in ("kernel", "w"):
-        if bias is not None and 0 < len(bias) < rank and shape[-len(bias) :] == bias:
-            outputs = len(bias)
-        elif _INTO_HEADS.fullmatch(module):
-            outputs = rank - 1
-        elif _FROM_HEADS.fullmatch(module) or rank > 3 or "conv" in "/".join(names):
-            outputs = 1
-    if outputs:
-        return Axes(
-            role, tuple(range(rank - outputs)), tuple(range(rank - outputs, rank))
-        )
-    return last_two(shape)
+    outputs = _outputs(last, module, names, shape, bias)
+    if not outputs:
+        return last_two(shape)
+    every = set(range(rank))
+    if _DEPTHWISE.fullmatch(module) and shape[-2] == 1:
+        return Axes(role, tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
+    return Axes(role, tuple(sorted(every - set(outputs))), outputs)
+
+
+def _outputs(
+    last: str,
+    module: str,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """Of a kernel of three axes or more; empty if it is not known."""
+    rank = len(shape)
+    every = tuple(range(rank))
+    if last == "lora_a":
+        return every[-1:]
+    if last == "lora_b":
+        return every[1:]
+    if last not in ("kernel", "w"):
+        return ()
+    if module in _EINSUMS:
+        inputs = _EINSUMS[module]
+        return tuple(i for i in every if i != inputs)
+    if bias is not None and 0 < len(bias) < rank:
+        if shape[-len(bias) :] == bias:
+            return every[-len(bias) :]
+        if bias == shape[-2:-1]:  # flax's ConvTranspose(transpose_kernel=True)
+            return every[-2:-1]
+    if _INTO_HEADS.fullmatch(module):
+        return every[1:]
+    known = _FROM_HEADS.fullmatch(module) or module == "attn_vec_einsum"
+    if known or rank > 3 or "conv" in "/".join(names):
+        return every[-1:]
+    return ()
 
 
 def _is_table(last: str, module: str, shape: tuple[int, ...]) -> bool:
@@ -206,13 +290,7 @@ def axes_of(params: Any, axes: AxesArgument = "inferred") -> Any:
     if axes == "last_two":
         found = [last_two(shape) for shape in shapes]
     elif axes == "inferred" or callable(axes):
-        named = dict(zip(paths, shapes, strict=True))
-        found = []
-        for path, shape in named.items():
-            told = axes(path, shape) if callable(axes) else None
-            module = path.rpartition("/")[0]
-            bias = named.get(f"{module}/bias" if module else "bias")
-            found.append(infer_axes(path, shape, bias) if told is None else told)
+        found = _inferred(dict(zip(paths, shapes, strict=True)), axes)
     else:
         try:
             found = structure.flatten_up_to(axes)
@@ -223,6 +301,20 @@ def axes_of(params: Any, axes: AxesArgument = "inferred") -> Any:
     for path, shape, each in zip(paths, shapes, found, strict=True):
         _check(path, shape, each)
     return structure.unflatten(found)
+
+
+def _inferred(named: Mapping[str, tuple[int, ...]], axes: AxesArgument) -> list[Any]:
+    """Of every tensor, by its path; a function of the user's is asked first."""
+    stacks = _stack_axes(named)
+    beside = {"/".join(_names(path)): shape for path, shape in named.items()}
+    found = []
+    for path, shape in named.items():
+        told = axes(path, shape) if callable(axes) else None
+        *modules, last = _names(path)
+        bias = beside.get("/".join([*modules, "b" if last == "w" else "bias"]))
+        inferred = infer_axes(path, shape, bias, stack=stacks.get(path))
+        found.append(inferred if told is None else told)
+    return found
 
 
 def _path(path: Sequence[Any]) -> str:
@@ -319,21 +411,32 @@ def _flat(axes: Axes, tables: bool) -> bool:
 
 
 def viewed(
-    tx: optax.GradientTransformationExtraArgs, axes: AxesArgument, *, tables: bool
+    make: Callable[[Any, Sequence[int]], optax.GradientTransformationExtraArgs],
+    axes: AxesArgument,
+    *,
+    tables: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that sees every tensor as `view` returns it.
 
     Its state has the shapes of the views.
+
+    Args:
+      make: the transformation, from a tree like the parameters and the width of every
+        table of embeddings in it; of what is no table the width is zero.
+      axes: as in `axes_of`.
+      tables: as in `view`.
     """
 
     see = functools.partial(jax.tree.map, functools.partial(view, tables=tables))
 
     def init(params):
-        return tx.init(see(params, axes_of(params, axes)))
+        described = axes_of(params, axes)
+        return make(params, _widths(params, described)).init(see(params, described))
 
     def update(updates, state, params=None, **extra_args):
         described = axes_of(updates if params is None else params, axes)
         seen = None if params is None else see(params, described)
+        tx = make(updates, _widths(updates, described))
         steps, state = tx.update(see(updates, described), state, seen, **extra_args)
         back = jax.tree.map(
             unview,
@@ -344,6 +447,15 @@ def viewed(
         return back, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _widths(tree: Any, described: Any) -> list[int]:
+    """Of the rows of tables; zero for what is no table."""
+    axes = jax.tree.leaves(described, is_leaf=lambda x: isinstance(x, Axes))
+    return [
+        math.prod(jnp.shape(x)[i] for i in each.outputs) * (each.role == "embedding")
+        for x, each in zip(jax.tree.leaves(tree), axes, strict=True)
+    ]
 
 
 def describe_axes(params: Any, axes: AxesArgument = "inferred") -> str:

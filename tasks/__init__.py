@@ -85,6 +85,7 @@ from .families import (
     quadratic,
     relative_error,
     sparse_coding,
+    zipf_table,
 )
 from .families import l2o_scale as l2o_scale_problem
 from .suites import Suite, suites
@@ -185,4 +186,5 @@ __all__ = [
     "velo_mixture",
     "with_stream",
     "within",
+    "zipf_table",
 ]

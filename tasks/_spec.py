@@ -41,6 +41,7 @@ _KINDS: dict[str, str] = {
     "open_l2o": "families._open_l2o",
     "matmul_algorithm": "families._matmul",
     "sparse_coding": "families._sparse_coding",
+    "zipf_table": "families._zipf_table",
 }
 _AUGMENTATIONS: dict[str, str] = {
     "delayed_gradient": "augment._delay",

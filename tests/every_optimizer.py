@@ -48,6 +48,7 @@ WRAPPED = {
     "mup": l2o.mup(TINY, lambda params: jax.tree.map(lambda _: 0.5, params)),
     "nominal": l2o.nominal(TINY),
     "decay_weights": l2o.decay_weights(TINY, 1e-3),
+    "with_axes": l2o.with_axes(TINY),
 }
 FACTORIES = {
     name: SMALL.get(name) or factory() for name, factory in l2o.factories().items()

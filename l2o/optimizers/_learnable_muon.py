@@ -1,7 +1,9 @@
 """`learnable_muon`: a rule between Adam and Muon, the numbers of which are theta."""
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,19 @@ from .._arguments import checked, log_of
 from .._axes import AxesArgument, check_axes, viewed
 from .._base import LearnedOptimizer, require_num_steps, require_params
 from .._options import takes
-from .._tensors import is_held, map_together, masked_normalise, state_zeros
+from .._tensors import (
+    is_held,
+    map_together,
+    masked_normalise,
+    rows_of,
+    state_zeros,
+)
 from .._transformation import transformation
 from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import refuse_schedule, warmup_cosine
+from ..rule._tables import remembering, table_limits, table_scales
 from ..wrappers._hypergradient import (
     FACTOR_STARTS,
     Factors,
@@ -29,6 +38,7 @@ from ..wrappers._hypergradient import (
 
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
+Embeddings = Literal["matrix", "vector", "adagrad"]
 _USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
 # Of the two moments, by the bytes of all state; the last updates take two.
 _MOMENTS = {
@@ -70,7 +80,7 @@ def learnable_muon(
     fade: float = 0.0,
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
-    embeddings: Literal["matrix", "vector"] = "vector",
+    embeddings: Embeddings = "adagrad",
     orthogonal: Orthogonal = "by_platform",
     state_bytes: Literal[10, 8, 6] = 8,
 ) -> LearnedOptimizer:
@@ -108,13 +118,15 @@ def learnable_muon(
         see `infer_axes`; "last_two" takes the last two and stacks the others; or a
         function or a tree as `axes_of` takes it. `describe_axes(params)` shows what is
         inferred.
-      embeddings: "vector" moves tables of embeddings in the direction before the
-        iterations, as it does vectors.
+      embeddings: how tables of embeddings move. "matrix" is as any matrix, "vector" in
+        the direction before O. "adagrad" does so with v the mean of squares since the
+        beginning: a row that is seldom seen takes longer steps. There s is the table's
+        root mean square, at most that of the start or 1 / sqrt(width).
       orthogonal: O. "rational" needs two inverses, "newton_schulz" is the five
         iterations of Muon in float32 and "newton_schulz_bf16" in bfloat16.
         "by_platform" is the first on CPUs and the last on accelerators.
       state_bytes: of state per float32 parameter. 10 keeps both moments in float32, 8
-        the momentum in bfloat16, and 6 both.
+        the momentum in bfloat16, and 6 both, but for tables under "adagrad".
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -144,10 +156,10 @@ def learnable_muon(
             f"learnable_muon needs factor_bound to be at least 1, got {factor_bound}"
         )
     check_axes("learnable_muon", axes)
-    if embeddings not in ("matrix", "vector"):
+    if embeddings not in get_args(Embeddings):
         raise ValueError(
-            "learnable_muon needs embeddings to be 'matrix' or 'vector', got "
-            f"{embeddings!r}"
+            "learnable_muon needs embeddings to be 'matrix', 'vector' or 'adagrad', "
+            f"got {embeddings!r}"
         )
     check_orthogonal("learnable_muon", orthogonal)
     if state_bytes not in _MOMENTS:
@@ -170,18 +182,19 @@ def learnable_muon(
         num_steps = require_num_steps(num_steps, "learnable_muon")
         alpha = _peak(theta["learned"], learning_rate, num_steps)
 
-        def init_fn(params):
+        def init_fn(params, widths):
+            tensors = rows_of(params, params)
             momentum, second = _MOMENTS[state_bytes]
             return LearnableMuonState(
                 jnp.zeros([], jnp.int32),
                 jnp.array(num_steps),
                 state_zeros(params, widest=momentum),
-                state_zeros(params, widest=second),
-                scale_limits(params),
+                _second_zeros(params, widths, second),
+                table_limits(scale_limits(params), tensors, widths),
                 init_factors(params),
             )
 
-        def update_fn(updates, state, params=None, **extra_args):
+        def update_fn(updates, state, params=None, *, widths, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
             grads = optax.tree.cast(updates, jnp.float32)
@@ -195,9 +208,11 @@ def learnable_muon(
                 bounds=(1 / factor_bound, factor_bound),
             )
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
-            scales = _scales(rate, updates, params, state, factors)
+            scales = _scales(rate, updates, params, state, factors, widths)
+            numbers = remembering(theta["learned"], state.count)
+            each = [numbers if width else theta["learned"] for width in widths]
             updates, momentum, second = _move(
-                theta["learned"], grads, params, state, scales, orthogonal
+                each, grads, params, state, scales, orthogonal
             )
             factors = remember(factors, updates)
             if decays:
@@ -211,8 +226,17 @@ def learnable_muon(
                 factors,
             )
 
-        inner = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-        seen = viewed(inner, axes, tables=embeddings == "matrix")
+        def make(params, widths):
+            """Of the tensors with elements, and what of them has a rule of its own."""
+            own = embeddings == "adagrad"
+            leaves = zip(jax.tree.leaves(params), widths, strict=True)
+            widths = [width if own else 0 for x, width in leaves if x.size]
+            return optax.GradientTransformationExtraArgs(
+                functools.partial(init_fn, widths=widths),
+                functools.partial(update_fn, widths=widths),
+            )
+
+        seen = viewed(make, axes, tables=embeddings == "matrix")
         return transformation(
             seen.init, seen.update, name="learnable_muon", reads_params=True
         )
@@ -228,6 +252,17 @@ def learnable_muon(
     return LearnedOptimizer(
         init_theta, bind, "learnable_muon", arguments, needs, starts=starts
     )
+
+
+def _second_zeros(params: Any, widths: Sequence[int], widest: Any) -> Any:
+    """Of a table in float32: what hardly changes would not change in bfloat16."""
+    wide = iter(widths)
+    structure: Any = jax.tree.structure(params)
+    zeros = [
+        state_zeros(p, widest=jnp.float32 if p.size and next(wide) else widest)
+        for p in jax.tree.leaves(params)
+    ]
+    return structure.unflatten(zeros)
 
 
 def _init_learned(
@@ -274,9 +309,11 @@ def _scales(
     params: Any,
     state: LearnableMuonState,
     factors: Factors,
+    widths: Sequence[int],
 ) -> jax.Array:
     """`alpha_t e^r s` of each tensor with elements."""
     scales = step_scales(updates, params, state.limits, state.second)
+    scales = table_scales(scales, state.limits, rows_of(updates, params), widths)
     # A factor for every leaf, a scale for each that has elements.
     leaves = jax.tree.leaves(updates)
     used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
@@ -284,19 +321,21 @@ def _scales(
 
 
 def _move(
-    numbers: Any,
+    numbers: Sequence[Any],
     grads: Any,
     params: Any,
     state: LearnableMuonState,
     scales: jax.Array,
     orthogonal: Orthogonal,
 ) -> tuple[Any, Any, Any]:
-    """The updates without decay, and the new moments."""
+    """The updates without decay, and the new moments; numbers are those of each."""
 
     def rule(tensors):
         steps = [
-            _before(numbers, grad, momentum, second)
-            for grad, _, (momentum,), (second,) in tensors
+            _before(own, grad, momentum, second)
+            for own, (grad, _, (momentum,), (second,)) in zip(
+                numbers, tensors, strict=True
+            )
         ]
         matrices = [i for i, (step, *_) in enumerate(steps) if step.ndim > 1]
         straight: list[Any] = [None] * len(steps)
@@ -304,9 +343,9 @@ def _move(
         for i, x in zip(matrices, found, strict=True):
             straight[i] = x
         return [
-            (-scale * _after(numbers, step, moved, x), (m,), (v,))
-            for scale, x, (step, moved, m, v) in zip(
-                scales, straight, steps, strict=True
+            (-scale * _after(own, step, moved, x), (m,), (v,))
+            for own, scale, x, (step, moved, m, v) in zip(
+                numbers, scales, straight, steps, strict=True
             )
         ]
 

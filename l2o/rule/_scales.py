@@ -9,7 +9,7 @@ import numpy as np
 
 from .._tensors import rows_of
 
-_LEAST = 1e-3  # of a model that begins at zero
+LEAST = 1e-3  # of a model that begins at zero
 _FLOOR = 0.1  # the least scale of a matrix, over the typical one
 
 
@@ -33,16 +33,16 @@ def parameter_scales(
     Returns:
       Two arrays of shape (tensors,).
     """
-    own = jnp.stack([_root_mean_square(p) for p in params])
+    own = jnp.stack([root_mean_square(p) for p in params])
     matrix = np.array([p.ndim > 1 for p in params])
     sizes = np.array([p.size for p in params], np.float32)
-    typical = jnp.maximum(_typical(own, matrix, sizes, trained), _LEAST)
+    typical = jnp.maximum(_typical(own, matrix, sizes, trained), LEAST)
     floored = jnp.maximum(own, _FLOOR * typical)
     scales = jnp.where(matrix, floored, typical)
     return scales, jnp.log(floored / typical)
 
 
-def _root_mean_square(p: jax.Array) -> jax.Array:
+def root_mean_square(p: jax.Array) -> jax.Array:
     square = jnp.mean(jnp.square(p.astype(jnp.float32)))
     # Of a root at zero the derivative is infinite.
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -13,6 +13,7 @@ from ._open_l2o import open_l2o
 from ._proximal import fista, ista, prox_l1
 from ._quadratic import quadratic
 from ._sparse_coding import sparse_coding
+from ._zipf_table import zipf_table
 
 __all__ = [
     "LANDSCAPES",
@@ -36,4 +37,5 @@ __all__ = [
     "quadratic",
     "relative_error",
     "sparse_coding",
+    "zipf_table",
 ]

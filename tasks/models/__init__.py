@@ -17,6 +17,10 @@ from ._images import ResNet as ResNet
 from ._images import ViT as ViT
 from ._layers import Activation as Activation
 from ._layers import Conv as Conv
+from ._layouts import Decoder as Decoder
+from ._layouts import DepthwiseNet as DepthwiseNet
+from ._layouts import Experts as Experts
+from ._layouts import OutInNet as OutInNet
 from ._sequences import GraphConv as GraphConv
 from ._sequences import SignalConv as SignalConv
 from ._sequences import Transformer as Transformer
@@ -32,6 +36,10 @@ MODELS: dict[str, Callable[..., Any]] = {
     "signal_conv": SignalConv,
     "graph_conv": GraphConv,
     "recurrent": recurrent,
+    "decoder": Decoder,
+    "depthwise": DepthwiseNet,
+    "out_in": OutInNet,
+    "experts": Experts,
 }
 
 

@@ -7,6 +7,7 @@ from ._base import Suite
 from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
 from ._heldout import HELDOUT_SMALL
+from ._layouts import TRAIN_LAYOUTS
 from ._train import TRAIN_FAST, TRAIN_MIXED, train_broad
 from ._velodrome import VELODROME
 
@@ -19,6 +20,7 @@ def suites() -> dict[str, Suite]:
         DEMO_HELDOUT,
         TRAIN_FAST,
         TRAIN_MIXED,
+        TRAIN_LAYOUTS,
         train_broad(),
         HELDOUT_SMALL,
         AXES,

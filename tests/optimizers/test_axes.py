@@ -1,214 +1,20 @@
-"""Which axes are a matrix: what is inferred of models, and what a rule then does."""
-
-import functools
+"""What rules do with the axes of tensors, which are inferred or told."""
 
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from axes_seen import seen
 from helpers import normal
 
 import l2o
 from l2o import Axes
 from l2o._axes import unview, view, view_shape
+from l2o.rule import warmup_cosine
 
 KEY = jax.random.key(0)
-
-
-class Linen(nn.Module):
-    @nn.compact
-    def __call__(self, tokens, image):
-        x = nn.Embed(11, 12)(tokens)
-        x = x + self.param("position", nn.initializers.normal(), (5, 12))
-        x = nn.MultiHeadDotProductAttention(num_heads=3)(nn.LayerNorm()(x))
-        x = nn.MultiHeadDotProductAttention(num_heads=3, use_bias=False)(x)
-        x = nn.Conv(7, (3,))(x)
-        y = nn.Conv(8, (3, 2))(image)
-        y = nn.ConvTranspose(6, (2, 2), use_bias=False)(y)
-        y = nn.DenseGeneral((2, 9), axis=(-2, -1))(y)
-        return nn.Dense(11, name="lm_head")(x), y
-
-
-def linen():
-    tokens, image = jnp.zeros((1, 5), jnp.int32), jnp.zeros((1, 4, 4, 3))
-    return jax.eval_shape(Linen().init, KEY, tokens, image)["params"]
-
-
-LINEN = {
-    "Embed_0/embedding": ("embedding", (11, 12)),
-    "position": ("embedding", (5, 12)),
-    "LayerNorm_0/scale": ("vector", (12,)),
-    "MultiHeadDotProductAttention_0/query/kernel": ("hidden", (12, 12)),
-    "MultiHeadDotProductAttention_0/query/bias": ("vector", (12,)),
-    "MultiHeadDotProductAttention_0/out/kernel": ("hidden", (12, 12)),
-    "MultiHeadDotProductAttention_1/value/kernel": ("hidden", (12, 12)),
-    "MultiHeadDotProductAttention_1/out/kernel": ("hidden", (12, 12)),
-    "Conv_0/kernel": ("hidden", (36, 7)),
-    "Conv_1/kernel": ("hidden", (18, 8)),
-    "ConvTranspose_0/kernel": ("hidden", (32, 6)),
-    "DenseGeneral_0/kernel": ("hidden", (24, 18)),
-    "lm_head/kernel": ("head", (7, 11)),
-}
-
-
-def scanned():
-    """Three layers in one array."""
-
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x, _):
-            x = nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
-            return nn.Conv(4, (3,))(nn.Dense(4)(x)), None
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            every = {"params": 0}
-            layers = nn.scan(Layer, every, split_rngs={"params": True}, length=3)
-            return layers(name="layers")(x, None)[0]
-
-    return jax.eval_shape(Model().init, KEY, jnp.zeros((1, 5, 4)))["params"]
-
-
-SCANNED = {
-    "layers/MultiHeadDotProductAttention_0/query/kernel": ("hidden", (3, 4, 4)),
-    "layers/MultiHeadDotProductAttention_0/out/kernel": ("hidden", (3, 4, 4)),
-    "layers/Conv_0/kernel": ("hidden", (3, 12, 4)),
-    "layers/Dense_0/kernel": ("hidden", (3, 4, 4)),
-    "layers/Dense_0/bias": ("vector", (12,)),
-}
-
-
-def nnx_model():
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.layers = nnx.List([nnx.Linear(4, 6, rngs=rngs)])
-            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
-            self.attention = nnx.MultiHeadAttention(2, 4, rngs=rngs, decode=False)
-            self.embed = nnx.Embed(11, 4, rngs=rngs)
-
-    return nnx.state(Model(nnx.Rngs(0)), nnx.Param)
-
-
-NNX = {
-    "layers/0/kernel/value": ("hidden", (4, 6)),
-    "conv/kernel/value": ("hidden", (27, 8)),
-    "attention/query/kernel/value": ("hidden", (4, 4)),
-    "attention/out/kernel/value": ("hidden", (4, 4)),
-    "embed/embedding/value": ("embedding", (11, 4)),
-}
-
-
-def haiku():
-    def forward(tokens, image):
-        x = hk.Embed(11, 6)(tokens)
-        x = hk.MultiHeadAttention(2, 3, w_init=hk.initializers.Constant(0.0))(x, x, x)
-        return hk.Linear(4)(x), hk.Conv2D(8, (3, 2))(image)
-
-    model = hk.transform(forward)
-    return jax.eval_shape(
-        model.init, KEY, jnp.zeros((1, 5), jnp.int32), jnp.zeros((1, 4, 4, 3))
-    )
-
-
-HAIKU = {
-    "embed/embeddings": ("embedding", (11, 6)),
-    "multi_head_attention/query/w": ("hidden", (6, 6)),
-    "conv2_d/w": ("hidden", (18, 8)),
-    "linear/w": ("hidden", (6, 4)),
-}
-
-
-def equinox():
-    eqx = pytest.importorskip("equinox")
-
-    def model(key):
-        modules = {
-            "linear": eqx.nn.Linear(4, 6, key=key),
-            "conv": eqx.nn.Conv2d(3, 8, (3, 2), key=key),
-            "grey": eqx.nn.Conv2d(1, 8, 3, key=key),
-            "embedding": eqx.nn.Embedding(11, 4, key=key),
-            "attention": eqx.nn.MultiheadAttention(2, 4, key=key),
-        }
-        return eqx.filter(modules, eqx.is_array)
-
-    return jax.eval_shape(model, KEY)
-
-
-EQUINOX = {
-    "linear/weight": ("hidden", (4, 6)),
-    "conv/weight": ("hidden", (18, 8)),
-    "conv/bias": ("vector", (8,)),
-    "grey/weight": ("hidden", (9, 8)),
-    "embedding/weight": ("embedding", (11, 4)),
-    "attention/query_proj/weight": ("hidden", (4, 4)),
-}
-PLAIN = {
-    "w": (4, 5),
-    "conv/w": (3, 3, 4, 5),
-    "attention/qkv/kernel": (6, 3, 2, 4),
-    "lora/a": (4, 2),
-    "lora/b": (2, 4),
-    "wte": (11, 4),
-    "patch_embed/kernel": (4, 4, 3, 8),
-    "experts/up": (5, 4, 8),
-    "token": (1, 1, 8),
-    "s": (),
-}
-PLAIN_SEEN = {
-    "w": ("hidden", (4, 5)),
-    "conv/w": ("hidden", (36, 5)),
-    "attention/qkv/kernel": ("hidden", (6, 24)),
-    "lora/a": ("hidden", (4, 2)),
-    "lora/b": ("hidden", (2, 4)),
-    "wte": ("embedding", (11, 4)),
-    "patch_embed/kernel": ("hidden", (48, 8)),
-    "experts/up": ("hidden", (5, 4, 8)),
-    "token": ("vector", (8,)),
-    "s": ("vector", ()),
-}
-
-
-def plain():
-    tree = {}
-    for path, shape in PLAIN.items():
-        *modules, last = path.split("/")
-        inner = functools.reduce(lambda t, k: t.setdefault(k, {}), modules, tree)
-        inner[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return tree
-
-
-MODELS = {
-    "linen": (linen, LINEN),
-    "scanned": (scanned, SCANNED),
-    "nnx": (nnx_model, NNX),
-    "haiku": (haiku, HAIKU),
-    "equinox": (equinox, EQUINOX),
-    "plain": (plain, PLAIN_SEEN),
-}
-
-
-def seen(params, axes="inferred"):
-    """What `describe_axes` prints: path -> role and shape."""
-    lines = l2o.describe_axes(params, axes).splitlines()[1:]
-    rows = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
-    return {
-        path: (role, tuple(int(n) for n in shape.split(" x ") if n != "scalar"))
-        for path, _, role, shape, *_ in rows
-    }
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_axes_of_a_model_are_inferred(name):
-    model, expected = MODELS[name]
-    found = seen(model())
-    assert expected.items() <= found.items(), {
-        k: (v, found.get(k)) for k, v in expected.items() if found.get(k) != v
-    }
 
 
 def test_the_matrix_of_a_layer_is_the_one_that_it_multiplies_by():
@@ -308,7 +114,7 @@ def test_a_convolution_on_a_mesh_of_explicit_axes(axis):
 def test_embeddings_move_as_vectors():
     grads = [tree(seed) for seed in (1, 2, 3)]
     flat = {**BY_HAND, "embed": {"embedding": jnp.ravel}}
-    found = run(l2o.learnable_muon(), tree(0), grads)
+    found = run(l2o.learnable_muon(embeddings="vector"), tree(0), grads)
     expected = run(l2o.learnable_muon(axes="last_two"), tree(0), grads, flat)
     np.testing.assert_allclose(
         jnp.ravel(found["embed"]["embedding"]),
@@ -316,6 +122,67 @@ def test_embeddings_move_as_vectors():
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+STEPS, ROWS, WIDTH = 60, 5, 4
+
+
+def _sparse_gradients():
+    """Row 0 at every step, row 1 at every 50th, the others never."""
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(STEPS, ROWS, WIDTH))
+    grads[:, 2:] = 0.0
+    grads[np.arange(STEPS) % 50 != 49, 1] = 0.0
+    return grads.astype(np.float32)
+
+
+def _steps_of_table(start, **arguments):
+    """The tables after every step, without decay and factors."""
+    optimizer = l2o.learnable_muon(weight_decay=0.0, factor_bound=1.0, **arguments)
+    tx = optimizer.bind(optimizer.init_theta(KEY), num_steps=STEPS)
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = tx.update({"embed": {"embedding": g}}, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params["embed"]["embedding"]
+
+    params = {"embed": {"embedding": jnp.asarray(start)}}
+    grads = jnp.asarray(_sparse_gradients())
+    return np.asarray(jax.lax.scan(step, (params, tx.init(params)), grads)[1])
+
+
+# A table whose scale is kept to that of the start, one that is let grow, one of zeros.
+@pytest.mark.parametrize("start", [1.0, 0.1, 0.0])
+def test_a_table_moves_as_a_slow_form_does(start):
+    p = start * np.random.default_rng(1).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    found = _steps_of_table(p, state_bytes=10)
+    limit = max(np.sqrt(np.mean(p**2)), WIDTH**-0.5)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(_sparse_gradients(), 1):
+        b2 = max(0.95, 1 - 1 / t)
+        m, v = 0.9 * m + 0.1 * g, b2 * v + (1 - b2) * g**2
+        moved = np.abs(m) > 1e-8 * np.sqrt(v)
+        unit = lambda x, moved=moved: (
+            np.where(moved, x, 0.0) / np.sqrt(np.mean(x[moved] ** 2) + 1e-9)
+        )
+        f = (v + 1e-8) ** -0.5
+        scale = np.clip(np.sqrt(np.mean(p**2)), 1e-3, limit)
+        rate = 0.03 * float(warmup_cosine(t - 1, float(STEPS)))
+        p = p - rate * scale * unit(unit(m * f) + unit(g * f))
+        np.testing.assert_allclose(found[t - 1], p, rtol=1e-4, atol=1e-6)
+    assert np.all(found[-1][2:] == found[0][2:])
+
+
+def test_a_row_that_is_seldom_seen_takes_longer_steps():
+    start = np.ones((ROWS, WIDTH), np.float32)
+    longer = {}
+    for embeddings in ("vector", "adagrad"):
+        tables = _steps_of_table(start, embeddings=embeddings)
+        seldom, always = np.abs(tables[49] - tables[48]).mean(1)[[1, 0]]
+        longer[embeddings] = seldom / always
+    # 1 / sqrt(v) is sqrt(50) times that of the other row, and sqrt(20).
+    assert longer["adagrad"] > 1.3 * longer["vector"]
 
 
 def test_the_users_word_counts():
@@ -364,3 +231,99 @@ def test_what_was_saved_before_there_were_axes_goes_on_as_it_was(tmp_path):
 
 def _theta():
     return l2o.learnable_muon().init_theta(KEY)
+
+
+def _torch(params):
+    """The same model in PyTorch's layout."""
+    return {
+        "conv": {
+            "weight": jnp.transpose(params["conv"]["kernel"], (3, 2, 0, 1)),
+            "bias": params["conv"]["bias"],
+        },
+        "linear": {"weight": params["linear"]["kernel"].T},
+        "embed": {"weight": params["embed"]["embedding"]},
+    }
+
+
+# The order of the two factors decides ties; steps agree but for it, and rows of a
+# convolution come in another order, which no rule may see.
+LAYOUTS = {
+    "learnable_muon": l2o.learnable_muon(),
+    "learnable_muon, vector": l2o.learnable_muon(embeddings="vector"),
+    "learnable_muon, matrix": l2o.learnable_muon(embeddings="matrix"),
+    "celo2_base": l2o.with_axes(l2o.celo2_base(orthogonalize=True)),
+    "small_fc": l2o.with_axes(l2o.small_fc()),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_pytorchs_layout_gets_the_transposed_updates(name):
+    def flax_tree(seed):
+        x = tree(seed)
+        return {**x, "linear": {"kernel": x["linear"]["weight"]}}
+
+    grads = [flax_tree(seed) for seed in (1, 2, 3)]
+    found = run(LAYOUTS[name], _torch(flax_tree(0)), [_torch(g) for g in grads])
+    expected = _torch(run(LAYOUTS[name], flax_tree(0), grads))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        found,
+        expected,
+    )
+
+
+def test_a_wrapped_rule_sees_what_it_would_see_by_hand():
+    rule = l2o.celo2_base(orthogonalize=True)
+    grads = [tree(seed) for seed in (1, 2, 3)]
+    found = run(l2o.with_axes(rule), tree(0), grads)
+    expected = run(rule, tree(0), grads, BY_HAND)
+    by_hand = jax.tree.map(lambda f, x: f(x), BY_HAND, found)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        by_hand,
+        expected,
+    )
+    plain = run(rule, tree(0), grads)["conv"]["kernel"]
+    assert jnp.max(jnp.abs(plain - found["conv"]["kernel"])) > 1e-4
+
+
+def test_what_infers_axes_is_not_wrapped_again():
+    with pytest.raises(ValueError, match="learnable_muon sees matrices already"):
+        l2o.with_axes(l2o.learnable_muon())
+    with pytest.raises(ValueError, match="clip_gradients sees matrices already"):
+        l2o.with_axes(l2o.clip_gradients(l2o.with_axes(l2o.small_fc())))
+    with pytest.raises(ValueError, match="with_axes needs axes to be 'inferred'"):
+        l2o.with_axes(l2o.small_fc(), "rows")
+    l2o.with_axes(l2o.learnable_muon(axes="last_two"))
+
+
+def test_multipliers_of_width_know_layouts():
+    """Ten times as wide: the fan-in of every hidden matrix grew so."""
+
+    def model(width):
+        heads = width // 4
+        shapes = {
+            "query": {"kernel": (width, heads, 4)},
+            "out": {"kernel": (heads, 4, width)},
+            "mlp": {"weight": (4 * width, width)},
+            "narrow": {"weight": (width, 7)},
+            "embed": {"embedding": (11, width)},
+            "norm": {"scale": (width,)},
+        }
+        is_shape = lambda x: isinstance(x, tuple)
+        shape = lambda s: jax.ShapeDtypeStruct(s, jnp.float32)
+        return jax.tree.map(shape, shapes, is_leaf=is_shape)
+
+    found = l2o.mup_multipliers(model(80), model(8), axes="inferred")
+    assert {k: next(iter(v.values())) for k, v in found.items()} == {
+        "query": 0.1,
+        "out": 0.1,
+        "mlp": 0.1,
+        "narrow": 1.0,
+        "embed": 1.0,
+        "norm": 1.0,
+    }
+    wide = {"weight": jnp.ones((64, 32))}
+    base = {"weight": jnp.ones((16, 16))}
+    assert l2o.mup_multipliers(wide, base) == {"weight": 0.25}  # as published
+    assert l2o.mup_multipliers(wide, base, axes="inferred") == {"weight": 0.5}

@@ -33,6 +33,9 @@ OTHER = {
 }
 
 
+OTHER_THETA = l2o.learnable_muon().init_theta(KEY)
+
+
 def other(optimizer, drift):
     theta = optimizer.init_theta(KEY)
     assert theta["learned"].keys() == OTHER.keys()
@@ -251,6 +254,14 @@ def test_state_has_the_bytes_that_are_asked_for(state_bytes):
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == (
         state_bytes * p.size + 20
     )
+
+
+def test_the_second_moment_of_a_table_stays_in_float32():
+    tx = l2o.learnable_muon(state_bytes=6).bind(OTHER_THETA, num_steps=T)
+    params = {"embed": {"embedding": jnp.ones((5, 4))}, "w": jnp.ones((4, 4))}
+    second = jax.eval_shape(tx.init, {"none": jnp.ones((0, 2)), **params}).second
+    assert second["embed"]["embedding"].dtype == jnp.float32
+    assert second["w"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("state_bytes", [8, 6])

@@ -26,7 +26,8 @@ ROOMS = {
         "_registry": "optimizers wrappers _base _options doors",
         "optimizers": "kernels recurrent rule wrappers _arguments _axes _base _options "
         "_tensors _transformation names",
-        "wrappers": "rule _arguments _base _options _tensors _transformation names",
+        "wrappers": "rule _arguments _axes _base _options _tensors _transformation "
+        "names",
         "kernels": "rule _tensors names",
         "rule": "_tensors names",
         "recurrent": "_tensors",

@@ -117,6 +117,10 @@ CASES: dict[str, list[_Case]] = {
         _Case({"hidden": (8,), "image_size": 4}),
         _Case({"hidden": (8,), "log_loss": True, "center_data": True}),
     ],
+    "zipf_table": [
+        _Case({"rows": 20, "width": 4, "hidden": 8}),
+        _Case({"readout": "dot", "rows": 20, "width": 4}, rate=0.03),
+    ],
     "vae": [_Case({"encoder": (8,), "decoder": (8,), "latent": 2}, normalized=10.0)],
     "language_model": [
         _Case({"options": {"width": 8}, "length": 8}, normalized=8.0),

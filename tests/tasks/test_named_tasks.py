@@ -60,6 +60,7 @@ _CHECKED = [
     *SUITES["demo/train"].tasks,
     *SUITES["demo/heldout"].tasks,
     *SUITES["heldout/small"].tasks,
+    *SUITES["train/layouts"].tasks,
     *SUITES["train/broad"].tasks,
     *SUITES["convex"].tasks,
 ]

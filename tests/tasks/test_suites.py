@@ -44,6 +44,7 @@ def test_suites_are_the_ones_that_are_documented():
         "demo/heldout": 4,
         "train/fast": 4,
         "train/mixed": 16,
+        "train/layouts": 10,
         "train/broad": 30,
         "heldout/small": 18,
         "axes": 17,
@@ -74,6 +75,7 @@ DIGESTS = {
     "demo/heldout": "7ec6f606facd",
     "train/fast": "8afcb27e5399",
     "train/mixed": "b13ff03dfa66",
+    "train/layouts": "e2af614b79d6",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
     "heldout/velodrome": "f40a742394ed",
@@ -101,7 +103,7 @@ def test_heldout_shares_no_model_and_no_data_with_the_fast_recipe():
 
 def test_heldout_shares_no_data_with_any_training_suite():
     seen = set.union(
-        *(_datasets(f"train/{name}") for name in ("fast", "mixed", "broad"))
+        *(_datasets(f"train/{name}") for name in ("fast", "mixed", "layouts", "broad"))
     )
     assert not _datasets("heldout/small") & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
@@ -110,7 +112,10 @@ def test_heldout_shares_no_data_with_any_training_suite():
 def test_what_is_held_out_is_known_whatever_it_is_called():
     for name in ("heldout/small", "demo/heldout"):
         assert all(map(held_out, SUITES[name].tasks.values()))
-    for name in ("train/fast", "train/mixed", "train/broad", "demo/train"):
+    for name in (
+        *("train/fast", "train/mixed", "train/layouts", "train/broad"),
+        "demo/train",
+    ):
         assert not any(map(held_out, SUITES[name].tasks.values()))
     graphs = SUITES["heldout/small"].tasks["graphs"]
     harder = graphs.augmented(Augmentation("reduced_batch", {"fraction": 0.5}))
