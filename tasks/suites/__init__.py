@@ -7,6 +7,7 @@ from ._base import Suite
 from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
 from ._heldout import HELDOUT_SMALL
+from ._medium import HELDOUT_MEDIUM
 from ._train import TRAIN_FAST, TRAIN_MIXED, train_broad
 from ._velodrome import VELODROME
 
@@ -21,6 +22,7 @@ def suites() -> dict[str, Suite]:
         TRAIN_MIXED,
         train_broad(),
         HELDOUT_SMALL,
+        HELDOUT_MEDIUM,
         AXES,
         VELODROME,
         CONVEX,
