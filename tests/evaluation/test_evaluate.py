@@ -31,11 +31,11 @@ from l2o.meta_train.evaluation import (
     run_jobs,
     save_board,
 )
-from l2o.meta_train.evaluation._baselines import half_decades, scheduled_rate
+from l2o.meta_train.evaluation._baselines import half_decades
 from l2o.meta_train.evaluation._board import best_trial
 from l2o.meta_train.evaluation._entrants import of_optimizer
 from l2o.meta_train.evaluation._scores import final
-from l2o.tasks import TaskFamily, make_family, stateless, task_specs
+from l2o.tasks import TaskFamily, make_family, stateless
 
 CONFIG = Evaluation(
     suite="quadratic10",
@@ -194,60 +194,6 @@ def test_nothing_is_run_twice_and_what_is_missing_is(board, store, monkeypatch):
     other = of_optimizer("learned", *_learned(0.8))
     evaluate(CONFIG, entrants=[other], store=store)
     assert ran == [("learned", (None,), 40)]
-
-
-def test_more_seeds_go_on_from_those_that_are_there(tmp_path, monkeypatch):
-    spec = task_specs(TASK)[TASK]
-    store = Store(tmp_path, shipped=False)
-    job = Job(entrant("sgd"), TASK, spec, (0.1, 0.3))
-    one, three = PROTOCOL._replace(seeds=1), PROTOCOL._replace(seeds=3)
-    (first,) = run_jobs([job._replace(rates=(0.3,))], one, store)
-    ran = []
-    original = _runs._run
-
-    def counted(job, family, rates, seeds, protocol):
-        ran.append((tuple(rates), seeds))
-        return original(job, family, rates, seeds, protocol)
-
-    monkeypatch.setattr(_runs, "_run", counted)
-    gone_on = run_jobs([job], three, store)
-    assert ran == [((0.1,), range(3)), ((0.3,), range(1, 3))]
-    whole = run_jobs([job], three, None)
-    for a, b in zip(gone_on, whole, strict=True):
-        assert a.setting == b.setting and a.setting["seeds"] == 3
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a.curves, b.curves
-        )
-    loss = gone_on[1].curves["train"]["loss"]
-    np.testing.assert_array_equal(loss[:1], first.curves["train"]["loss"])
-    assert np.all(np.abs(loss[1:] - loss[0])[:, -1] > 1e-6)  # seeds differ
-    # Results that came with the package are measured again.
-    ran.clear()
-    run_jobs([job], three, Store(tmp_path / "other", shipped=False))
-    assert ran == [((0.1, 0.3), range(3))]
-    # And what was run is found.
-    ran.clear()
-    assert run_jobs([job], three, store)[1].seconds == gone_on[1].seconds
-    assert run_jobs([job._replace(rates=(0.3,))], one, store)[0].setting["seeds"] == 1
-    assert ran == []
-
-
-def test_a_trial_is_kept_before_the_next_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(_runs, "side_by_side", lambda: False)
-    store = Store(tmp_path, shipped=False)
-    job = Job(entrant("sgd"), TASK, task_specs(TASK)[TASK], (0.1, 0.3))
-    original = store.put
-
-    def stopped(result):
-        if result.rate == 0.3:
-            raise KeyboardInterrupt
-        original(result)
-
-    monkeypatch.setattr(store, "put", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run_jobs([job], PROTOCOL, store)
-    kept = store.get(_runs.key_of(_runs.setting_of(job, 0.1, PROTOCOL)))
-    assert kept is not None and kept.rate == 0.1
 
 
 def test_boards_are_saved_merged_and_refused(board, store, tmp_path):
@@ -419,13 +365,6 @@ def test_entrants_by_name():
     # The default is tried first, however far from the centre.
     assert half_decades(1e-3, 10**-2.5)[0] == 1e-3
     assert len(set(half_decades(1e-3, 10**-2.5))) == 7
-
-
-def test_cosine_warms_up_and_falls_to_zero():
-    rate = scheduled_rate("cosine", 0.4, 100)
-    values = [float(rate(jnp.int32(t))) for t in (0, 5, 100)]
-    np.testing.assert_allclose(values, [0.0, 0.4, 0.0], atol=1e-7)
-    assert scheduled_rate("constant", 0.4, 100) == 0.4
 
 
 @pytest.mark.parametrize("wrapper", [lambda x: x, l2o.hypergradient])

@@ -46,6 +46,7 @@ def test_suites_are_the_ones_that_are_documented():
         "train/mixed": 16,
         "train/broad": 30,
         "heldout/small": 18,
+        "heldout/medium": 7,
         "axes": 17,
         "heldout/velodrome": 119,
         "convex": 25,
@@ -76,6 +77,7 @@ DIGESTS = {
     "train/mixed": "b13ff03dfa66",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
+    "heldout/medium": "a6d4808c8d6f",
     "heldout/velodrome": "f40a742394ed",
     "axes": "04182401a9c0",
     "convex": "8466c8858288",
@@ -103,12 +105,13 @@ def test_heldout_shares_no_data_with_any_training_suite():
     seen = set.union(
         *(_datasets(f"train/{name}") for name in ("fast", "mixed", "broad"))
     )
-    assert not _datasets("heldout/small") & seen
+    for name in ("heldout/small", "heldout/medium"):
+        assert not _datasets(name) & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
 
 
 def test_what_is_held_out_is_known_whatever_it_is_called():
-    for name in ("heldout/small", "demo/heldout"):
+    for name in ("heldout/small", "heldout/medium", "demo/heldout"):
         assert all(map(held_out, SUITES[name].tasks.values()))
     for name in ("train/fast", "train/mixed", "train/broad", "demo/train"):
         assert not any(map(held_out, SUITES[name].tasks.values()))
