@@ -220,21 +220,22 @@ def _run(
         )
 
     @jax.jit
-    def all_runs(rates: jax.Array, data: Any) -> Any:
-        every = jnp.array(seeds)
-        runs = (jnp.repeat(rates, len(every)), jnp.tile(every, len(rates)))
+    def all_runs(rates: jax.Array, seeds: jax.Array, data: Any) -> Any:
+        runs = (jnp.repeat(rates, len(seeds)), jnp.tile(seeds, len(rates)))
         each = jax.vmap if side_by_side() else _one_by_one
         return each(lambda run: one(run, data))(runs)
 
     numbers = [jnp.array([x or 0.0 for x in part]) for part in parts]
-    compiled = all_runs.lower(numbers[0], family.data).compile()
+    # Arguments, so that other seeds are no other program.
+    every = jnp.array(seeds)
+    compiled = all_runs.lower(numbers[0], every, family.data).compile()
     params = jax.eval_shape(params_of(family), jax.random.key(0), family.data)
     state = jax.eval_shape(tx_of(numbers[0][0]).init, params)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     for part, given in zip(parts, numbers, strict=True):
         start = time.perf_counter()
-        curves = jax.tree.map(np.asarray, compiled(given, family.data))
+        curves = jax.tree.map(np.asarray, compiled(given, every, family.data))
         seconds = time.perf_counter() - start
         for i, rate in enumerate(part):
             mine = slice(i * len(seeds), (i + 1) * len(seeds))
