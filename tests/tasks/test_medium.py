@@ -56,7 +56,7 @@ PARAMETERS = {
     "vit-fonts": 566_612,
     "resnet-characters": 663_374,
     "diffusion-characters": 605_273,
-    "skip-gram-library": 1_048_576,
+    "skip-gram-library": 786_432,
 }
 
 
@@ -147,8 +147,8 @@ AXES = {
         (r"(down2|middle)/Dense_0/kernel", "hidden", (112, 112)),
     ],
     "skip-gram-library": [
-        (r"words/embedding", "embedding", (8192, 64)),
-        (r"contexts/embedding", "embedding", (8192, 64)),
+        (r"words/embedding", "embedding", (6144, 64)),
+        (r"contexts/embedding", "embedding", (6144, 64)),
     ],
 }
 

@@ -77,7 +77,7 @@ DIGESTS = {
     "train/mixed": "b13ff03dfa66",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
-    "heldout/medium": "a6d4808c8d6f",
+    "heldout/medium": "4674d6d060fe",
     "heldout/velodrome": "f40a742394ed",
     "axes": "04182401a9c0",
     "convex": "8466c8858288",
