@@ -312,7 +312,7 @@ def test_a_bad_evaluation_is_refused(change, message):
     ("text", "message"),
     [
         ("adamm", "unknown optimizer 'adamm'; .*Did you mean .*adam.* \\./NAME"),
-        ("adam+linear", "unknown schedule 'linear'; known: constant, cosine"),
+        ("adam+steps", "unknown schedule 'steps'; known: constant, cosine, linear"),
         ("lbfgs:0.1", "no rate to give"),
         ("prodigyy+cosine", "unknown optimizer"),
         ("muon:abc", r"muon:abc: 'abc' is no rate, expected a positive number"),
