@@ -56,9 +56,9 @@ def entrant(text: str) -> Entrant:
     Args:
       text: NAME, NAME+SCHEDULE, NAME:RATE or NAME+SCHEDULE:RATE. NAME is one of
         `baselines` or weights as `l2o.load` takes them (a shipped name, the path of a
-        folder or of a file of published weights); SCHEDULE is "cosine" for a warm-up
-        and then a cosine to zero; with a RATE nothing is tuned. A path that exists is
-        taken whole, whatever is in it.
+        folder or of a file of published weights); SCHEDULE is "cosine" or "linear", a
+        warm-up and then a cosine or a line to zero; with a RATE nothing is tuned. A
+        path that exists is taken whole, whatever is in it.
 
     Raises:
       ValueError: none of that; the message suggests something.

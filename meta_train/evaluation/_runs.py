@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib import metadata
@@ -81,6 +81,8 @@ def run_jobs(
 ) -> list[Result]:
     """The results of all trials; what the store lacks is run and put there.
 
+    Where its folder has a trial with fewer seeds, only the others are run.
+
     Args:
       jobs: what to run, the most important first.
       protocol: how.
@@ -101,11 +103,18 @@ def run_jobs(
 
     def do(job: Job, found: dict[float | None, Result]) -> list[Result]:
         missing = [rate for rate in job.rates if rate not in found]
-        if missing:
-            for result in _run(job, families[job.task], missing, protocol):
-                found[result.rate] = result
+        begun = {rate: _begun(job, rate, protocol, store) for rate in missing}
+        for first in sorted({_seeds(x) for x in begun.values()}):
+            rates = [rate for rate in missing if _seeds(begun[rate]) == first]
+            seeds = range(first, protocol.seeds)
+            for result in _run(job, families[job.task], rates, seeds, protocol):
+                before = begun[result.rate]
+                whole = result if before is None else _joined(before, result)
+                # Rounded as in a store, so that nothing depends on where it comes from.
+                whole = decode(encode(whole))
+                found[result.rate] = whole
                 if store:
-                    store.put(result)
+                    store.put(whole)
         on_progress(job, len(missing))
         # Under this name, whatever it was called when it was run.
         name = job.entrant.name
@@ -127,13 +136,45 @@ def _known(
     job: Job, protocol: Protocol, store: Store | None
 ) -> dict[float | None, Result]:
     """By rate what the store has."""
-    named = isinstance(job.spec, TaskSpec) and OWN not in job.entrant.identity
-    if store is None or not named:
+    if store is None or not _is_named(job):
         return {}
     every = {
         rate: store.get(key_of(setting_of(job, rate, protocol))) for rate in job.rates
     }
     return {rate: result for rate, result in every.items() if result is not None}
+
+
+def _begun(
+    job: Job, rate: float | None, protocol: Protocol, store: Store | None
+) -> Result | None:
+    """What the store's own folder has of it with fewer seeds, the most of them."""
+    if store is None or not _is_named(job):
+        return None
+    for seeds in range(protocol.seeds - 1, 0, -1):
+        setting = setting_of(job, rate, protocol._replace(seeds=seeds))
+        found = store.get(key_of(setting), own=True)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_named(job: Job) -> bool:
+    return isinstance(job.spec, TaskSpec) and OWN not in job.entrant.identity
+
+
+def _seeds(result: Result | None) -> int:
+    return 0 if result is None else result.setting["seeds"]
+
+
+def _joined(before: Result, rest: Result) -> Result:
+    """The first seeds and the others of one trial; `rest` has the setting of all."""
+    count, all_of_them = _seeds(before), _seeds(rest)
+    more = all_of_them - count
+    seconds = (count * before.seconds + more * rest.seconds) / all_of_them
+    curves = jax.tree.map(
+        lambda x, y: np.concatenate([x, y]), before.curves, rest.curves
+    )
+    return dataclasses.replace(rest, curves=curves, seconds=seconds)
 
 
 def _checked(spec: TaskSpec | TaskFamily) -> TaskFamily:
@@ -152,11 +193,13 @@ def _run(
     job: Job,
     family: TaskFamily,
     rates: Sequence[float | None],
+    seeds: range,
     protocol: Protocol,
-) -> list[Result]:
+) -> Iterator[Result]:
+    """A result per rate, of these seeds, as soon as it is there."""
     entrant = job.entrant
-    numbers = jnp.array([0.0 if rate is None else rate for rate in rates])
-    seeds = jnp.arange(protocol.seeds)
+    # One after the other a rate is done before the next begins, and kept if it stops.
+    parts = [list(rates)] if side_by_side() else [[rate] for rate in rates]
 
     def tx_of(rate):
         return optax.with_extra_args_support(entrant.make(rate, protocol.steps))
@@ -177,37 +220,35 @@ def _run(
         )
 
     @jax.jit
-    def all_runs(rates: jax.Array, data: Any) -> Any:
+    def all_runs(rates: jax.Array, seeds: jax.Array, data: Any) -> Any:
         runs = (jnp.repeat(rates, len(seeds)), jnp.tile(seeds, len(rates)))
         each = jax.vmap if side_by_side() else _one_by_one
         return each(lambda run: one(run, data))(runs)
 
-    compiled = all_runs.lower(numbers, family.data).compile()
-    start = time.perf_counter()
-    curves = jax.tree.map(np.asarray, compiled(numbers, family.data))
-    seconds = time.perf_counter() - start
-    count = len(rates) * protocol.seeds * protocol.steps
-
+    numbers = [jnp.array([x or 0.0 for x in part]) for part in parts]
+    # Arguments, so that other seeds are no other program.
+    every = jnp.array(seeds)
+    compiled = all_runs.lower(numbers[0], every, family.data).compile()
     params = jax.eval_shape(params_of(family), jax.random.key(0), family.data)
-    state = jax.eval_shape(tx_of(numbers[0]).init, params)
+    state = jax.eval_shape(tx_of(numbers[0][0]).init, params)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    results = []
-    for i, rate in enumerate(rates):
-        mine = slice(i * protocol.seeds, (i + 1) * protocol.seeds)
-        result = Result(
-            setting=setting_of(job, rate, protocol),
-            entrant=entrant.name,
-            learned=entrant.learned,
-            curves=jax.tree.map(lambda x, mine=mine: x[mine], curves),
-            state_bytes=bytes_ / parameters,
-            parameters=parameters,
-            seconds=seconds / count,
-            origin=origin(),
-        )
-        # Rounded as in a store, so that nothing depends on where it comes from.
-        results.append(decode(encode(result)))
-    return results
+    for part, given in zip(parts, numbers, strict=True):
+        start = time.perf_counter()
+        curves = jax.tree.map(np.asarray, compiled(given, every, family.data))
+        seconds = time.perf_counter() - start
+        for i, rate in enumerate(part):
+            mine = slice(i * len(seeds), (i + 1) * len(seeds))
+            yield Result(
+                setting=setting_of(job, rate, protocol),
+                entrant=entrant.name,
+                learned=entrant.learned,
+                curves=jax.tree.map(lambda x, mine=mine: x[mine], curves),
+                state_bytes=bytes_ / parameters,
+                parameters=parameters,
+                seconds=seconds / (len(part) * len(seeds) * protocol.steps),
+                origin=origin(),
+            )
 
 
 def side_by_side() -> bool:

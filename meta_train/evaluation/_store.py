@@ -91,13 +91,18 @@ class Store:
         self.folder = None if folder is None else expanded(folder)
         self._shipped: dict[str, Result] | None = None if shipped else {}
 
-    def get(self, key: str) -> Result | None:
-        """The result of the setting with that `key_of`, or None."""
+    def get(self, key: str, *, own: bool = False) -> Result | None:
+        """The result of the setting with that `key_of`, or None.
+
+        Args:
+          key: the hash.
+          own: whether only the folder is looked into.
+        """
         if self.folder is not None:
             path = self.folder / f"{key}.json"
             if path.exists():
                 return read_result(path)
-        return self._database().get(key)
+        return None if own else self._database().get(key)
 
     def put(self, result: Result) -> None:
         """Writes it; a file of that name is replaced at once or not at all."""

@@ -1,11 +1,12 @@
 """Datasets: what is found offline, and what was prepared on this machine."""
 
 from ._base import SPLITS, Dataset, Split, View, from_arrays, sample_batch
+from ._characters import characters, fonts
 from ._images import digits, elevation, glyphs, patches, photograph, shapes, textures
 from ._prepare import prepare
 from ._registry import DATASETS, is_available, load_all, load_dataset, register_dataset
 from ._stream import Stream, stream
-from ._text import python_code, python_docs, text_fingerprint
+from ._text import python_code, python_docs, python_library, text_fingerprint
 from ._tfds import is_prepared, tfds_arrays
 from ._tfds_images import tfds_images, tfds_stream
 from ._tfds_text import tfds_text
@@ -18,8 +19,10 @@ __all__ = [
     "Split",
     "Stream",
     "View",
+    "characters",
     "digits",
     "elevation",
+    "fonts",
     "from_arrays",
     "glyphs",
     "is_available",
@@ -31,6 +34,7 @@ __all__ = [
     "prepare",
     "python_code",
     "python_docs",
+    "python_library",
     "reduce_vocabulary",
     "register_dataset",
     "sample_batch",

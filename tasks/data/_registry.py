@@ -7,10 +7,11 @@ from typing import Any
 from l2o.doors import Door
 
 from ._base import Dataset
+from ._characters import characters, fonts
 from ._images import digits, elevation, glyphs, patches, shapes, textures
 from ._signals import graphs, signals
 from ._tables import breast_cancer, diabetes, iris, wine
-from ._text import python_code, python_docs
+from ._text import python_code, python_docs, python_library
 from ._tfds import is_prepared
 from ._tfds_images import TFDS_IMAGES, image_loader
 from ._tfds_text import TFDS_TEXTS, lm1b, wikipedia
@@ -21,6 +22,8 @@ _DATASETS: dict[str, Callable[..., Dataset]] = {
     "shapes": shapes,
     "textures": textures,
     "glyphs": glyphs,
+    "characters": characters,
+    "fonts": fonts,
     "elevation": elevation,
     "breast_cancer": breast_cancer,
     "wine": wine,
@@ -30,6 +33,7 @@ _DATASETS: dict[str, Callable[..., Dataset]] = {
     "graphs": graphs,
     "python_docs": python_docs,
     "python_code": python_code,
+    "python_library": python_library,
     **{name: image_loader(name) for name in TFDS_IMAGES},
     "lm1b": lm1b,
     "wikipedia": wikipedia,

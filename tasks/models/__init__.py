@@ -10,11 +10,13 @@ import flax.linen as nn
 from l2o.names import unknown_name
 
 from .._adapters import Functions, haiku_functions, linen_functions
+from ._gpt import GPT as GPT
 from ._images import MLP as MLP
 from ._images import ConvNet as ConvNet
 from ._images import Mixer as Mixer
 from ._images import ResNet as ResNet
 from ._images import ViT as ViT
+from ._images import haiku_resnet as haiku_resnet
 from ._layers import Activation as Activation
 from ._layers import Conv as Conv
 from ._layouts import Decoder as Decoder
@@ -25,14 +27,17 @@ from ._sequences import GraphConv as GraphConv
 from ._sequences import SignalConv as SignalConv
 from ._sequences import Transformer as Transformer
 from ._sequences import recurrent as recurrent
+from ._unet import UNet as UNet
 
 MODELS: dict[str, Callable[..., Any]] = {
     "mlp": MLP,
     "conv": ConvNet,
     "resnet": ResNet,
+    "haiku_resnet": haiku_resnet,
     "vit": ViT,
     "mixer": Mixer,
     "transformer": Transformer,
+    "gpt": GPT,
     "signal_conv": SignalConv,
     "graph_conv": GraphConv,
     "recurrent": recurrent,

@@ -1,8 +1,10 @@
 """Models of images: MLP, convolutions, ResNet, vision transformer, mixer."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
+import haiku as hk
 import jax.numpy as jnp
 
 from ._layers import Activation, Conv, dropout, max_pool, normalization
@@ -92,10 +94,52 @@ class ResNet(nn.Module):
         return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros)(x)
 
 
+def haiku_resnet(
+    outputs: int,
+    activation: Activation,
+    *,
+    blocks: tuple[int, ...] = (1, 1, 1, 1),
+    channels: tuple[int, ...] = (32, 64, 128, 128),
+    bottleneck: bool = False,
+    stem: int = 3,
+    stem_stride: int = 1,
+) -> Any:
+    """Haiku's own ResNet, whose batch norm keeps its averages in the model state.
+
+    Args:
+      outputs: logits.
+      activation: is not used: haiku's has relu.
+      blocks, channels: of its four groups.
+      bottleneck: whether a block is narrow in its middle.
+      stem, stem_stride: of the first convolution.
+
+    Source: He et al., "Deep residual learning for image recognition" (2015).
+    """
+    del activation
+
+    def forward(x):
+        first = {
+            "kernel_shape": stem, "stride": stem_stride, "output_channels": channels[0]
+        }  # fmt: skip
+        model = hk.nets.ResNet(
+            blocks,
+            outputs,
+            bottleneck=bottleneck,
+            channels_per_group=channels,
+            initial_conv_config=first,
+        )
+        return model(x, is_training=True)
+
+    return hk.transform_with_state(forward)
+
+
 class ViT(nn.Module):
     """A vision transformer with a class token and learned positions.
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words" (2020).
+
+    Attributes:
+      head: name of the last layer, such as "head"; flax names it if not given.
     """
 
     outputs: int
@@ -106,6 +150,7 @@ class ViT(nn.Module):
     layers: int = 2
     mlp: int = 64
     dropout: float = 0.0
+    head: str | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -123,7 +168,7 @@ class ViT(nn.Module):
             x = x + attention(nn.LayerNorm()(x))
             y = self.activation(nn.Dense(self.mlp)(nn.LayerNorm()(x)))
             x = x + dropout(nn.Dense(self.width)(y), self.dropout)
-        return nn.Dense(self.outputs)(nn.LayerNorm()(x)[:, 0])
+        return nn.Dense(self.outputs, name=self.head)(nn.LayerNorm()(x)[:, 0])
 
 
 class Mixer(nn.Module):

@@ -105,6 +105,7 @@ def recurrent(
     size: int = 32,
     embedding: int | None = 32,
     every_step: bool = True,
+    head: str | None = None,
 ) -> Any:
     """A recurrent network as a haiku transformed function.
 
@@ -116,6 +117,7 @@ def recurrent(
       embedding: width of the embedding of tokens (b, t); None takes signals (b, t, c)
         as they are.
       every_step: logits (b, t, outputs); else of the last step only.
+      head: name of the last layer, such as "lm_head"; haiku names it if not given.
 
     Raises:
       ValueError: another core.
@@ -131,7 +133,8 @@ def recurrent(
         cell = _cell(core, size, activation)
         state = _learned_state(cell, len(x))
         hidden, _ = hk.dynamic_unroll(cell, x, state, time_major=False)
-        return hk.Linear(outputs)(hidden if every_step else hidden[:, -1])
+        last = hk.Linear(outputs, name=head)
+        return last(hidden if every_step else hidden[:, -1])
 
     return hk.transform_with_state(forward)
 

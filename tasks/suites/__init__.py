@@ -8,6 +8,7 @@ from ._convex import CONVEX
 from ._demo import DEMO_HELDOUT, DEMO_TRAIN
 from ._heldout import HELDOUT_SMALL
 from ._layouts import TRAIN_LAYOUTS
+from ._medium import HELDOUT_MEDIUM
 from ._train import TRAIN_FAST, TRAIN_MIXED, train_broad
 from ._velodrome import VELODROME
 
@@ -23,6 +24,7 @@ def suites() -> dict[str, Suite]:
         TRAIN_LAYOUTS,
         train_broad(),
         HELDOUT_SMALL,
+        HELDOUT_MEDIUM,
         AXES,
         VELODROME,
         CONVEX,

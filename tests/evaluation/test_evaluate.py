@@ -31,7 +31,7 @@ from l2o.meta_train.evaluation import (
     run_jobs,
     save_board,
 )
-from l2o.meta_train.evaluation._baselines import half_decades, scheduled_rate
+from l2o.meta_train.evaluation._baselines import half_decades
 from l2o.meta_train.evaluation._board import best_trial
 from l2o.meta_train.evaluation._entrants import of_optimizer
 from l2o.meta_train.evaluation._scores import final
@@ -171,9 +171,9 @@ def test_nothing_is_run_twice_and_what_is_missing_is(board, store, monkeypatch):
     ran = []
     original = _runs._run
 
-    def counted(job, family, rates, protocol):
+    def counted(job, family, rates, seeds, protocol):
         ran.append((job.entrant.name, tuple(rates), protocol.steps))
-        return original(job, family, rates, protocol)
+        return original(job, family, rates, seeds, protocol)
 
     monkeypatch.setattr(_runs, "_run", counted)
     entrants = [of_optimizer("learned", *_learned(0.9)), entrant("sgd")]
@@ -312,7 +312,7 @@ def test_a_bad_evaluation_is_refused(change, message):
     ("text", "message"),
     [
         ("adamm", "unknown optimizer 'adamm'; .*Did you mean .*adam.* \\./NAME"),
-        ("adam+linear", "unknown schedule 'linear'; known: constant, cosine"),
+        ("adam+steps", "unknown schedule 'steps'; known: constant, cosine, linear"),
         ("lbfgs:0.1", "no rate to give"),
         ("prodigyy+cosine", "unknown optimizer"),
         ("muon:abc", r"muon:abc: 'abc' is no rate, expected a positive number"),
@@ -365,13 +365,6 @@ def test_entrants_by_name():
     # The default is tried first, however far from the centre.
     assert half_decades(1e-3, 10**-2.5)[0] == 1e-3
     assert len(set(half_decades(1e-3, 10**-2.5))) == 7
-
-
-def test_cosine_warms_up_and_falls_to_zero():
-    rate = scheduled_rate("cosine", 0.4, 100)
-    values = [float(rate(jnp.int32(t))) for t in (0, 5, 100)]
-    np.testing.assert_allclose(values, [0.0, 0.4, 0.0], atol=1e-7)
-    assert scheduled_rate("constant", 0.4, 100) == 0.4
 
 
 @pytest.mark.parametrize("wrapper", [lambda x: x, l2o.hypergradient])

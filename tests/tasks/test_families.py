@@ -133,6 +133,10 @@ CASES: dict[str, list[_Case]] = {
             normalized=8.0,
         ),
     ],
+    "diffusion": [
+        _Case({"channels": (8, 16), "image_size": 4, "groups": 4}, normalized=2.2)
+    ],
+    "skip_gram": [_Case({"width": 8, "vocabulary": 300}, rate=0.1, normalized=9.0)],
     "copy_task": [
         _Case({"symbols": 4, "length": 2, "delay": 1, "options": {"size": 8}})
     ],

@@ -15,10 +15,11 @@ from l2o.tasks.models._images import cut_patches
 from l2o.tasks.models._layers import max_pool, patches
 
 
-@pytest.mark.parametrize("causal", ["transformer", "lstm", "irnn"])
+@pytest.mark.parametrize("causal", ["transformer", "gpt", "lstm", "irnn"])
 def test_language_model_sees_earlier_tokens_only(causal):
-    options = {"width": 8} if causal == "transformer" else {"core": causal, "size": 8}
-    name = "transformer" if causal == "transformer" else "recurrent"
+    recurrent = causal in ("lstm", "irnn")
+    options = {"core": causal, "size": 8} if recurrent else {"width": 8}
+    name = "recurrent" if recurrent else causal
     model = models.make_model(name, 128, options)(nn.gelu)
     tokens = np.full((7, 6), ord("a"))
     for changed in range(6):
@@ -32,6 +33,52 @@ def test_language_model_sees_earlier_tokens_only(causal):
     for changed, other in enumerate(others):
         np.testing.assert_array_equal(other[:changed], logits[:changed])
         assert np.all(np.any(other[changed:] != logits[changed:], -1))
+
+
+def test_stacked_blocks_compute_what_separate_ones_do():
+    options = {"width": 8, "heads": 2, "layers": 3, "mlp": 12}
+    tokens = np.arange(10).reshape(2, 5)
+    separate = models.make_model("gpt", 16, options)(nn.gelu)
+    stacked = models.make_model("gpt", 16, {**options, "stacked": True})(nn.gelu)
+    params, _ = jax.jit(separate.init)(KEY, tokens)
+    blocks = [params.pop(f"block{i}") for i in range(3)]
+    piled = {**params, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(stacked.init, KEY, tokens)[0])
+    assert jax.tree.map(jnp.shape, piled) == shapes
+    params |= {f"block{i}": block for i, block in enumerate(blocks)}
+    logits, _ = jax.jit(separate.apply)(params, {}, KEY, tokens)
+    same, _ = jax.jit(stacked.apply)(piled, {}, KEY, tokens)
+    np.testing.assert_allclose(logits, same, rtol=1e-4, atol=1e-5)
+    backwards = {**piled, "blocks": jax.tree.map(lambda x: x[::-1], piled["blocks"])}
+    other, _ = jax.jit(stacked.apply)(backwards, {}, KEY, tokens)
+    assert np.abs(other - logits).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "x"),
+    [
+        ("vit", {"head": "head"}, np.zeros((1, 8, 8, 1), np.float32)),
+        ("recurrent", {"head": "head"}, np.zeros((1, 3), int)),
+    ],
+)
+def test_a_head_has_the_name_that_it_is_given(name, options, x):
+    model = models.make_model(name, 10, options)(nn.gelu)
+    params, _ = jax.eval_shape(model.init, KEY, x)
+    assert params["head"]
+    params, _ = jax.eval_shape(models.make_model(name, 10, {})(nn.gelu).init, KEY, x)
+    assert "head" not in params
+
+
+def test_haiku_resnet_keeps_its_averages():
+    model = models.make_model("haiku_resnet", 5, {"channels": (4, 4, 8, 8)})(nn.gelu)
+    x = np.random.default_rng(0).normal(size=(3, 16, 16, 1)).astype(np.float32)
+    params, state = jax.jit(model.init)(KEY, x)
+    kernels = [v["w"].shape for k, v in params.items() if "conv" in k]
+    assert len(kernels) == 13 and all(len(shape) == 4 for shape in kernels)
+    logits, new = jax.jit(model.apply)(params, state, KEY, x)
+    assert logits.shape == (3, 5) and not np.any(logits)  # they begin at zero
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, new)
+    assert any(jax.tree.leaves(moved))
 
 
 def test_recurrent_first_state_is_learned():

@@ -47,6 +47,7 @@ def test_suites_are_the_ones_that_are_documented():
         "train/layouts": 10,
         "train/broad": 30,
         "heldout/small": 18,
+        "heldout/medium": 7,
         "axes": 17,
         "heldout/velodrome": 119,
         "convex": 25,
@@ -78,6 +79,7 @@ DIGESTS = {
     "train/layouts": "e2af614b79d6",
     "train/broad": "348df5d6233c",
     "heldout/small": "74fb743b5157",
+    "heldout/medium": "4674d6d060fe",
     "heldout/velodrome": "f40a742394ed",
     "axes": "04182401a9c0",
     "convex": "8466c8858288",
@@ -105,12 +107,13 @@ def test_heldout_shares_no_data_with_any_training_suite():
     seen = set.union(
         *(_datasets(f"train/{name}") for name in ("fast", "mixed", "layouts", "broad"))
     )
-    assert not _datasets("heldout/small") & seen
+    for name in ("heldout/small", "heldout/medium"):
+        assert not _datasets(name) & seen
     assert seen & set(DATASETS) == seen - {"china", "flower"}
 
 
 def test_what_is_held_out_is_known_whatever_it_is_called():
-    for name in ("heldout/small", "demo/heldout"):
+    for name in ("heldout/small", "heldout/medium", "demo/heldout"):
         assert all(map(held_out, SUITES[name].tasks.values()))
     for name in (
         *("train/fast", "train/mixed", "train/layouts", "train/broad"),

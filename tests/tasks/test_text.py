@@ -70,6 +70,16 @@ def test_code_is_found_and_not_imported():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
+def test_the_library_is_what_python_code_has_not():
+    texts = _text.python_library_bytes()
+    assert len(texts) > 120 and 2 * 10**6 < sum(map(len, texts)) < 5 * 10**6
+    assert not set(texts) & set(_text.python_code_bytes())
+    assert sum(b"def bisect_right(" in x for x in texts) == 1
+    # Cut and shuffled as `python_code` is.
+    sizes = [len(split["x"]) for split in data.python_library(64)]
+    np.testing.assert_allclose(np.divide(sizes, sum(sizes)), [0.7, 0.1, 0.1, 0.1], 0.02)
+
+
 @pytest.mark.parametrize("name", ["python_docs", "python_code"])
 def test_word_pieces_fill_their_vocabulary_and_leave_padding_alone(name):
     dataset = tasks.load_dataset(name, length=16, vocabulary=400)
@@ -187,13 +197,15 @@ def test_fingerprints_are_of_the_text(monkeypatch):
     assert len(code) == 12 and code != tasks.text_fingerprint()
     monkeypatch.setattr(_text, "python_code_bytes", lambda: [b"abc"])
     assert tasks.text_fingerprint("python_code") == "ba7816bf8f01"  # FIPS 180-4's
+    library = tasks.text_fingerprint("python_library")
+    assert len({library, code, tasks.text_fingerprint()}) == 3
     with pytest.raises(ValueError, match="'lm1b'; known: python_docs, python_code"):
         tasks.text_fingerprint("lm1b")
 
 
 def test_texts_are_known_by_name():
     assert tasks.load_dataset("python_code", length=64) is data.python_code(length=64)
-    for name in ("python_docs", "python_code", "lm1b", "wikipedia"):
+    for name in ("python_docs", "python_code", "python_library", "lm1b", "wikipedia"):
         parameters = data.DATASETS[name]
         parameters = getattr(parameters, "__wrapped__", parameters)
         assert parameters.__code__.co_varnames[:2] == ("length", "vocabulary")
