@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/pretrained.md", "docs/evaluation.md", "docs/performance.md")
 LEADERBOARD = ROOT / "docs" / "data" / "heldout_small.csv"
 COSTS = ROOT / "docs" / "data" / "update_costs.csv"
+SHARES = ("share_1k", "share_8k", "share_64k")
 MARKED = re.compile(r"(<!-- cards: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The order in which a reader meets them.
 ORDER = (
@@ -208,11 +209,30 @@ def costs(link: str) -> list[str]:
     return lines
 
 
+def shares(link: str) -> list[str]:
+    """Which share of a training step updates take, at every size."""
+    del link
+    rows = [x for x in rows_of(COSTS) if x["share_1k"]]
+    sizes = list(dict.fromkeys(x["parameters"] for x in rows))
+    lines = [
+        f"| share of a step | {' | '.join(f'{x} parameters' for x in sizes)} |",
+        "|---" * (1 + len(sizes)) + "|",
+    ]
+    for name in dict.fromkeys(x["optimizer"] for x in rows):
+        found = {x["parameters"]: x for x in rows if x["optimizer"] == name}
+        cells = [
+            ", ".join(f"{float(found[size][x]):.1%}" for x in SHARES) for size in sizes
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
 KINDS: dict[str, Callable[[str], list[str]]] = {
     "costs": costs,
     "evidence": evidence,
     "front": front,
     "leaders": leaders,
+    "shares": shares,
     "which": which,
 }
 
