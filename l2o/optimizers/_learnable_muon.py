@@ -26,7 +26,7 @@ from ..rule._newton_schulz import NS_COEFFS, newton_schulz
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import refuse_schedule, warmup_cosine
-from ..rule._tables import remembering, table_limits, table_scales
+from ..rule._tables import remembering, table_limits
 from ..wrappers._hypergradient import (
     FACTOR_STARTS,
     Factors,
@@ -108,8 +108,8 @@ def learnable_muon(
         inferred.
       embeddings: how tables of embeddings move. "matrix" is as any matrix, "vector" in
         the direction before O. "adagrad" does so with v the mean of squares since the
-        beginning: a row that is seldom seen takes longer steps. There s is the table's
-        root mean square, at most that of the start or 1 / sqrt(width).
+        beginning: a row that is seldom seen takes longer steps. There s is at most the
+        table's root mean square at the start or 1 / sqrt(width).
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -185,7 +185,7 @@ def learnable_muon(
                 bounds=(1 / factor_bound, factor_bound),
             )
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
-            scales = _scales(rate, updates, params, state, factors, widths)
+            scales = _scales(rate, updates, params, state, factors)
             numbers = remembering(theta["learned"], state.count)
             each = [numbers if width else theta["learned"] for width in widths]
             updates, momentum, second = _move(each, grads, params, state, scales)
@@ -273,11 +273,9 @@ def _scales(
     params: Any,
     state: LearnableMuonState,
     factors: Factors,
-    widths: Sequence[int],
 ) -> jax.Array:
     """`alpha_t e^r s` of each tensor with elements."""
     scales = step_scales(updates, params, state.limits, state.second)
-    scales = table_scales(scales, state.limits, rows_of(updates, params), widths)
     # A factor for every leaf, a scale for each that has elements.
     leaves = jax.tree.leaves(updates)
     used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
