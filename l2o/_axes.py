@@ -66,7 +66,8 @@ def infer_axes(
     It knows the conventions of flax (linen and nnx), haiku and equinox:
 
     - `kernel` and `w` are (inputs, outputs); of a convolution (height, width, inputs,
-      outputs); of attention (model, heads, head) and back.
+      outputs); of attention (model, heads, head) and back. So is a tensor of four axes
+      whose own name has "conv" in it.
     - `weight` is (outputs, inputs, height, width), as in equinox and PyTorch.
     - `embedding`, `embeddings` and tables of positions are embeddings.
     - `head`, `logits`, `classifier` and `unembed` are heads.
@@ -216,7 +217,7 @@ def _outputs(
     if last == "lora_b":
         return every[1:]
     if last not in ("kernel", "w"):
-        return ()
+        return every[-1:] if "conv" in last and rank > 3 else ()
     if module in _EINSUMS:
         inputs = _EINSUMS[module]
         return tuple(i for i in every if i != inputs)

@@ -26,7 +26,7 @@ from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
 from ..rule._schedule import refuse_schedule, warmup_cosine
-from ..rule._tables import remembering, table_limits, table_scales
+from ..rule._tables import remembering, table_limits
 from ..wrappers._hypergradient import (
     FACTOR_STARTS,
     Factors,
@@ -120,8 +120,8 @@ def learnable_muon(
         inferred.
       embeddings: how tables of embeddings move. "matrix" is as any matrix, "vector" in
         the direction before O. "adagrad" does so with v the mean of squares since the
-        beginning: a row that is seldom seen takes longer steps. There s is the table's
-        root mean square, at most that of the start or 1 / sqrt(width).
+        beginning: a row that is seldom seen takes longer steps. There s is at most the
+        table's root mean square at the start or 1 / sqrt(width).
       orthogonal: O. "rational" needs two inverses, "newton_schulz" is the five
         iterations of Muon in float32 and "newton_schulz_bf16" in bfloat16.
         "by_platform" is the first on CPUs and the last on accelerators.
@@ -208,7 +208,7 @@ def learnable_muon(
                 bounds=(1 / factor_bound, factor_bound),
             )
             rate = _rate(theta["learned"], alpha, state.count, num_steps)
-            scales = _scales(rate, updates, params, state, factors, widths)
+            scales = _scales(rate, updates, params, state, factors)
             numbers = remembering(theta["learned"], state.count)
             each = [numbers if width else theta["learned"] for width in widths]
             updates, momentum, second = _move(
@@ -309,11 +309,9 @@ def _scales(
     params: Any,
     state: LearnableMuonState,
     factors: Factors,
-    widths: Sequence[int],
 ) -> jax.Array:
     """`alpha_t e^r s` of each tensor with elements."""
     scales = step_scales(updates, params, state.limits, state.second)
-    scales = table_scales(scales, state.limits, rows_of(updates, params), widths)
     # A factor for every leaf, a scale for each that has elements.
     leaves = jax.tree.leaves(updates)
     used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._tensors import rows_of
 
-LEAST = 1e-3  # of a model that begins at zero
+_LEAST = 1e-3  # of a model that begins at zero
 _FLOOR = 0.1  # the least scale of a matrix, over the typical one
 
 
@@ -36,7 +36,7 @@ def parameter_scales(
     own = jnp.stack([root_mean_square(p) for p in params])
     matrix = np.array([p.ndim > 1 for p in params])
     sizes = np.array([p.size for p in params], np.float32)
-    typical = jnp.maximum(_typical(own, matrix, sizes, trained), LEAST)
+    typical = jnp.maximum(_typical(own, matrix, sizes, trained), _LEAST)
     floored = jnp.maximum(own, _FLOOR * typical)
     scales = jnp.where(matrix, floored, typical)
     return scales, jnp.log(floored / typical)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._scales import LEAST, root_mean_square
+from ._scales import root_mean_square
 
 
 def table_limits(
@@ -28,27 +28,6 @@ def table_limits(
     own = jnp.stack([root_mean_square(p) for p in params])
     usual = np.array([max(n, 1) ** -0.5 for n in widths], np.float32)
     return jnp.where(np.array(widths) > 0, jnp.maximum(own, usual), limits)
-
-
-def table_scales(
-    scales: jax.Array,
-    limits: jax.Array,
-    params: Sequence[jax.Array],
-    widths: Sequence[int],
-) -> jax.Array:
-    """The scales of `step_scales`, with those of tables in their places.
-
-    A table's is its own root mean square, not the typical one of matrices.
-
-    Args:
-      scales, limits: shape (tensors,).
-      params: tensors with elements.
-      widths: as in `table_limits`.
-    """
-    if not any(widths):
-        return scales
-    own = jnp.maximum(jnp.stack([root_mean_square(p) for p in params]), LEAST)
-    return jnp.where(np.array(widths) > 0, jnp.minimum(own, limits), scales)
 
 
 def remembering(numbers: Mapping[str, Any], count: jax.Array) -> dict[str, Any]:

@@ -167,6 +167,7 @@ def test_a_table_moves_as_a_slow_form_does(start):
             np.where(moved, x, 0.0) / np.sqrt(np.mean(x[moved] ** 2) + 1e-9)
         )
         f = (v + 1e-8) ** -0.5
+        # No matrix is beside it, so the typical scale is the table's own.
         scale = np.clip(np.sqrt(np.mean(p**2)), 1e-3, limit)
         rate = 0.03 * float(warmup_cosine(t - 1, float(STEPS)))
         p = p - rate * scale * unit(unit(m * f) + unit(g * f))

@@ -348,3 +348,8 @@ def test_axes_of_a_model_are_inferred(name):
     assert expected.items() <= found.items(), {
         k: (v, found.get(k)) for k, v in expected.items() if found.get(k) != v
     }
+
+
+def test_a_kernel_that_is_itself_called_a_convolution():
+    assert l2o.infer_axes("conv1", (3, 3, 8, 16)).inputs == (0, 1, 2)
+    assert l2o.infer_axes("mixing1", (3, 3, 8, 16)).batch == (0, 1)
