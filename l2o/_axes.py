@@ -66,8 +66,8 @@ def infer_axes(
     It knows the conventions of flax (linen and nnx), haiku and equinox:
 
     - `kernel` and `w` are (inputs, outputs); of a convolution (height, width, inputs,
-      outputs); of attention (model, heads, head) and back. So is a tensor of four axes
-      whose own name has "conv" in it.
+      outputs); of attention (model, heads, head) and back.
+    - A tensor of four axes that is itself called `conv` something is a convolution.
     - `weight` is (outputs, inputs, height, width), as in equinox and PyTorch.
     - `embedding`, `embeddings` and tables of positions are embeddings.
     - `head`, `logits`, `classifier` and `unembed` are heads.

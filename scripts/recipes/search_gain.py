@@ -2,6 +2,8 @@
 
     python scripts/recipes/search_gain.py
     python scripts/recipes/search_gain.py --steps 300 --families mixed-mlp mixed-vae
+    python scripts/recipes/search_gain.py --families train/mixed train/layouts \
+        --out FOLDER --first 6
 
 The numbers of `adaptive_muon`; what differs is gain and drift, which are
 meta-parameters, and the rate. Gain 0 stands for steps that do not adapt. All tasks of
@@ -29,20 +31,20 @@ import l2o
 from l2o.meta_train.cli import configure_process
 from l2o.tasks import TaskFamily, task_specs
 
-# (gain, drift, rate)
+# (gain, drift, rate); what ships and its neighbours first
 VARIANTS = (
+    (20, 1, 0.03),
+    (20, 1, 0.02),
+    (20, 1, 0.045),
+    (10, 0.5, 0.03),
+    (30, 1.5, 0.03),
     (0, 0, 0.03),
     (0, 0, 0.045),
     (0, 0, 0.02),
-    (10, 0.5, 0.03),
     (20, 0, 0.03),
     (20, 0.4, 0.03),
-    (20, 1, 0.03),
     (30, 0.6, 0.03),
-    (30, 1.5, 0.03),
     (50, 2.5, 0.03),
-    (20, 1, 0.02),
-    (20, 1, 0.045),
 )
 
 
@@ -51,9 +53,13 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[SUITE])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file for all losses")
+    parser.add_argument("--first", type=int, help="so many variants; default: all")
+    parser.add_argument("--out", type=Path, help="folder for losses; a run goes on")
     options = parser.parse_args()
     configure_process()
+    variants = VARIANTS[: options.first]
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     optimizer, start = l2o.load_unbound("adaptive_muon", learning_rate=1.0)
 
     def transformation(numbers):
@@ -67,16 +73,21 @@ def main() -> None:
         return final_losses(
             family,
             transformation,
-            jnp.array(VARIANTS, jnp.float32),
+            jnp.array(variants, jnp.float32),
             jax.vmap(jax.random.key)(200 + jnp.arange(options.seeds)),
             steps=options.steps,
         )
 
-    found = on_every_task(task_specs(tuple(options.families)), losses)
-    names = [f"gain {k:g}, drift {d:g}, rate {a:g}" for k, d, a in VARIANTS]
-    if options.out:
-        content = {name: x.tolist() for name, x in found.items()}
-        options.out.write_text(json.dumps({"variants": names, "losses": content}))
+    def kept(family: TaskFamily) -> np.ndarray:
+        if options.out is None:
+            return losses(family)
+        path = options.out / f"{family.name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(losses(family).tolist()))
+        return np.array(json.loads(path.read_text()))
+
+    found = on_every_task(task_specs(tuple(options.families)), kept)
+    names = [f"gain {k:g}, drift {d:g}, rate {a:g}" for k, d, a in variants]
     print_ranks(names, found)
     print_better(names, found)
 

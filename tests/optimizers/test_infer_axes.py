@@ -10,6 +10,7 @@ import pytest
 from axes_seen import seen
 from flax import nnx
 
+from l2o import infer_axes
 from l2o.tasks.models import make_model
 
 KEY = jax.random.key(0)
@@ -351,5 +352,5 @@ def test_axes_of_a_model_are_inferred(name):
 
 
 def test_a_kernel_that_is_itself_called_a_convolution():
-    assert l2o.infer_axes("conv1", (3, 3, 8, 16)).inputs == (0, 1, 2)
-    assert l2o.infer_axes("mixing1", (3, 3, 8, 16)).batch == (0, 1)
+    assert infer_axes("conv1", (3, 3, 8, 16)).inputs == (0, 1, 2)
+    assert infer_axes("mixing1", (3, 3, 8, 16)).batch == (0, 1)
