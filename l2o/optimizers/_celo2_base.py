@@ -53,6 +53,7 @@ class Celo2BaseState(NamedTuple):
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 def _from_factoring(arguments: dict[str, Any], value: Any) -> None:

@@ -42,6 +42,7 @@ class LearnableMuonState(NamedTuple):
     second: Any  # a tree like params
     limits: jax.Array  # shape (tensors,): largest scales of steps
     factors: Factors
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(

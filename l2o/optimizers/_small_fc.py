@@ -42,6 +42,7 @@ class SmallFCState(NamedTuple):
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(NETWORK, old={"factoring": from_factoring})
