@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._arguments import checked
-from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
@@ -30,7 +30,15 @@ from ..rule._options import NETWORK, NetworkOptions, decays_of, from_factoring
 from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import Rule, Shared, check_untouched
 from ..rule._scales import scale_limits, step_scales
-from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
+from ..rule._schedule import (
+    Fall,
+    Schedule,
+    check_schedule,
+    decay_of,
+    run_fall,
+    run_length,
+    scheduled,
+)
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 
@@ -42,6 +50,7 @@ class SmallFCState(NamedTuple):
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+    fall: Fall | None = None  # of a schedule
     skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
@@ -70,7 +79,8 @@ def small_fc(
         which d is Adam's direction (the first momentum over the root of the second
         moment), normalised.
       schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
-        zero; `bind` then needs the length of the run.
+        zero. Without the length of the run w rises over 50 steps and stays at one,
+        until `cool_down`.
       relative: makes s, of a matrix, its root mean square, of a vector that of all
         parameters, but no more than at the start, as `celo2_base` does.
       **options: see `NetworkOptions`: hidden_size 4 and hidden_layers 2, relu between
@@ -81,7 +91,7 @@ def small_fc(
 
     Raises:
       ValueError: decays that cannot be paired; unknown init, schedule or untouched;
-        `update` called without `params`; no `num_steps` for a schedule.
+        `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -106,7 +116,7 @@ def small_fc(
 
     def bind(theta, *, num_steps=None):
         if schedule == "cosine":
-            num_steps = require_num_steps(num_steps, "small_fc")
+            num_steps = optional_num_steps(num_steps, "small_fc")
         return small_fc_transformation(
             rule,
             theta["nn"],
@@ -118,9 +128,8 @@ def small_fc(
             name="small_fc",
         )
 
-    needs = ("params",) if schedule == "constant" else ("params", "num_steps")
     return LearnedOptimizer(
-        init_theta, bind, "small_fc", arguments, needs, starts={"init": ("nn",)}
+        init_theta, bind, "small_fc", arguments, ("params",), starts={"init": ("nn",)}
     )
 
 
@@ -189,13 +198,18 @@ def small_fc_transformation(
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.layout)
         limits = scale_limits(params) if relative else None
-        length = run_length(schedule, num_steps)
-        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits, length)
+        return SmallFCState(
+            jnp.zeros([], jnp.int32),
+            accumulators,
+            limits,
+            run_length(schedule, num_steps),
+            run_fall(schedule),
+        )
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, name)
-        rate = scheduled(step_mult, schedule, state.count, num_steps)
+        rate, fall = scheduled(step_mult, schedule, state, num_steps)
         time = time_embedding(state.count)
         shared = Shared(decays, decay_of(rate, weight_decay), time)
         updates, accumulators = update_tree(
@@ -211,7 +225,9 @@ def small_fc_transformation(
             shared,
         )
         count = optax.safe_increment(state.count)
-        return updates, SmallFCState(count, accumulators, state.limits, state.num_steps)
+        return updates, SmallFCState(
+            count, accumulators, state.limits, state.num_steps, fall
+        )
 
     return transformation(
         init_fn, update_fn, name=name, finite=False, reads_params=relative
