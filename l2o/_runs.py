@@ -131,7 +131,7 @@ def extend_run(state: Any, steps: int | jax.Array) -> Any:
 def _with_end(
     name: str, state: Any, steps: Any, share: Callable[[jax.Array], jax.Array]
 ) -> Any:
-    check_num_steps(name, steps)
+    check_num_steps(name, steps, "steps")
 
     def falls(x):
         return getattr(x, "fall", None) is not None

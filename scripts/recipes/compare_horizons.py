@@ -23,7 +23,6 @@ from rich.table import Table
 
 import l2o
 from l2o.meta_train.cli import configure_process
-from l2o.meta_train.estimators._unroll import inner_init, inner_step, value_only
 from l2o.tasks import TaskFamily, task_specs
 
 TASKS = (
@@ -63,29 +62,33 @@ def runs(options: argparse.Namespace, bind: Any, factor: float, changes: Any) ->
             return jnp.mean(jax.lax.map(one, jax.random.split(k_eval, BATCHES)))
 
         def step(carry, t):
-            state, averages = carry
-            k_step = jax.random.fold_in(k_steps, t)
-            state = inner_step(tx, task, state, k_step, extra=value_only)[0]
+            params, model_state, state, averages = carry
+            k_batch, k_loss = jax.random.split(jax.random.fold_in(k_steps, t))
+            batch = task.batch(k_batch, "train")
+            (value, (model_state, _)), grads = jax.value_and_grad(
+                task.loss, has_aux=True
+            )(params, model_state, k_loss, batch)
+            updates, state = tx.update(grads, state, params, value=value)
+            params = optax.apply_updates(params, updates)
             averages = [
-                optax.incremental_update(state.params, x, 1 - d)
+                optax.incremental_update(params, x, 1 - d)
                 for d, x in zip(DECAYS, averages, strict=True)
             ]
-            return (state, averages), None
+            return (params, model_state, state, averages), None
 
-        state = inner_init(tx, task, k_init)
-        carry = state, [state.params] * len(DECAYS)
+        params, model_state = task.init(k_init)
+        carry = params, model_state, tx.init(params), [params] * len(DECAYS)
         marks = sorted({0, *changes, options.steps})
         for start, end in zip(marks, marks[1:], strict=False):
-            state, averages = carry
             if start in changes:
-                new = changes[start](state.opt_state)
-                state = state._replace(opt_state=new)
-            carry, _ = jax.lax.scan(step, (state, averages), jnp.arange(start, end))
-        state, averages = carry
-        found = {"": state.params}
+                params, model_state, state, averages = carry
+                carry = params, model_state, changes[start](state), averages
+            carry, _ = jax.lax.scan(step, carry, jnp.arange(start, end))
+        params, model_state, _, averages = carry
+        found = {"": params}
         found |= {f", mean {d}": x for d, x in zip(DECAYS, averages, strict=True)}
         return {
-            name: jnp.stack([loss(x, state.model_state, split) for split in SPLITS])
+            name: jnp.stack([loss(x, model_state, split) for split in SPLITS])
             for name, x in found.items()
         }
 
