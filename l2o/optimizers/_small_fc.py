@@ -58,6 +58,7 @@ class SmallFCState(NamedTuple):
 def small_fc(
     *,
     step_mult: float = 1e-3,
+    weight_decay: float = 0.0,
     init: Init = "random",
     schedule: Schedule = "constant",
     relative: bool = False,
@@ -66,15 +67,17 @@ def small_fc(
     r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi(g, p, m, v)),
-              \tau(t)), \quad p \leftarrow p - \lambda_1 w s\, d\, e^{\lambda_2 a}
+              \tau(t)), \quad p \leftarrow p - \lambda_1 w\,
+              (s\, d\, e^{\lambda_2 a} + v p)
 
     The features phi are listed in `adafactor_features`; each is divided by its root
-    mean square over the tensor. As published w and s are 1. The accumulators' decays
+    mean square over the tensor. As published w and s are 1 and v is 0. The accumulators' decays
     are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta. There is no learning
     rate to choose.
 
     Args:
       step_mult: lambda_1.
+      weight_decay: v.
       init: what meta-training starts from: random weights, or "adam", weights with
         which d is Adam's direction (the first momentum over the root of the second
         moment), normalised.
@@ -122,6 +125,7 @@ def small_fc(
             theta["nn"],
             learned_decays(decays, theta),
             step_mult=step_mult,
+            weight_decay=weight_decay,
             schedule=schedule,
             num_steps=num_steps,
             relative=relative,

@@ -485,6 +485,30 @@ def test_hyper_parameters_can_be_injected():
     np.testing.assert_array_equal(updates["w"], 0)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_weight_decay_is_obeyed_by_everything_that_ships(name):
+    """What has no gradient loses a share in proportion to it."""
+
+    def kept(decay):
+        tx = l2o.load(name, num_steps=NUM_STEPS, weight_decay=decay)
+        params, state = arrays(0), tx.init(arrays(0))
+        update = jax.jit(tx.update)
+        for seed in (1, 2, 3):
+            updates, state = update(gradients(seed), state, params, value=0.5)
+            params = optax.apply_updates(params, updates)
+        kept = params["frozen"] / arrays(0)["frozen"]
+        np.testing.assert_allclose(kept, kept[0], rtol=1e-6)
+        return float(kept[0])
+
+    assert kept(0) == kept(0.0) == 1
+    lost = [-np.log(kept(decay)) for decay in (1.0, 2.0)]
+    assert lost[0] > 0.005
+    np.testing.assert_allclose(lost[1] / lost[0], 2, rtol=0.05)
+    for bad in (-0.1, "0.1", float("nan"), True):
+        with pytest.raises(ValueError, match="weight_decay to be a finite number >= 0"):
+            l2o.load(name, num_steps=NUM_STEPS, weight_decay=bad)
+
+
 def test_a_weight_decay_of_zero_is_none_as_an_array_too():
     for zero in (0, 0.0, np.float32(0), jnp.float32(0)):
         optimizer = l2o.learnable_muon(weight_decay=zero)
