@@ -34,9 +34,7 @@ def usual_length(num_steps: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(num_steps), num_steps, USUAL_STEPS)
 
 
-def share_of_fall(
-    state: Any, num_steps: jax.Array, warmup: Any = 0.05
-) -> jax.Array:
+def share_of_fall(state: Any, num_steps: jax.Array, warmup: Any = 0.05) -> jax.Array:
     """What of the fall is behind: zero until it begins, and in an endless run.
 
     Args:

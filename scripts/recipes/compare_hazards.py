@@ -11,6 +11,7 @@ already is not made again.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ SEEN = {"axes": "inferred", "embeddings": "vector"}
 
 def family(batch_size: int | None = None, dtype: Any = None) -> TaskFamily:
     (spec,) = task_specs((TASK,)).values()
-    assert held_out(spec) is None or not held_out(spec)
+    assert held_out(spec) is None
     if batch_size is not None:
-        content = {**spec.options, "batch_size": batch_size}
-        spec = spec._replace(options=content)
+        changed = {**spec.options, "batch_size": batch_size}
+        spec = dataclasses.replace(spec, options=changed)
     made = spec.family()
     if dtype is None:
         return made

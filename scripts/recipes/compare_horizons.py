@@ -153,7 +153,9 @@ def main() -> None:
     configure_process()
     options.out.mkdir(parents=True, exist_ok=True)
     found = {task: losses(options, task) for task in options.tasks}
-    title = f"loss over the scheduled run's, mean of {options.seeds} seeds: train, valid"
+    title = (
+        f"loss over the scheduled run's, mean of {options.seeds} seeds: train, valid"
+    )
     names = [x.removeprefix("mixed-") for x in options.tasks]
     table = Table("variant", *names, "all", title=title, box=None)
     for label in next(iter(found.values())):

@@ -95,7 +95,7 @@ def test_cool_down_and_extend_run_of_a_run_with_an_end(name):
     state = l2o.cool_down(at(tx, 50)._replace(fall=state.fall), 10)
     for t in range(11):
         like = top._replace(count=state.count)
-        state = state._replace(**{k: v for k, v in averages(top).items()})
+        state = state._replace(**averages(top))
         found, state = share(tx, state, like)
         x = planned + (1 - planned) * t / 10
         expected = 0.5 + 0.5 * np.cos(np.pi * x)
