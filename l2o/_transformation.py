@@ -39,8 +39,8 @@ def transformation(
       gradients, are refused; the message names the leaf.
     - A step is skipped where an entry of its gradients is NaN or infinite: updates are
       zero, and the state stays as it is. A state with a field `skipped` counts these
-      steps there; what is given here sees and returns None in it. With `jax_debug_nans` such
-      a gradient is an error that names the leaf.
+      steps there; `init` and `update` as given here have None in it. With
+      `jax_debug_nans` such a gradient is an error that names the leaf.
     - An entry of a gradient of more than 1e15 counts as 1e15.
     - The arithmetic is the same under `jax_numpy_dtype_promotion="strict"`.
 

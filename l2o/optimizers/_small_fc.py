@@ -71,9 +71,9 @@ def small_fc(
               (s\, d\, e^{\lambda_2 a} + v p)
 
     The features phi are listed in `adafactor_features`; each is divided by its root
-    mean square over the tensor. As published w and s are 1 and v is 0. The accumulators' decays
-    are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta. There is no learning
-    rate to choose.
+    mean square over the tensor. As published w and s are 1 and v is 0. The
+    accumulators' decays are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta.
+    There is no learning rate to choose.
 
     Args:
       step_mult: lambda_1.

@@ -1,9 +1,9 @@
-"""What NaNs, batch sizes, bfloat16 and accumulation do: final losses on digits.
+"""What NaNs, batch sizes, bfloat16 and accumulation do: final losses.
 
     python scripts/recipes/compare_hazards.py --out runs/hazards
     python scripts/recipes/compare_hazards.py --out runs/hazards --only nan
 
-Trains the task `axis-none`, an MLP of the fast recipe. `nan`: every optimizer that
+Trains the task `mixed-mlp` of `train/mixed`. `nan`: every optimizer that
 ships, with a whole gradient of NaN in 3 of 1000 steps and without. `batch`: batches of
 4 to 1024 beside Adam at its best of four rates. `precision`: parameters in bfloat16.
 `accumulate`: four micro-batches beside one batch of that size. What the folder has
@@ -28,7 +28,7 @@ import l2o
 from l2o.meta_train.cli import configure_process
 from l2o.tasks import TaskFamily, held_out, task_specs
 
-TASK = "axis-none"
+TASK = "mixed-mlp"
 NANS = (0.0, 0.003)
 BATCHES = (4, 32, 1024)
 ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -77,7 +77,7 @@ def with_nans(
 
 
 def programs(steps: int) -> dict[str, Any]:
-    """By name: a function of the seeds, to losses of shape (variants, seeds, splits)."""
+    """By name: a function of keys, to losses of shape (variants, keys, splits)."""
     found = {}
 
     def add(name, family, numbers, transformation, steps=steps):
@@ -141,7 +141,8 @@ def main() -> None:
             path.write_text(json.dumps(program(keys).tolist()))
             print(name, flush=True)
         for i, row in enumerate(np.array(json.loads(path.read_text()))):
-            cells = [f"{m:.4f} +- {s:.4f}" for m, s in zip(row.mean(0), row.std(0))]
+            pairs = zip(row.mean(0), row.std(0), strict=True)
+            cells = [f"{mean:.4f} +- {std:.4f}" for mean, std in pairs]
             table.add_row(f"{name}, {i}", *cells)
     Console(width=100).print(table)
 

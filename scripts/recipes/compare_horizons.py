@@ -10,6 +10,7 @@ seeds of the loss over that of the scheduled run, and the geometric mean over ta
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def runs(options: argparse.Namespace, bind: Any, factor: float, changes: Any) ->
         params, model_state = task.init(k_init)
         carry = params, model_state, tx.init(params), [params] * len(DECAYS)
         marks = sorted({0, *changes, options.steps})
-        for start, end in zip(marks, marks[1:], strict=False):
+        for start, end in itertools.pairwise(marks):
             if start in changes:
                 params, model_state, state, averages = carry
                 carry = params, model_state, changes[start](state), averages
@@ -153,9 +154,7 @@ def main() -> None:
     configure_process()
     options.out.mkdir(parents=True, exist_ok=True)
     found = {task: losses(options, task) for task in options.tasks}
-    title = (
-        f"loss over the scheduled run's, mean of {options.seeds} seeds: train, valid"
-    )
+    title = f"loss over the scheduled run's, n = {options.seeds}: train, valid"
     names = [x.removeprefix("mixed-") for x in options.tasks]
     table = Table("variant", *names, "all", title=title, box=None)
     for label in next(iter(found.values())):
