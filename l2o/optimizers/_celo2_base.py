@@ -112,8 +112,8 @@ def celo2_base(
         second moment), normalised; "nadam", the sum of that and of the gradient over
         the same root, each normalised.
       schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
-        a cosine to zero. Without the length of the run alpha rises over 50 steps and
-        stays, until `cool_down`.
+        a cosine to zero. Without the length of the run it is multiplied by a
+        half, after 50 steps of warm-up, until `cool_down`.
       relative: whether steps are multiplied by s: of a matrix its root mean square, of
         a vector that of all parameters, which is also the tenfold of the least s; never
         above what s was at the start, or `1 / sqrt(fan_in)` where that is more. Alpha

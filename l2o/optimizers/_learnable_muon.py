@@ -88,7 +88,7 @@ def learnable_muon(
     this orthogonalises Adam's direction, at q = 0 Muon's. With `T` the length of the
     run, `alpha_t` is `alpha e^rho (T / 1000)^h` under a warm-up over a share f of
     the run and a cosine to zero, to the power a. Gradients are cut to +-1000. Without
-    `num_steps` T is 1000, and the rate stays at its largest until `cool_down`.
+    `num_steps` T is 1000, and the rate stays at half of it until `cool_down`.
 
     Entries that have had no gradient make no step, they only decay; means are over the
     others. So what is frozen, or a row of an embedding that is not used, follows plain

@@ -82,7 +82,7 @@ def small_fc(
         which d is Adam's direction (the first momentum over the root of the second
         moment), normalised.
       schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
-        zero. Without the length of the run w rises over 50 steps and stays at one,
+        zero. Without the length of the run w rises to a half over 50 steps and stays,
         until `cool_down`.
       relative: makes s, of a matrix, its root mean square, of a vector that of all
         parameters, but no more than at the start, as `celo2_base` does.

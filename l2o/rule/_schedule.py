@@ -67,9 +67,11 @@ def warmup_cosine(
 ) -> jax.Array:
     """Up to 1 in a part of the run, then a cosine to 0 at its end; shape ().
 
+    Of a run without an end: up to a half, which is a cosine's mean, in 50 steps.
+
     Args:
       count: updates made before this one.
-      num_steps: of the run; without an end it stays at 1.
+      num_steps: of the run; infinite without an end.
       warmup: that part, a twentieth by default.
       power: of the cosine; None for one.
       share: of the fall, what is behind; None for what count tells.
@@ -79,7 +81,7 @@ def warmup_cosine(
     fall = 0.5 + 0.5 * jnp.cos(jnp.pi * after)
     if power is not None:
         fall = jnp.maximum(fall, 1e-9) ** power  # finite derivatives at the end
-    return jnp.minimum(rise, fall)
+    return jnp.where(jnp.isfinite(num_steps), 1.0, 0.5) * jnp.minimum(rise, fall)
 
 
 def _planned(count: jax.Array, num_steps: jax.Array, warmup: Any) -> jax.Array:

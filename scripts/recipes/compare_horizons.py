@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", default="adaptive_muon")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--factors", nargs="+", type=float, default=(1.0, 0.5, 0.3))
+    parser.add_argument("--factors", nargs="+", type=float, default=(1.0, 2.0))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
