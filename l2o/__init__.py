@@ -8,6 +8,7 @@ from ._axes import Axes, axes_of, describe_axes, infer_axes
 from ._base import LearnedOptimizer, trainable
 from ._options import defaults_of
 from ._registry import factories, make, register, wrapper_factories
+from ._runs import cool_down, extend_run, skipped_steps, steps_left
 from ._transformation import transformation
 from .files._frozen import load, load_unbound, read_card, save, shipped
 from .kernels._backend import Backend, backend, chosen_backend, native_kernels
@@ -109,12 +110,14 @@ __all__ = [
     "chosen_backend",
     "clip_gradients",
     "compact",
+    "cool_down",
     "decay_weights",
     "defaults_of",
     "describe_axes",
     "elo",
     "elo_celo2",
     "extend_horizon",
+    "extend_run",
     "factories",
     "float32_updates",
     "grafted",
@@ -146,7 +149,9 @@ __all__ = [
     "rnnprop",
     "save",
     "shipped",
+    "skipped_steps",
     "small_fc",
+    "steps_left",
     "trainable",
     "transformation",
     "velo",

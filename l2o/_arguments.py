@@ -123,8 +123,14 @@ def check_number(what: str, name: str, value: Any) -> None:
         raise ValueError(f"{what} needs {name} to be {expected}, got {value!r}")
 
 
-def check_num_steps(what: str, num_steps: Any) -> None:
-    """Raises `ValueError` unless the length of a run is a whole number of steps."""
+def check_num_steps(what: str, num_steps: Any, name: str = "num_steps") -> None:
+    """Raises `ValueError` unless the length of a run is a whole number of steps.
+
+    Args:
+      what: who asks; the message begins with it.
+      num_steps: to be checked; a traced number is not.
+      name: of the argument.
+    """
     value = _unboxed(num_steps)
     if _is_traced_number(value):
         return
@@ -137,7 +143,7 @@ def check_num_steps(what: str, num_steps: Any) -> None:
     else:
         return
     raise ValueError(
-        f"{what} needs num_steps >= 1, the number of updates of the training run; "
+        f"{what} needs {name} >= 1, the number of updates of the training run; "
         f"{num_steps!r} {found}"
     )
 

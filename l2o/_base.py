@@ -23,7 +23,9 @@ VALUE_MISSING = (
 )
 NUM_STEPS_MISSING = (
     "{name} needs the length of the training run: give it, "
-    "`l2o.load(source, num_steps=...)` or `optimizer.bind(theta, num_steps=...)`."
+    "`l2o.load(source, num_steps=...)` or `optimizer.bind(theta, num_steps=...)`. "
+    "Optimizers that need none are `l2o.load('adaptive_muon')` and the others that "
+    "ship."
 )
 
 
@@ -135,3 +137,14 @@ def require_num_steps(num_steps: Any, name: str) -> jax.Array:
         raise ValueError(NUM_STEPS_MISSING.format(name=name))
     check_num_steps(name, num_steps)
     return jnp.asarray(num_steps, jnp.float32)
+
+
+def optional_num_steps(num_steps: Any, name: str) -> jax.Array:
+    """The horizon as a float32 scalar, infinite where there is none.
+
+    Raises:
+      ValueError: it is not a number of steps.
+    """
+    if num_steps is None:
+        return jnp.float32(jnp.inf)
+    return require_num_steps(num_steps, name)

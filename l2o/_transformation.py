@@ -1,6 +1,7 @@
 """What every transformation of this package promises about trees, types and buffers."""
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import dtypes
+from jax import dtypes, lax
 
 from ._tensors import finite_gradient
 
 _config: Any = jax.config  # whose attributes its type does not name
+# Whether an update is traced inside another: the outer one has seen the gradients.
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default=False)
 
 
 def transformation(
@@ -34,16 +37,19 @@ def transformation(
       that is no array are refused, with the remedy.
     - Gradients that do not fit the parameters, and a state that does not fit the
       gradients, are refused; the message names the leaf.
-    - An entry of a gradient that is NaN counts as zero, and one of more than 1e15 as
-      1e15. With `jax_debug_nans` it is an error that names the leaf.
+    - A step is skipped where an entry of its gradients is NaN or infinite: updates are
+      zero, and the state stays as it is. A state with a field `skipped` counts these
+      steps there; `init` and `update` as given here have None in it. With
+      `jax_debug_nans` such a gradient is an error that names the leaf.
+    - An entry of a gradient of more than 1e15 counts as 1e15.
     - The arithmetic is the same under `jax_numpy_dtype_promotion="strict"`.
 
     Args:
       init: `params -> state`.
       update: `(grads, state, params, **extra_args) -> (updates, state)`.
       name: who asks, in messages.
-      finite: whether gradients are made finite here. A rule that does so itself, in a
-        kernel, saves a pass over memory.
+      finite: whether gradients are cut here. A rule that does so itself, in a kernel,
+        saves a pass over memory.
       reads_params: whether `init` depends on the values of the parameters. Otherwise
         leaves of the type `jax.ShapeDtypeStruct` will do.
 
@@ -57,6 +63,9 @@ def transformation(
       -0.5
     """
 
+    def fresh(params):
+        return _with_counter(init(params), jnp.zeros([], jnp.int32))
+
     def init_fn(params):
         with _usual_arithmetic():
             selected = _select(params, params, name)
@@ -67,7 +76,7 @@ def transformation(
                     "`jax.eval_shape(tx.init, params)`"
                 )
             given = selected.tree([_as_array(x) for x in selected.seen])
-            return _with_own_buffers(init(given), given)
+            return _with_own_buffers(fresh(given), given)
 
     def update_fn(updates, state, params=None, **extra_args):
         with _usual_arithmetic():
@@ -77,26 +86,34 @@ def transformation(
             selected = _select(like, updates, name)
             _refuse_nans(selected)
             grads = [jnp.asarray(x) for x in selected.seen]
-            if finite:
-                grads = [finite_gradient(x) for x in grads]
-            given = selected.tree(grads)
+            dtypes = selected.dtypes(like)
             if params is not None:
                 params = selected.tree([_as_array(x) for x in selected.of(params)])
-            try:
-                new, after = update(given, state, params, **extra_args)
-                after = optax.tree.cast_like(after, state)
-                _check_shapes(after, state)
-            except (TypeError, ValueError) as error:
-                _explain(init, given if params is None else params, state, name, error)
-                raise
-            structure: Any = jax.tree.structure(given)
-            steps = [
-                jnp.asarray(step, dtype)
-                for step, dtype in zip(
-                    structure.flatten_up_to(new), selected.dtypes(like), strict=True
+
+            def make(state):
+                given = selected.tree(
+                    [finite_gradient(x) for x in grads] if finite else grads
                 )
-            ]
-            after = _with_own_buffers(after, (steps, given, params))
+                own = _with_counter(state, None)
+                try:
+                    new, after = update(given, own, params, **extra_args)
+                    after = _with_counter(after, getattr(state, "skipped", None))
+                    after = optax.tree.cast_like(after, state)
+                    _check_shapes(after, state)
+                except (TypeError, ValueError) as error:
+                    like = given if params is None else params
+                    _explain(fresh, like, state, name, error)
+                    raise
+                structure: Any = jax.tree.structure(given)
+                pairs = zip(structure.flatten_up_to(new), dtypes, strict=True)
+                steps = [jnp.asarray(step, dtype) for step, dtype in pairs]
+                return steps, _with_own_buffers(after, (steps, given, params))
+
+            def skip(state):
+                pairs = zip(grads, dtypes, strict=True)
+                return [jnp.zeros_like(x, dtype) for x, dtype in pairs], _counted(state)
+
+            steps, after = _where_finite(grads, make, skip, state)
             return selected.restored(steps), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -142,6 +159,44 @@ class _Selected(NamedTuple):
         return self.structure.unflatten(
             [next(rest) if other is None else other for other in self.others]
         )
+
+
+def _where_finite(
+    grads: Sequence[jax.Array],
+    make: Callable[[Any], Any],
+    skip: Callable[[Any], Any],
+    state: Any,
+) -> Any:
+    """`make(state)` if all gradients are finite, else `skip(state)`."""
+    if _inside.get() or not any(x.size for x in grads):
+        return make(state)
+    token = _inside.set(True)
+    try:
+        # NaN as soon as one entry is not finite; a sum is what compilers vectorise.
+        finite = jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in grads))
+        if not isinstance(finite, jax.core.Tracer):  # else every call would compile
+            return make(state) if finite else skip(state)
+        # A choice between two states would write both, and could donate neither.
+        return lax.cond(finite, make, skip, state)
+    finally:
+        _inside.reset(token)
+
+
+def _with_counter(state: Any, skipped: Any) -> Any:
+    """The state with its own count of skipped steps, if it has a field for that."""
+    if "skipped" not in getattr(state, "_fields", ()):
+        return state
+    return state._replace(skipped=skipped)
+
+
+def _counted(state: Any) -> Any:
+    """The state after one more step was skipped."""
+
+    def count(path, x):
+        named = path and getattr(path[-1], "name", "") == "skipped"
+        return optax.safe_increment(x) if named else x
+
+    return jax.tree_util.tree_map_with_path(count, state)
 
 
 def _select(params: Any, tree: Any, name: str) -> _Selected:

@@ -38,6 +38,7 @@ class CeloState(NamedTuple):
     lstm: LSTMState  # shapes (1, h)
     loss: LossBuffer
     num_steps: jax.Array  # shape (), float32: of the run
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 # Of the published defects it had one.

@@ -50,6 +50,7 @@ class Celo2State(NamedTuple):
     accumulators: Accumulators
     momentum: Any  # tree like params: Adam's
     rms: Any  # tree like params: Adam's
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 class _Variant(NamedTuple):

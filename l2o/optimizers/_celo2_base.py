@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._arguments import checked
-from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
@@ -39,7 +39,15 @@ from ..rule._rule import (
     check_untouched,
 )
 from ..rule._scales import scale_limits, step_scales
-from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
+from ..rule._schedule import (
+    Fall,
+    Schedule,
+    check_schedule,
+    decay_of,
+    run_fall,
+    run_length,
+    scheduled,
+)
 
 _EPS = 1e-9
 _RMS_EPS = 1e-8
@@ -53,6 +61,8 @@ class Celo2BaseState(NamedTuple):
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+    fall: Fall | None = None  # of a schedule
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 def _from_factoring(arguments: dict[str, Any], value: Any) -> None:
@@ -102,7 +112,8 @@ def celo2_base(
         second moment), normalised; "nadam", the sum of that and of the gradient over
         the same root, each normalised.
       schedule: "cosine" multiplies alpha by a warm-up over a twentieth of the run and
-        a cosine to zero; `bind` then needs the length of the run.
+        a cosine to zero. Without the length of the run it is multiplied by a
+        half, after 50 steps of warm-up, until `cool_down`.
       relative: whether steps are multiplied by s: of a matrix its root mean square, of
         a vector that of all parameters, which is also the tenfold of the least s; never
         above what s was at the start, or `1 / sqrt(fan_in)` where that is more. Alpha
@@ -118,8 +129,7 @@ def celo2_base(
 
     Raises:
       ValueError: decays that cannot be paired; unknown features, activation, init,
-        schedule, layout or untouched; `update` called without `params`; no `num_steps`
-        for a schedule.
+        schedule, layout or untouched; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -141,7 +151,7 @@ def celo2_base(
 
     def bind(theta, *, num_steps=None):
         if schedule == "cosine":
-            num_steps = require_num_steps(num_steps, "celo2_base")
+            num_steps = optional_num_steps(num_steps, "celo2_base")
 
         def init_fn(params):
             accumulators = init_accumulators(params, decays, rule.layout)
@@ -151,13 +161,14 @@ def celo2_base(
                 accumulators,
                 limits,
                 run_length(schedule, num_steps),
+                run_fall(schedule),
             )
 
         def update_fn(updates, state, params=None, **extra_args):
             del extra_args
             require_params(params, "celo2_base")
             count = optax.safe_increment(state.count)
-            rate = scheduled(learning_rate, schedule, state.count, num_steps)
+            rate, fall = scheduled(learning_rate, schedule, state, num_steps)
             scales = step_scales(
                 updates, params, state.limits, second_moment(state.accumulators)
             )
@@ -171,7 +182,7 @@ def celo2_base(
                 Shared(decays, decay_of(rate, weight_decay), None, count),
             )
             return updates, Celo2BaseState(
-                count, accumulators, state.limits, state.num_steps
+                count, accumulators, state.limits, state.num_steps, fall
             )
 
         return transformation(
@@ -182,9 +193,7 @@ def celo2_base(
             reads_params=relative,
         )
 
-    needs: tuple[str, ...] = ("params", "learning_rate")
-    if schedule == "cosine":
-        needs = (*needs, "num_steps")
+    needs = ("params", "learning_rate")
     return LearnedOptimizer(
         init_theta, bind, "celo2_base", arguments, needs, starts={"init": ("nn",)}
     )

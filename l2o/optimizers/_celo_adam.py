@@ -30,6 +30,7 @@ class CeloAdamState(NamedTuple):
     lstm: LSTMState  # shapes (1, h)
     loss: LossBuffer
     num_steps: jax.Array  # shape (), float32: of the run
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(SCHEDULE, old={"dead_mix_layer": OLD_FLAGS["dead_mix_layer"]})

@@ -46,6 +46,7 @@ class L2OPAState(NamedTuple):
 
     z: Any  # tree like params, float32: the last point that came out of the prox
     lstm: StackState
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 class _Rule(NamedTuple):

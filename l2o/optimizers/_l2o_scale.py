@@ -41,6 +41,7 @@ class L2OScaleState(NamedTuple):
     log_lr: Any
     momentum: tuple[Any, ...]  # the averages of the gradient
     square: tuple[Any, ...]  # their mean squares
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(old={"min_lr": "min_learning_rate", "max_lr": "max_learning_rate"})

@@ -1,8 +1,9 @@
 """Hand-designed update rules whose hyper-parameters are theta."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -12,6 +13,12 @@ from .._tensors import state_zeros
 from .._transformation import transformation
 
 _RATE = {"learning_rate": ("log_lr",)}
+
+
+class _Skipped(NamedTuple):
+    """The last part of these rules' states; the others are optax's."""
+
+    skipped: jax.Array  # shape (), int32: steps without an update
 
 
 def learnable_sgd(*, learning_rate: optax.ScalarOrSchedule = 0.01) -> LearnedOptimizer:
@@ -174,8 +181,14 @@ def _bound(
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        return optax.tree.map_params(
+        state = optax.tree.map_params(
             tx, lambda x, p: state_zeros(p), tx.init(params), params
         )
+        return (*state, _Skipped(jnp.zeros([], jnp.int32)))
 
-    return transformation(init_fn, tx.update, name=name)
+    def update_fn(updates, state, params=None, **extra_args):
+        *state, skipped = state
+        updates, state = tx.update(updates, tuple(state), params, **extra_args)
+        return updates, (*state, skipped)
+
+    return transformation(init_fn, update_fn, name=name)

@@ -12,7 +12,7 @@ import optax
 
 from .._arguments import checked, log_of
 from .._axes import AxesArgument, check_axes, viewed
-from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
 from .._tensors import (
     is_held,
@@ -25,7 +25,16 @@ from .._transformation import transformation
 from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
-from ..rule._schedule import refuse_schedule, warmup_cosine
+from ..rule._schedule import (
+    USUAL_STEPS,
+    Fall,
+    next_fall,
+    refuse_schedule,
+    share_of_fall,
+    start_fall,
+    usual_length,
+    warmup_cosine,
+)
 from ..rule._tables import remembering, table_limits
 from ..wrappers._hypergradient import (
     FACTOR_STARTS,
@@ -39,7 +48,6 @@ from ..wrappers._hypergradient import (
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
 Embeddings = Literal["matrix", "vector", "adagrad"]
-_USUAL_STEPS = 1000.0  # the horizon at which the rate is what it is called
 # Of the two moments, by the bytes of all state; the last updates take two.
 _MOMENTS = {
     10: (jnp.float32, jnp.float32),
@@ -57,6 +65,8 @@ class LearnableMuonState(NamedTuple):
     second: Any  # a tree like params
     limits: jax.Array  # shape (tensors,): largest scales of steps
     factors: Factors
+    fall: Fall
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(
@@ -99,7 +109,8 @@ def learnable_muon(
     adapt the step of every tensor on the way. Of a vector `d = e^nu n(z)`. At q = 1/2
     this orthogonalises Adam's direction, at q = 0 Muon's. With `T` the length of the
     run, `alpha_t` is `alpha e^rho (T / 1000)^h` under a warm-up over a share f of
-    the run and a cosine to zero, to the power a. Gradients are cut to +-1000.
+    the run and a cosine to zero, to the power a. Gradients are cut to +-1000. Without
+    `num_steps` T is 1000, and the rate stays at half of it until `cool_down`.
 
     Entries that have had no gradient make no step, they only decay; means are over the
     others. So what is frozen, or a row of an embedding that is not used, follows plain
@@ -127,6 +138,7 @@ def learnable_muon(
         "by_platform" is the first on CPUs and the last on accelerators.
       state_bytes: of state per float32 parameter. 10 keeps both moments in float32, 8
         the momentum in bfloat16, and 6 both, but for tables under "adagrad".
+        NumPy's files do not know bfloat16; those of orbax, flax and safetensors do.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
@@ -134,8 +146,7 @@ def learnable_muon(
     meta-parameters.
 
     Raises:
-      ValueError: a number out of range; no `num_steps`; `update` called without
-        `params`.
+      ValueError: a number out of range; `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -179,8 +190,9 @@ def learnable_muon(
         }
 
     def bind(theta, *, num_steps=None):
-        num_steps = require_num_steps(num_steps, "learnable_muon")
-        alpha = _peak(theta["learned"], learning_rate, num_steps)
+        num_steps = optional_num_steps(num_steps, "learnable_muon")
+        length = usual_length(num_steps)
+        alpha = _peak(theta["learned"], learning_rate, length)
 
         def init_fn(params, widths):
             tensors = rows_of(params, params)
@@ -192,22 +204,32 @@ def learnable_muon(
                 _second_zeros(params, widths, second),
                 table_limits(scale_limits(params), tensors, widths),
                 init_factors(params),
+                start_fall(),
             )
 
         def update_fn(updates, state, params=None, *, widths, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
             grads = optax.tree.cast(updates, jnp.float32)
+            warmup = jnp.exp(theta["learned"]["log_warmup"])
+            share = share_of_fall(state, num_steps, warmup)
+            endless = state.fall.asked | jnp.isinf(num_steps)
             factors = follow(
                 theta,
                 state.factors,
                 grads,
-                state.count / num_steps,
-                num_steps,
+                jnp.where(endless, share, state.count / num_steps),
+                length,
                 decay=_AGREEMENT_DECAY,
                 bounds=(1 / factor_bound, factor_bound),
             )
-            rate = _rate(theta["learned"], alpha, state.count, num_steps)
+            rate = alpha * warmup_cosine(
+                state.count,
+                num_steps,
+                warmup=warmup,
+                power=jnp.exp(theta["learned"]["log_power"]),
+                share=share,
+            )
             scales = _scales(rate, updates, params, state, factors)
             numbers = remembering(theta["learned"], state.count)
             each = [numbers if width else theta["learned"] for width in widths]
@@ -224,6 +246,7 @@ def learnable_muon(
                 second,
                 state.limits,
                 factors,
+                next_fall(state, share),
             )
 
         def make(params, widths):
@@ -248,7 +271,7 @@ def learnable_muon(
         "weight_decay": ("learned/log_decay",) if decays else (),
         **FACTOR_STARTS,
     }
-    needs = ("params", "learning_rate", "num_steps")
+    needs = ("params", "learning_rate")
     return LearnedOptimizer(
         init_theta, bind, "learnable_muon", arguments, needs, starts=starts
     )
@@ -287,20 +310,8 @@ def _init_learned(
 
 def _peak(numbers: Any, learning_rate: Any, num_steps: jax.Array) -> jax.Array:
     """The largest rate of the run, `alpha e^rho (T / 1000)^h`."""
-    horizon = numbers["horizon"] * jnp.log(num_steps / _USUAL_STEPS)
+    horizon = numbers["horizon"] * jnp.log(num_steps / USUAL_STEPS)
     return learning_rate * jnp.exp(numbers["log_rate"] + horizon)
-
-
-def _rate(
-    numbers: Any, alpha: jax.Array, count: jax.Array, num_steps: jax.Array
-) -> jax.Array:
-    """alpha_t: the largest rate under the warm-up and the cosine."""
-    return alpha * warmup_cosine(
-        count,
-        num_steps,
-        warmup=jnp.exp(numbers["log_warmup"]),
-        power=jnp.exp(numbers["log_power"]),
-    )
 
 
 def _scales(

@@ -29,6 +29,7 @@ class LSTMOptimizerState(NamedTuple):
     """State of `lstm`: 320 bytes per parameter by default."""
 
     lstm: StackState
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(old={"layers": "hidden_layers"})

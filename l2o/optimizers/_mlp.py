@@ -25,6 +25,7 @@ class MLPState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     momentum: tuple[Any, ...]  # one tree like params per decay
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 def mlp(

@@ -19,6 +19,7 @@ class NAdamWState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shape (), int32: updates made
     mu: Any  # a tree like params
     nu: Any  # a tree like params
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 def nadamw_baseline(

@@ -44,6 +44,7 @@ class NNAdamState(NamedTuple):
     rms: Any  # a tree like params
     hyper: jax.Array  # (tensors, 4): .1 log of lr, 1 - b1, 1 - b2, eps
     lstm: LSTMState  # two arrays (tensors, lstm_hidden_size)
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(old={"output_scale": "step_mult"})

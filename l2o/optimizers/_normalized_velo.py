@@ -39,6 +39,7 @@ class NormalizedVeLOState(NamedTuple):
     loss: LossBuffer
     limits: jax.Array  # shape (tensors,)
     num_steps: jax.Array  # shape (), float32: of the run
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(CELO2, old={"factoring": OLD_CELO2["factoring"]})

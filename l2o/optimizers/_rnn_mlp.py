@@ -63,6 +63,7 @@ class RNNMLPState(NamedTuple):
     train_loss: LossStatistics
     valid_loss: LossStatistics
     grad_scale: jax.Array  # shape (): running root mean square of clipped gradients
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 class _Rule(NamedTuple):

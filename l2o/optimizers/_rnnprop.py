@@ -37,6 +37,7 @@ class RNNPropState(NamedTuple):
     mean: Any  # tree like params, float32: first moment m
     square: Any  # tree like params, float32: second moment v
     lstm: StackState
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(old={"layers": "hidden_layers"})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._arguments import checked
-from .._base import LearnedOptimizer, require_num_steps, require_params
+from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
 from .._transformation import transformation
 from ..kernels._dispatch import one_network, update_tree
@@ -30,7 +30,15 @@ from ..rule._options import NETWORK, NetworkOptions, decays_of, from_factoring
 from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import Rule, Shared, check_untouched
 from ..rule._scales import scale_limits, step_scales
-from ..rule._schedule import Schedule, check_schedule, decay_of, run_length, scheduled
+from ..rule._schedule import (
+    Fall,
+    Schedule,
+    check_schedule,
+    decay_of,
+    run_fall,
+    run_length,
+    scheduled,
+)
 
 _DECAY_SCALE = 10.0  # theta's decay offsets act tenfold in log(1 - decay)
 
@@ -42,12 +50,15 @@ class SmallFCState(NamedTuple):
     accumulators: Accumulators
     limits: jax.Array | None = None  # shape (tensors,) if steps are relative
     num_steps: jax.Array | None = None  # shape (), of the run, if it has a schedule
+    fall: Fall | None = None  # of a schedule
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 @takes(NETWORK, old={"factoring": from_factoring})
 def small_fc(
     *,
     step_mult: float = 1e-3,
+    weight_decay: float = 0.0,
     init: Init = "random",
     schedule: Schedule = "constant",
     relative: bool = False,
@@ -56,20 +67,23 @@ def small_fc(
     r"""Per-parameter MLP over 28 Adafactor-like features and time (small_fc_lopt).
 
     .. math:: (d, a) = \mathrm{MLP}_\theta(\mathrm{normalise}(\phi(g, p, m, v)),
-              \tau(t)), \quad p \leftarrow p - \lambda_1 w s\, d\, e^{\lambda_2 a}
+              \tau(t)), \quad p \leftarrow p - \lambda_1 w\,
+              (s\, d\, e^{\lambda_2 a} + v p)
 
     The features phi are listed in `adafactor_features`; each is divided by its root
-    mean square over the tensor. As published w and s are 1. The accumulators' decays
-    are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta. There is no learning
-    rate to choose.
+    mean square over the tensor. As published w and s are 1 and v is 0. The
+    accumulators' decays are meta-learned too: `1 - (1 - d) exp(10 x)` with x in theta.
+    There is no learning rate to choose.
 
     Args:
       step_mult: lambda_1.
+      weight_decay: v.
       init: what meta-training starts from: random weights, or "adam", weights with
         which d is Adam's direction (the first momentum over the root of the second
         moment), normalised.
       schedule: "cosine" makes w a warm-up over a twentieth of the run and a cosine to
-        zero; `bind` then needs the length of the run.
+        zero. Without the length of the run w rises to a half over 50 steps and stays,
+        until `cool_down`.
       relative: makes s, of a matrix, its root mean square, of a vector that of all
         parameters, but no more than at the start, as `celo2_base` does.
       **options: see `NetworkOptions`: hidden_size 4 and hidden_layers 2, relu between
@@ -80,7 +94,7 @@ def small_fc(
 
     Raises:
       ValueError: decays that cannot be paired; unknown init, schedule or untouched;
-        `update` called without `params`; no `num_steps` for a schedule.
+        `update` called without `params`.
 
     Example:
       >>> import l2o, jax, jax.numpy as jnp
@@ -105,21 +119,21 @@ def small_fc(
 
     def bind(theta, *, num_steps=None):
         if schedule == "cosine":
-            num_steps = require_num_steps(num_steps, "small_fc")
+            num_steps = optional_num_steps(num_steps, "small_fc")
         return small_fc_transformation(
             rule,
             theta["nn"],
             learned_decays(decays, theta),
             step_mult=step_mult,
+            weight_decay=weight_decay,
             schedule=schedule,
             num_steps=num_steps,
             relative=relative,
             name="small_fc",
         )
 
-    needs = ("params",) if schedule == "constant" else ("params", "num_steps")
     return LearnedOptimizer(
-        init_theta, bind, "small_fc", arguments, needs, starts={"init": ("nn",)}
+        init_theta, bind, "small_fc", arguments, ("params",), starts={"init": ("nn",)}
     )
 
 
@@ -188,13 +202,18 @@ def small_fc_transformation(
     def init_fn(params):
         accumulators = init_accumulators(params, decays, rule.layout)
         limits = scale_limits(params) if relative else None
-        length = run_length(schedule, num_steps)
-        return SmallFCState(jnp.zeros([], jnp.int32), accumulators, limits, length)
+        return SmallFCState(
+            jnp.zeros([], jnp.int32),
+            accumulators,
+            limits,
+            run_length(schedule, num_steps),
+            run_fall(schedule),
+        )
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, name)
-        rate = scheduled(step_mult, schedule, state.count, num_steps)
+        rate, fall = scheduled(step_mult, schedule, state, num_steps)
         time = time_embedding(state.count)
         shared = Shared(decays, decay_of(rate, weight_decay), time)
         updates, accumulators = update_tree(
@@ -210,7 +229,9 @@ def small_fc_transformation(
             shared,
         )
         count = optax.safe_increment(state.count)
-        return updates, SmallFCState(count, accumulators, state.limits, state.num_steps)
+        return updates, SmallFCState(
+            count, accumulators, state.limits, state.num_steps, fall
+        )
 
     return transformation(
         init_fn, update_fn, name=name, finite=False, reads_params=relative

@@ -52,6 +52,7 @@ class VeLOState(NamedTuple):
     lstm: LSTMState  # shapes (tensors, h)
     loss: LossBuffer
     num_steps: jax.Array  # shape (), float32: of the run
+    skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
 class VeLOOptions(RuleOptions, ScheduleOptions, total=False):

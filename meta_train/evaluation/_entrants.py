@@ -190,9 +190,9 @@ def _learned(name: str, schedule: str) -> Entrant:
             raise ValueError(f"{name} needs no learning rate: it takes no schedule")
         return made
 
-    if schedule != "constant" and "num_steps" in optimizer.needs:
-        raise ValueError(f"{name} has a schedule of its own: it takes no other")
     recorded = dict(optimizer.arguments)
+    if schedule != "constant" and _has_schedule(optimizer):
+        raise ValueError(f"{name} has a schedule of its own: it takes no other")
     rated = holder_of(recorded, "learning_rate") or {}
     unit = l2o.make(optimizer.name, **with_changes(recorded, {"learning_rate": 1.0}))
 
@@ -210,6 +210,17 @@ def _learned(name: str, schedule: str) -> Entrant:
         make=make,
         space=half_decades(float(rated["learning_rate"])),
     )
+
+
+def _has_schedule(optimizer: l2o.LearnedOptimizer) -> bool:
+    if "num_steps" in optimizer.needs:
+        return True
+    rate = {"learning_rate": optax.constant_schedule(1.0)}
+    try:
+        l2o.make(optimizer.name, **with_changes(dict(optimizer.arguments), rate))
+    except ValueError:
+        return True
+    return False
 
 
 def _card(source: str, optimizer: l2o.LearnedOptimizer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -36,6 +37,8 @@ from ..files._writing import reason, system_error, writing
 
 _STATE, _RECORD = "state", "record"
 _PARTIAL = ".partial"  # ends the name of what is being written, or deleted
+# Leaves of optimizers' states that older versions lacked; they begin at zero.
+_LATER = re.compile(r"\.(skipped|fall\.asked|fall\.share)$")
 _POLL = 0.02  # seconds between two looks for the other processes' records
 
 # Orbax reports every phase and every thread's traceback; errors reach us as exceptions.
@@ -202,12 +205,14 @@ def read(
       OSError: files are gone or cannot be read.
     """
     path = folder / str(step)
-    expected = _flatten(like)
     records = [_read_record(path, 0, step)]
     # Without the number of processes: of a version that kept no records of the others.
     others = range(1, records[0].get("processes", 1))
     records += [_read_record(path, i, step) for i in others]
     leaves = records[0]["leaves"]
+    every = _flatten(like)
+    later = {k: x for k, x in every.items() if k not in leaves and _LATER.search(k)}
+    expected = {k: x for k, x in every.items() if k not in later}
     differ = sorted(expected.keys() - leaves if part else expected.keys() ^ leaves)
     flat = {} if differ else _read_leaves(path / _STATE, list(expected))
     differ += sorted(
@@ -228,6 +233,7 @@ def read(
                 known.append((x[tuple(slice(i, i + n) for i, n in place)], sha256))
         if any(_sha256(piece) != sha256 for piece, sha256 in known):
             raise ValueError(f"{name} does not match its checksum")
+    flat |= {k: np.zeros(x.shape, x.dtype) for k, x in later.items()}
     return _unflatten(flat, like), dict(records[0]["counters"])
 
 

@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import l2o
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +59,20 @@ def result_row(result: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def has_horizon(optimizer: l2o.LearnedOptimizer) -> bool:
+    """Whether it is told the length of the run, even if it can do without."""
+    theta = optimizer.init_theta(jax.random.key(0))
+    state = optimizer.bind(theta, num_steps=1000).init({"w": jnp.ones((2, 2))})
+    return bool(jnp.isfinite(l2o.steps_left(state)))
+
+
 def page(name: str) -> str:
     """The page of one optimizer, from its card."""
     content = l2o.read_card(name)
     card, optimizer = content["card"], content["optimizer"]
     (row,) = [x for x in l2o.available() if x.name == name]
     needs = [NEEDS[x] for x in row.needs if x in NEEDS]
-    steps = ", num_steps=1000" if "num_steps" in row.needs else ""
+    steps = ", num_steps=1000" if has_horizon(row.optimizer) else ""
     hours = card["seconds"] / 3600
     took = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.0f} minutes"
     lines = [

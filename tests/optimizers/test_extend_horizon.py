@@ -71,12 +71,13 @@ def test_extend_horizon_names_what_is_missing():
     assert np.isnan(tx.update(GRADS[1], state)[1].inner.value)  # still not given
 
 
-def test_extend_horizon_survives_what_is_not_finite():
+def test_extend_horizon_leaves_out_what_is_not_finite():
     tx = bound(l2o.extend_horizon(probe(), 10), num_steps=20)
     grads = [GRADS[0], tree(lambda g: g * jnp.nan, GRADS[1]), *GRADS[2:4]]
-    *_, (_, _, _, _, state) = steps(tx, grads=grads, losses=[1, np.inf, 2, 3], move=0)
-    assert_close(state.inner.gradient, tree(lambda x, y: (x + y) / 2, *GRADS[2:4]))
-    assert state.inner.value == 2.5
+    *_, third, last = steps(tx, grads=grads, losses=[1, jnp.nan, 3, 5], move=0)
+    assert third[4].count == 2 and last[4].count == 3
+    assert_close(third[4].inner.gradient, tree(lambda x, y: (x + y) / 2, *grads[::2]))
+    assert third[4].inner.value == 2
 
 
 def test_extend_horizon_averages_low_precision_in_float32():

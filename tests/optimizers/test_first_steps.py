@@ -127,12 +127,7 @@ def test_without_matrices_relative_steps_grow_to_one():
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_small_fc_needs_the_length_of_the_run_for_a_schedule_only():
-    assert l2o.small_fc().needs == ("params",)
-    optimizer = l2o.small_fc(schedule="cosine")
-    assert optimizer.needs == ("params", "num_steps")
-    with pytest.raises(ValueError, match="small_fc needs the length of the training"):
-        optimizer.bind(optimizer.init_theta(jax.random.key(0)))
+def test_small_fc_takes_the_schedules_that_it_knows():
     with pytest.raises(ValueError, match="unknown schedule 'linear'; known: constant"):
         l2o.small_fc(schedule="linear")
     with pytest.raises(ValueError, match='init "nadam" needs .*"g_norm"'):

@@ -1,5 +1,7 @@
 """What `l2o.transformation` gives to an optimizer of one's own."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def test_the_old_name_still_works_and_says_what_it_is_called_now():
     assert tx.update(PARAMS, (), PARAMS)[0]["w"].dtype == jnp.float32
 
 
-def test_gradients_are_finite_unless_a_rule_sees_to_it():
+def test_gradients_are_cut_unless_a_rule_sees_to_it():
     def sees(finite):
         seen = []
 
@@ -60,11 +62,65 @@ def test_gradients_are_finite_unless_a_rule_sees_to_it():
             return grads, state
 
         tx = l2o.transformation(lambda params: (), update, finite=finite)
-        tx.update({"w": jnp.array([jnp.nan, -jnp.inf, 2.0])}, (), {"w": jnp.ones(3)})
+        tx.update({"w": jnp.array([-3e38, 2.0])}, (), {"w": jnp.ones(2)})
         return np.asarray(seen[0])
 
-    np.testing.assert_array_equal(sees(True), np.float32([0, -1e15, 2]))
-    np.testing.assert_array_equal(sees(False), [np.nan, -np.inf, 2])
+    np.testing.assert_array_equal(sees(True), np.float32([-1e15, 2]))
+    np.testing.assert_array_equal(sees(False), np.float32([-3e38, 2]))
+
+
+class Counts(NamedTuple):
+    total: Any
+    skipped: Any = None
+
+
+def adder(inner=None):
+    """Adds gradients up; its state has, or has not, a count of skipped steps."""
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return Counts(zeros) if inner is None else inner.init(params)
+
+    def update(grads, state, params=None, **extra):
+        if inner is not None:
+            return inner.update(grads, state, params, **extra)
+        assert state.skipped is None
+        total = optax.tree.add(state.total, grads)
+        return total, Counts(total)
+
+    return l2o.transformation(init, update)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted_once(bad, depth, jit):
+    tx = adder()
+    for _ in range(depth - 1):
+        tx = adder(tx)
+    step = jax.jit(tx.update) if jit else tx.update
+    params = {"w": jnp.zeros(2), "n": jnp.int32(3), "empty": jnp.zeros((0, 2))}
+    state = tx.init(params)
+    good = {**params, "w": jnp.array([1.0, 2.0])}
+    broken = {**params, "w": jnp.array([1.0, bad])}
+    total = np.zeros(2)
+    for skipped, grads in enumerate((good, broken, broken, good, broken)):
+        updates, state = step(grads, state, params)
+        total += np.array([1.0, 2.0]) * (grads is good)
+        expected = total if grads is good else np.zeros(2)
+        np.testing.assert_array_equal(updates["w"], expected)
+        assert updates["n"] == 0 and updates["empty"].shape == (0, 2)
+        np.testing.assert_array_equal(state.total["w"], total)
+        assert state.skipped == (0, 1, 2, 2, 3)[skipped]
+
+
+def test_of_several_runs_at_once_one_is_skipped():
+    tx = adder()
+    grads = {"w": jnp.array([[1.0, 2.0], [jnp.nan, 2.0]])}
+    state = jax.vmap(tx.init)(grads)
+    updates, state = jax.jit(jax.vmap(lambda g, s: tx.update(g, s)))(grads, state)
+    np.testing.assert_array_equal(updates["w"], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(state.skipped, [0, 1])
 
 
 def test_errors_of_a_rule_are_its_own():

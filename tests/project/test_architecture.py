@@ -19,7 +19,8 @@ PACKAGES = {
 ROOMS = {
     "l2o": {
         "__init__": "files kernels optimizers wrappers recurrent rule _available _axes "
-        "_base _options _registry _transformation names",
+        "_base _options _registry _runs _transformation names",
+        "_runs": "_arguments",
         "_axes": "names",
         "_available": "files _base _registry",
         "files": "recurrent rule _arguments _base _options _registry names",

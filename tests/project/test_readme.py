@@ -24,6 +24,7 @@ ONE_SCRIPT = (
     "tutorials/train_a_model",
     "tutorials/own_optimizer",
     "how_to/axes",
+    "how_to/without_a_horizon",
 )
 NEEDS = {"how_to/equinox": "equinox"}  # what is not in l2o[train]
 
