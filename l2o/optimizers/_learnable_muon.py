@@ -138,7 +138,7 @@ def learnable_muon(
         "by_platform" is the first on CPUs and the last on accelerators.
       state_bytes: of state per float32 parameter. 10 keeps both moments in float32, 8
         the momentum in bfloat16, and 6 both, but for tables under "adagrad".
-        NumPy's files do not know bfloat16; those of orbax, flax and safetensors do.
+        Files of orbax and flax know bfloat16; those of NumPy do not.
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
