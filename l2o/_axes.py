@@ -49,7 +49,6 @@ _INTO_HEADS = re.compile(r"(to_|w)?(q|k|v|qkv)(_proj)?|query|key|value|query_key
 _FROM_HEADS = re.compile(r"(to_|w)?o(ut)?(_proj)?|c_proj")
 # Gemma's: (heads, model, head) and (parts, heads, model, head).
 _EINSUMS = {"q_einsum": 1, "kv_einsum": 2, "qkv_einsum": 2}
-_DEPTHWISE = re.compile(r"(\w+_)?(depthwise|dw_?conv)\w*")
 _STACKS = re.compile(r"layers|blocks|scan\w*|stack\w*|\w*layer_stack\w*")
 _EXPERTS = re.compile(r"(\w+_)?experts")
 
@@ -72,7 +71,7 @@ def infer_axes(
     - `embedding`, `embeddings` and tables of positions are embeddings.
     - `head`, `logits`, `classifier` and `unembed` are heads.
     - `lora_a` is (inputs, rank) and `lora_b` (rank, outputs), of several axes each.
-    - The first axis of `experts` stacks. So does the last of a `depthwise` kernel.
+    - The first axis of `experts` stacks.
     - `bias`, `scale`, `offset` and what has one axis longer than one are vectors.
 
     A bias tells which axes are outputs, and a bias with one axis more tells of stacked
@@ -197,8 +196,6 @@ def _single(
     if not outputs:
         return last_two(shape)
     every = set(range(rank))
-    if _DEPTHWISE.fullmatch(module) and shape[-2] == 1:
-        return Axes(role, tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
     return Axes(role, tuple(sorted(every - set(outputs))), outputs)
 
 

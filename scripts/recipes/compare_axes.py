@@ -10,9 +10,10 @@ Trains the tasks with the weights at 0.5, 1 and 2 times their rate. The variants
 `last-two` takes the last two axes as the matrix; the others infer axes. `matrix`,
 `vector` and `adagrad` are values of `embeddings`, of which the rest have the last.
 `per-head` makes a matrix of every head of attention, `vector-heads` moves the last
-layer in Adam's direction, `whole-depthwise` and `vector-depthwise` are of a convolution
-per channel. `Adam` is optax's, at seven rates, half a decade apart. None of the tasks
-is held out. What the folder has already is not made again.
+layer in Adam's direction. `stacked-depthwise` makes a matrix of one column for every
+channel of a convolution per channel, `vector-depthwise` moves it in Adam's direction.
+`Adam` is optax's, at seven rates, half a decade apart. None of the tasks is held out.
+What the folder has already is not made again.
 """
 
 import argparse
@@ -59,10 +60,10 @@ def vector_heads(path: str, shape: tuple[int, ...]) -> Axes | None:
     return VECTOR if l2o.infer_axes(path, shape).role == "head" else None
 
 
-def whole_depthwise(path: str, shape: tuple[int, ...]) -> Axes | None:
+def stacked_depthwise(path: str, shape: tuple[int, ...]) -> Axes | None:
     if "depthwise" not in path or len(shape) != 4:
         return None
-    return Axes("hidden", (0, 1, 2), (3,))
+    return Axes("hidden", (0, 1), (2,), (3,))
 
 
 def vector_depthwise(path: str, shape: tuple[int, ...]) -> Axes | None:
@@ -77,7 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adagrad": _ADAGRAD,
     "per-head": {**_ADAGRAD, "axes": per_head},
     "vector-heads": {**_ADAGRAD, "axes": vector_heads},
-    "whole-depthwise": {**_ADAGRAD, "axes": whole_depthwise},
+    "stacked-depthwise": {**_ADAGRAD, "axes": stacked_depthwise},
     "vector-depthwise": {**_ADAGRAD, "axes": vector_depthwise},
     "Adam": {},
 }

@@ -163,7 +163,7 @@ def linen_more():
 LINEN_MORE = {
     "qkv/kernel": ("hidden", (4, 30)),
     "ConvTranspose_0/kernel": ("hidden", (18, 7)),  # 2 x 3 x 7 x 3
-    "depthwise/kernel": ("hidden", (3, 9, 1)),
+    "depthwise/kernel": ("hidden", (9, 3)),
     "Conv_0/kernel": ("hidden", (9, 6)),
 }
 
@@ -214,7 +214,7 @@ def haiku_more():
 
 HAIKU_MORE = {
     "__layer_stack_no_per_layer/linear/w": ("hidden", (3, 4, 4)),
-    "depthwise_conv2_d/w": ("hidden", (3, 9, 1)),
+    "depthwise_conv2_d/w": ("hidden", (9, 3)),
 }
 
 # Sizes of layers, heads, of a head, the model, the MLP, experts, vocabulary.
