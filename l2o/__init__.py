@@ -9,7 +9,7 @@ from ._base import LearnedOptimizer, trainable
 from ._options import defaults_of
 from ._registry import factories, make, register, wrapper_factories
 from ._runs import cool_down, extend_run, skipped_steps, steps_left
-from ._transformation import transformation
+from ._transformation import transformation, without_skipping
 from .files._frozen import load, load_unbound, read_card, save, shipped
 from .kernels._backend import Backend, backend, chosen_backend, native_kernels
 from .names import renamed as _renamed
@@ -156,5 +156,6 @@ __all__ = [
     "transformation",
     "velo",
     "with_axes",
+    "without_skipping",
     "wrapper_factories",
 ]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2o import LearnedOptimizer, trainable
+from l2o import LearnedOptimizer, trainable, without_skipping
 from l2o.tasks import Task, TaskFamily
 
 
@@ -80,7 +80,8 @@ def learn_optimizer(
         if varies:
             factor, config = config
             tx = optax.chain(tx, optax.scale(factor))
-        return tx, family.task(config, data)
+        # A choice between two states is dear under vmap, and has derivatives of both.
+        return without_skipping(tx), family.task(config, data)
 
     return Bilevel(
         optimizer.init_theta,

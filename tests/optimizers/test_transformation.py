@@ -123,6 +123,17 @@ def test_of_several_runs_at_once_one_is_skipped():
     np.testing.assert_array_equal(state.skipped, [0, 1])
 
 
+def test_without_skipping_nothing_is_chosen():
+    tx = l2o.without_skipping(adder())
+    grads = {"w": jnp.array([1.0, jnp.nan])}
+    state = tx.init(grads)
+    text = jax.jit(tx.update).lower(grads, state).as_text()
+    assert "stablehlo.case" not in text and "stablehlo.if" not in text
+    updates, state = tx.update(grads, state)
+    np.testing.assert_array_equal(updates["w"], [1, 0])
+    assert state.skipped == 0
+
+
 def test_errors_of_a_rule_are_its_own():
     def update(grads, state, params=None):
         raise ValueError("a problem of the rule")
