@@ -1,14 +1,12 @@
 """Which axes of a tensor are a matrix, and how a rule comes to see it so."""
 
-import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from .names import check_known
 
@@ -342,29 +340,6 @@ def _check(path: str, shape: tuple[int, ...], axes: Any) -> None:
         )
 
 
-def view(x: jax.Array, axes: Axes, *, tables: bool = True) -> jax.Array:
-    """A tensor as (batch..., rows, columns), or as a vector.
-
-    Args:
-      x: the tensor.
-      axes: of it.
-      tables: whether an embedding is a matrix; if not, it is a vector.
-    """
-    if jnp.ndim(x) < 2:
-        return x
-    shape = view_shape(x.shape, axes, tables=tables)
-    every = tuple(range(x.ndim))
-    groups = [every] if len(shape) == 1 else [*_each(axes), axes.inputs, axes.outputs]
-    spec = jax.typeof(x).sharding.spec
-
-    def reshape(x):
-        return jnp.reshape(jnp.transpose(x, sum(groups, ())), shape)
-
-    # What is sharded along its first axis alone stays so; the rest is gathered.
-    parts = [spec[g[0]] if not any(spec[i] for i in g[1:]) else None for g in groups]
-    return _on_mesh(reshape, x, jax.P(*parts))
-
-
 def view_shape(shape: Sequence[int], axes: Axes, *, tables: bool = True) -> tuple:
     """The shape of what `view` returns."""
     if len(shape) < 2 or axes.role == "vector" or _flat(axes, tables):
@@ -374,86 +349,8 @@ def view_shape(shape: Sequence[int], axes: Axes, *, tables: bool = True) -> tupl
     return (*batch, math.prod(inputs), math.prod(outputs))
 
 
-def unview(x: jax.Array, like: jax.Array, axes: Axes) -> jax.Array:
-    """The inverse of `view`: of that shape, sharded like that."""
-    if jnp.ndim(like) < 2:
-        return x
-    order = (*axes.batch, *axes.inputs, *axes.outputs)
-    back = [order.index(i) for i in range(len(order))]
-
-    def reshape(x):
-        if x.ndim < 2:
-            return jnp.reshape(x, like.shape)
-        return jnp.transpose(jnp.reshape(x, [like.shape[i] for i in order]), back)
-
-    return _on_mesh(reshape, x, jax.typeof(like).sharding.spec)
-
-
-def _on_mesh(
-    reshape: Callable[[jax.Array], jax.Array], x: jax.Array, spec: Any
-) -> jax.Array:
-    """On a mesh of explicit axes JAX asks how the result is to be sharded."""
-    sharding = jax.typeof(x).sharding
-    if not any(sharding.spec) and not any(spec):
-        return reshape(x)
-    out = jax.NamedSharding(sharding.mesh, spec)
-    return jax.sharding.auto_axes(reshape, out_sharding=out)(x)
-
-
-def _each(axes: Axes) -> list[tuple[int, ...]]:
-    return [(i,) for i in axes.batch]
-
-
 def _flat(axes: Axes, tables: bool) -> bool:
     return axes.role == "embedding" and not tables
-
-
-def viewed(
-    make: Callable[[Any, Sequence[int]], optax.GradientTransformationExtraArgs],
-    axes: AxesArgument,
-    *,
-    tables: bool,
-) -> optax.GradientTransformationExtraArgs:
-    """A transformation that sees every tensor as `view` returns it.
-
-    Its state has the shapes of the views.
-
-    Args:
-      make: the transformation, from a tree like the parameters and the width of every
-        table of embeddings in it; of what is no table the width is zero.
-      axes: as in `axes_of`.
-      tables: as in `view`.
-    """
-
-    see = functools.partial(jax.tree.map, functools.partial(view, tables=tables))
-
-    def init(params):
-        described = axes_of(params, axes)
-        return make(params, _widths(params, described)).init(see(params, described))
-
-    def update(updates, state, params=None, **extra_args):
-        described = axes_of(updates if params is None else params, axes)
-        seen = None if params is None else see(params, described)
-        tx = make(updates, _widths(updates, described))
-        steps, state = tx.update(see(updates, described), state, seen, **extra_args)
-        back = jax.tree.map(
-            unview,
-            steps,
-            updates,
-            described,
-        )
-        return back, state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _widths(tree: Any, described: Any) -> list[int]:
-    """Of the rows of tables; zero for what is no table."""
-    axes = jax.tree.leaves(described, is_leaf=lambda x: isinstance(x, Axes))
-    return [
-        math.prod(jnp.shape(x)[i] for i in each.outputs) * (each.role == "embedding")
-        for x, each in zip(jax.tree.leaves(tree), axes, strict=True)
-    ]
 
 
 def describe_axes(params: Any, axes: AxesArgument = "inferred") -> str:

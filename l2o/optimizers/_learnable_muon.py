@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from .._arguments import checked, log_of
-from .._axes import AxesArgument, check_axes, viewed
+from .._axes import AxesArgument, check_axes
 from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
 from .._tensors import (
@@ -22,6 +22,7 @@ from .._tensors import (
     state_zeros,
 )
 from .._transformation import transformation
+from .._views import viewed
 from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
 from ..rule._scales import scale_limits, step_scales
@@ -259,7 +260,8 @@ def learnable_muon(
                 functools.partial(update_fn, widths=widths),
             )
 
-        seen = viewed(make, axes, tables=embeddings == "matrix")
+        tables = embeddings == "matrix"
+        seen = viewed(make, axes, tables=tables, map_state=_map_state)
         return transformation(
             seen.init, seen.update, name="learnable_muon", reads_params=True
         )
@@ -274,6 +276,17 @@ def learnable_muon(
     needs = ("params", "learning_rate")
     return LearnedOptimizer(
         init_theta, bind, "learnable_muon", arguments, needs, starts=starts
+    )
+
+
+def _map_state(
+    f: Callable[[Any], Any], state: LearnableMuonState
+) -> LearnableMuonState:
+    """The state with f of what is a tree like params."""
+    return state._replace(
+        momentum=f(state.momentum),
+        second=f(state.second),
+        factors=state.factors._replace(last=f(state.factors.last)),
     )
 
 

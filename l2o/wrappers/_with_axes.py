@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .._axes import AxesArgument, check_axes, viewed
+from .._axes import AxesArgument, check_axes
 from .._base import LearnedOptimizer
 from .._transformation import transformation
+from .._views import viewed
 from ._wrapped import wrapped
 
 

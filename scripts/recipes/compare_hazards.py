@@ -30,7 +30,7 @@ from l2o.tasks import TaskFamily, held_out, task_specs
 
 TASK = "mixed-mlp"
 NANS = (0.0, 0.003)
-BATCHES = (4, 32, 1024)
+BATCHES = (4, 32, 128)
 ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEN = {"axes": "inferred", "embeddings": "vector"}
 

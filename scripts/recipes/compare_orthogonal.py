@@ -112,7 +112,7 @@ def _ends(
     steps = 800 if task == "gpt" else 1000
     family = spec.family()
     optimizer, theta = l2o.load_unbound(
-        options.weights, axes="inferred", embeddings="vector", **arguments
+        options.weights, axes="inferred", embeddings="adagrad", **arguments
     )
     tx = optimizer.bind(theta, num_steps=steps)
 

@@ -11,7 +11,8 @@ from helpers import normal
 
 import l2o
 from l2o import Axes
-from l2o._axes import unview, view, view_shape
+from l2o._axes import view_shape
+from l2o._views import unview, view
 from l2o.rule import warmup_cosine
 
 KEY = jax.random.key(0)
@@ -198,7 +199,8 @@ def test_the_users_word_counts():
     every = {"a": mine, "w": Axes("head", (1,), (0,))}
     assert seen(params, every) == {"a": ("hidden", (2, 12)), "w": ("head", (4, 3))}
     tx = l2o.load("adaptive_muon", num_steps=10, axes=told)
-    assert tx.init(params).momentum["a"].shape == (2, 12)
+    assert tx.init(params).momentum["a"].shape == (2, 3, 4)
+    assert "2 x 12" in l2o.describe_axes(params, told)
 
 
 @pytest.mark.parametrize(
