@@ -228,6 +228,28 @@ def present_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+def told_arguments(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `present_arguments`: without what goes without saying.
+
+    So what an optimizer is called does not change when its factory gets an argument.
+
+    Args:
+      name, arguments: as there, by their present names.
+    """
+    if not isinstance(name, str) or not is_known(name):
+        return dict(arguments)
+    absent = getattr(find_factory(name), "absent_arguments", {})
+    result = {}
+    for key, value in arguments.items():
+        if key in absent and type(value) is type(absent[key]) and value == absent[key]:
+            continue
+        if _is_wrapped(value):
+            inner = told_arguments(value["name"], value["arguments"])
+            value = {"name": value["name"], "arguments": inner}
+        result[key] = value
+    return result
+
+
 def present_names(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments to be changed, those that were only renamed by their present names."""
     old = old_names_of(find_factory(name))

@@ -4,7 +4,7 @@
 registry and what lies below it.
 """
 
-from .._registry import present_arguments
+from .._registry import present_arguments, told_arguments
 from ._frozen import is_shipped
 from ._published import from_config, published_class
 from ._pylo import from_pylo
@@ -25,6 +25,7 @@ __all__ = [
     "published_class",
     "read_json",
     "reading",
+    "told_arguments",
     "with_changes",
     "write_json",
     "write_whole",

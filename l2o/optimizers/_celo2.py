@@ -34,7 +34,7 @@ from ..rule._network import init_mlp
 from ..rule._options import CELO2, Celo2Options, layer_sizes
 from ..rule._rule import Rule, Shared, Tensor
 from ..rule._schedule import decay_of, rate_at
-from ._celo2_base import OLD_CELO2, make_rule
+from ._celo2_base import NEW_CELO2, OLD_CELO2, make_rule
 
 REGEX_1D = r".*bias.*|.*embed.*"
 
@@ -83,7 +83,9 @@ class _Adam(NamedTuple):
     weight_decay: float
 
 
-@takes({**CELO2, "orthogonalize": True, "layout": None}, old=OLD_CELO2)
+@takes(
+    {**CELO2, "orthogonalize": True, "layout": None}, old=OLD_CELO2, absent=NEW_CELO2
+)
 def celo2(
     *,
     variant: Literal["jax", "pylo"] = "jax",

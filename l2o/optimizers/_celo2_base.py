@@ -78,9 +78,11 @@ def _from_factoring(arguments: dict[str, Any], value: Any) -> None:
 
 
 OLD_CELO2: Mapping[str, Any] = {"rmsmult": "step_mult", "factoring": _from_factoring}
+# Of files from before there was such an argument.
+NEW_CELO2: Mapping[str, Any] = {"ns_precision": "by_platform"}
 
 
-@takes(CELO2, old=OLD_CELO2)
+@takes(CELO2, old=OLD_CELO2, absent=NEW_CELO2)
 def celo2_base(
     *,
     learning_rate: optax.ScalarOrSchedule = 1e-3,

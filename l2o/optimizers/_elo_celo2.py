@@ -24,7 +24,7 @@ from ..rule._options import CELO2, Celo2Options, from_factoring, layer_sizes
 from ..rule._rule import Shared
 from ..rule._schedule import decay_of, rate_at
 from ._celo2 import REGEX_1D, goes_to_adam, routed, routes_of, update_by_network
-from ._celo2_base import OLD_CELO2, Celo2BaseState, make_rule
+from ._celo2_base import NEW_CELO2, OLD_CELO2, Celo2BaseState, make_rule
 
 
 def _from_torch_layout(arguments: dict[str, Any], value: Any) -> None:
@@ -44,6 +44,7 @@ def _from_torch_layout(arguments: dict[str, Any], value: Any) -> None:
         "factoring": from_factoring,
         "torch_layout": _from_torch_layout,
     },
+    absent=NEW_CELO2,
 )
 def elo_celo2(
     *,

@@ -22,7 +22,7 @@ from ..rule._prior import Init, apply_init, check_init
 from ..rule._rule import Shared
 from ..rule._scales import parameter_scales, scale_limits, trained
 from ..rule._schedule import decay_of, warmup_cosine
-from ._celo2_base import OLD_CELO2, make_rule
+from ._celo2_base import NEW_CELO2, OLD_CELO2, make_rule
 from ._velo import (
     run_features,
     tensor_feature_count,
@@ -42,7 +42,7 @@ class NormalizedVeLOState(NamedTuple):
     skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
-@takes(CELO2, old={"factoring": OLD_CELO2["factoring"]})
+@takes(CELO2, old={"factoring": OLD_CELO2["factoring"]}, absent=NEW_CELO2)
 def normalized_velo(
     *,
     step_mult: float = 0.01,

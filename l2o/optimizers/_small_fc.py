@@ -54,7 +54,7 @@ class SmallFCState(NamedTuple):
     skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
 
-@takes(NETWORK, old={"factoring": from_factoring})
+@takes(NETWORK, old={"factoring": from_factoring}, absent={"weight_decay": 0.0})
 def small_fc(
     *,
     step_mult: float = 1e-3,

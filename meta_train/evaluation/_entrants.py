@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import l2o
-from l2o.files import holder_of, is_shipped, plain, with_changes
+from l2o.files import holder_of, is_shipped, plain, told_arguments, with_changes
 from l2o.names import expanded, has_separator, is_hub_id, is_path, unknown_name
 
 from ..estimators._unroll import value_only
@@ -129,7 +129,7 @@ def of_optimizer(name: str, optimizer: l2o.LearnedOptimizer, theta: Any) -> Entr
     """A learned optimizer with its weights, nothing tuned."""
     identity = {
         "optimizer": optimizer.name,
-        "arguments": plain(optimizer.arguments),
+        "arguments": plain(told_arguments(optimizer.name, optimizer.arguments)),
         "theta": digest(theta),
     }
 
@@ -203,7 +203,8 @@ def _learned(name: str, schedule: str) -> Entrant:
         return optax.chain(unit.bind(theta, num_steps=steps), scale(rate))
 
     identity: dict[str, Any] = {**made.identity, "schedule": schedule}
-    identity["arguments"] = plain(with_changes(recorded, {"learning_rate": "tuned"}))
+    told = told_arguments(optimizer.name, recorded)
+    identity["arguments"] = plain(with_changes(told, {"learning_rate": "tuned"}))
     return made._replace(
         name=short if schedule == "constant" else f"{short}+{schedule}",
         identity=identity,

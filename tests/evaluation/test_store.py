@@ -140,3 +140,15 @@ def test_without_a_folder_nothing_is_kept():
     store = Store(None, shipped=False)
     store.put(_result())
     assert store.get(key_of(SETTING)) is None
+
+
+def test_results_that_ship_are_found_whatever_arguments_came_since():
+    shipped = {
+        x.entrant: x.setting["identity"]
+        for x in read_database(DATABASES / "heldout_small.jsonl.xz")
+    }
+    names = [name for name in shipped if name.partition(":")[0] in l2o.shipped()]
+    assert len(names) >= len(l2o.shipped())
+    for name in names:
+        if name != "adaptive_muon:0.03":  # of which there are later results
+            assert entrant(name).identity == shipped[name], name

@@ -54,7 +54,7 @@ OPTIMIZERS = {
     "learnable_muon": l2o.learnable_muon(),
 }
 # A product of a matrix with itself needs its rows together, where these are sharded.
-GATHERS_ROWS = ("learnable_muon",)
+GATHERS_ROWS = IN_BFLOAT16 = ("learnable_muon",)
 
 
 EVERY = {**FACTORIES, **WRAPPED}
@@ -289,12 +289,16 @@ def measured(report, request):
     return report[request.param]
 
 
-def test_sharded_equals_unsharded(measured):
+def test_sharded_equals_unsharded(measured, request):
     # Sums of up to 4608 numbers are made in another order, and roots of them scale
     # everything: some units of 1.2e-7 of the largest entry, 3e-6 at most as measured.
     # A mean over one device's part would be wrong by 1e-2 or more.
     assert set(measured["difference"]) == {"updates", "params", "state"}
-    assert max(measured["difference"].values()) < 2e-5
+    # Of what a state keeps in bfloat16 an entry may round the other way.
+    rounded = 1e-2 if request.node.callspec.id.startswith(IN_BFLOAT16) else 2e-5
+    bounds = {"updates": 2e-5, "params": 2e-5, "state": rounded}
+    for part, difference in measured["difference"].items():
+        assert difference < bounds[part], part
 
 
 def test_nothing_gathers_a_parameter(measured, request):
