@@ -7,7 +7,9 @@ import lzma
 import numpy as np
 import pytest
 
-from l2o.meta_train.evaluation import Result, Store
+import l2o
+from l2o.meta_train.evaluation import DATABASES, Result, Store, read_database
+from l2o.meta_train.evaluation._entrants import entrant
 from l2o.meta_train.evaluation._store import (
     decode,
     encode,
