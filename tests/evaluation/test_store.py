@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import l2o
-from l2o.meta_train.evaluation import DATABASES, Result, Store, read_database
+from l2o.meta_train.evaluation import DATABASES, Result, Store
 from l2o.meta_train.evaluation._entrants import entrant
 from l2o.meta_train.evaluation._store import (
     decode,
