@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import dtypes, lax
+from jax.sharding import AxisType
 
 from ._tensors import finite_gradient
 
@@ -204,10 +205,20 @@ def _where_finite(
         finite = jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in grads))
         if not isinstance(finite, jax.core.Tracer):  # else every call would compile
             return make(state) if finite else skip(state)
+        if _is_manual():  # where JAX cannot map a condition
+            return jax.tree.map(
+                lambda x, y: jnp.where(finite, x, y), make(state), skip(state)
+            )
         # A choice between two states would write both, and could donate neither.
         return lax.cond(finite, make, skip, state)
     finally:
         _inside.reset(token)
+
+
+def _is_manual() -> bool:
+    """Whether what is traced here is inside `jax.shard_map`."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return AxisType.Manual in kinds
 
 
 def _with_counter(state: Any, skipped: Any) -> Any:

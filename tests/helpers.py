@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from l2o import tasks
+from l2o import tasks, without_skipping
 
 TESTS = os.path.dirname(__file__)
 KEY = jax.random.key(0)
@@ -101,6 +101,15 @@ def cpu_devices(count):
     """Environment of a process with so many: the number is set before jax starts."""
     flag = f"--xla_force_host_platform_device_count={count}"
     return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}"}
+
+
+def never_skipping(optimizer):
+    """The optimizer, whose updates see what is not finite."""
+
+    def bind(theta, *, num_steps=None):
+        return without_skipping(optimizer.bind(theta, num_steps=num_steps))
+
+    return optimizer._replace(bind=bind)
 
 
 def script(folder, name):

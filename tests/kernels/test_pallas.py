@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, few, normal
+from helpers import KEY, few, never_skipping, normal
 
 import l2o
 from l2o.kernels import _pallas, _pallas_tiles
@@ -68,6 +68,7 @@ def updates_in_a_row(optimizer, backend, theta, params, grads):
 def particles(name, backend):
     """Several updates with each of two thetas."""
     optimizer, shapes = CASES[name]
+    optimizer = never_skipping(optimizer)
     theta = theta_of(optimizer)
     thetas = jax.tree.map(lambda x: np.stack([x, 0.9 * x]), theta)
     run = functools.partial(updates_in_a_row, optimizer, backend)

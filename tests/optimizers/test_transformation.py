@@ -150,3 +150,20 @@ def test_a_state_whose_shapes_broadcast_is_refused():
     tx = l2o.transformation(optax.tree.zeros_like, update, name="adding")
     with pytest.raises(ValueError, match=r"adding got a state that does not fit"):
         tx.update(PARAMS, {"w": jnp.zeros(1)}, PARAMS)
+
+
+def test_runs_that_are_mapped_inside_shard_map_skip_each_its_own_steps():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx = adder()
+
+    def each(grads):
+        state = tx.init(grads)
+        return tx.update(grads, state)
+
+    mapped = jax.shard_map(
+        jax.vmap(each), mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d")
+    )
+    grads = {"w": jnp.array([[1.0, 2.0], [jnp.nan, 2.0]])}
+    updates, state = jax.jit(mapped)(grads)
+    np.testing.assert_array_equal(updates["w"], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(state.skipped, [0, 1])
