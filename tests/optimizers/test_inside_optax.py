@@ -95,7 +95,8 @@ def test_inside_multi_steps(case):
     updates, state = update(GRADS[1], state)
     mean = jax.tree.map(lambda x, y: (x + y) / 2, *GRADS[:2])
     expected = case.tx.update(mean, case.tx.init(PARAMS), PARAMS, value=LOSS)
-    assert_trees_close((updates, state.inner_opt_state), expected)
+    # The two means round differently, which an inverse enlarges.
+    assert_trees_close((updates, state.inner_opt_state), expected, rtol=3e-4)
 
 
 @of_some
