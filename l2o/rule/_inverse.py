@@ -21,17 +21,17 @@ def inverse(x: jax.Array) -> jax.Array:
     half = n // 2
     a, b, d = x[..., :half, :half], x[..., :half, half:], x[..., half:, half:]
     first = inverse(a)
-    carried = _product(first, b)
-    second = inverse(d - _product(b.mT, carried))
-    corner = _product(carried, second)
-    top = jnp.concatenate([first + _product(corner, carried.mT), -corner], -1)
+    carried = product(first, b)
+    second = inverse(d - product(b.mT, carried))
+    corner = product(carried, second)
+    top = jnp.concatenate([first + product(corner, carried.mT), -corner], -1)
     return jnp.concatenate([top, jnp.concatenate([-corner.mT, second], -1)], -2)
 
 
 @inverse.defjvp
 def _inverse_jvp(primals, tangents):
     y = inverse(*primals)
-    return y, -_product(_product(y, *tangents), y)
+    return y, -product(product(y, *tangents), y)
 
 
 def _by_blocks(x: jax.Array) -> jax.Array:
@@ -52,11 +52,11 @@ def _by_blocks(x: jax.Array) -> jax.Array:
         start = i * _BLOCK
         column = lax.dynamic_slice_in_dim(x, start, _BLOCK, -1)
         pivot = _gauss_jordan(lax.dynamic_slice_in_dim(column, start, _BLOCK, -2))
-        row = _product(pivot, lax.dynamic_slice_in_dim(x, start, _BLOCK, -2))
+        row = product(pivot, lax.dynamic_slice_in_dim(x, start, _BLOCK, -2))
         row = lax.dynamic_update_slice_in_dim(row, pivot, start, -1)
         nothing = jnp.zeros_like(column)
         x = lax.dynamic_update_slice_in_dim(x, nothing, start, -1)
-        x = x - _product(column, row)
+        x = x - product(column, row)
         return lax.dynamic_update_slice_in_dim(x, row, start, -2)
 
     x = lax.fori_loop(0, x.shape[-1] // _BLOCK, eliminate, x)
@@ -77,5 +77,6 @@ def _gauss_jordan(x: jax.Array) -> jax.Array:
     return lax.fori_loop(0, x.shape[-1], eliminate, x)
 
 
-def _product(y: jax.Array, z: jax.Array) -> jax.Array:
+def product(y: jax.Array, z: jax.Array) -> jax.Array:
+    """`y z` of the last two axes, in float32 on every platform."""
     return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from .._tensors import sees_whole_tensors
 from ..names import check_known
-from ._inverse import inverse
+from ._inverse import inverse, product
 from ._newton_schulz import NS_COEFFS, Precision, newton_schulz
 
 Orthogonal = Literal["by_platform", "rational", "newton_schulz", "newton_schulz_bf16"]
@@ -147,15 +147,11 @@ def rational_polar(x: jax.Array) -> jax.Array:
     function in two iterations: the power of Zolotarev's functions" (Nakatsukasa and
     Freund, 2016).
     """
-    gram = _product(x, x.mT)
+    gram = product(x, x.mT)
     square = jnp.sqrt(jnp.sum(gram * gram, (-2, -1), keepdims=True) + _TINY)
     gram = gram / square
     eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     factor = eye
     for shift, weight in zip(SHIFTS, WEIGHTS, strict=True):
         factor = factor + weight * inverse(gram + shift * eye)
-    return _product(factor * (SCALE * lax.rsqrt(square)), x)
-
-
-def _product(y: jax.Array, z: jax.Array) -> jax.Array:
-    return jnp.matmul(y, z, precision=lax.Precision.HIGHEST)
+    return product(factor * (SCALE * lax.rsqrt(square)), x)
