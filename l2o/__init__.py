@@ -44,6 +44,7 @@ from .wrappers._grafted import GraftedState, grafted
 from .wrappers._hypergradient import HypergradientState, hypergradient
 from .wrappers._mup import mup, mup_multipliers
 from .wrappers._nominal import NominalState, nominal
+from .wrappers._settle import SettleState, settle
 from .wrappers._with_axes import with_axes
 
 __version__ = _metadata.version("l2o")
@@ -96,6 +97,7 @@ __all__ = [
     "RNNPropState",
     "RuleOptions",
     "ScheduleOptions",
+    "SettleState",
     "SmallFCState",
     "VeLOOptions",
     "VeLOState",
@@ -148,6 +150,7 @@ __all__ = [
     "rnn_mlp",
     "rnnprop",
     "save",
+    "settle",
     "shipped",
     "skipped_steps",
     "small_fc",

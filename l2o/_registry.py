@@ -33,6 +33,7 @@ from .wrappers._float32_updates import float32_updates
 from .wrappers._grafted import grafted
 from .wrappers._hypergradient import hypergradient
 from .wrappers._nominal import nominal
+from .wrappers._settle import settle
 from .wrappers._with_axes import with_axes
 
 _OPTIMIZERS: dict[str, Callable[..., LearnedOptimizer]] = {
@@ -68,6 +69,7 @@ _WRAPPERS: dict[str, Callable[..., LearnedOptimizer]] = {
     "grafted": grafted,
     "hypergradient": hypergradient,
     "nominal": nominal,
+    "settle": settle,
     "with_axes": with_axes,
 }
 

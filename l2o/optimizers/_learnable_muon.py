@@ -45,6 +45,7 @@ from ..wrappers._hypergradient import (
     init_factors,
     remember,
 )
+from ..wrappers._settle import GradientSizes, follow_sizes, init_sizes, log_share
 
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
@@ -66,6 +67,7 @@ class LearnableMuonState(NamedTuple):
     second: Any  # a tree like params
     limits: jax.Array  # shape (tensors,): largest scales of steps
     factors: Factors
+    sizes: GradientSizes
     fall: Fall
     skipped: jax.Array | None = None  # shape (), int32: steps without an update
 
@@ -73,6 +75,7 @@ class LearnableMuonState(NamedTuple):
 @takes(
     old={"bound": "factor_bound"},
     absent={
+        "settle": 0.0,
         "axes": "last_two",
         "embeddings": "matrix",
         "orthogonal": "newton_schulz",
@@ -89,6 +92,7 @@ def learnable_muon(
     gain: float = 20.0,
     drift: float = 1.0,
     fade: float = 0.0,
+    settle: float = 1.0,
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
     embeddings: Embeddings = "adagrad",
@@ -102,12 +106,13 @@ def learnable_muon(
               z = \mathrm{n}\left(\frac{m}{(v + \epsilon)^q}\right)
                 + e^{\gamma}\, \mathrm{n}\left(\frac{g}{(v + \epsilon)^q}\right), \quad
               d = \mathrm{n}(\mathrm{n}(\mathrm{O}(z)) + \kappa\, \mathrm{n}(z)), \quad
-              p \leftarrow p - \alpha_t (e^{r} s d + w p)
+              p \leftarrow p - \alpha_t (e^{r + e} s d + w p)
 
     with n the division by the root mean square over the matrix, O what brings singular
     values near one, s the scale of `celo2_base(relative=True)`, which
-    makes steps relative to the parameters, and r the factors of `hypergradient`, which
-    adapt the step of every tensor on the way. Of a vector `d = e^nu n(z)`. At q = 1/2
+    makes steps relative to the parameters, r the factors of `hypergradient`, which
+    adapt the step of every tensor on the way, and e the exponents of `settle`, which
+    shorten steps where gradients vanish. Of a vector `d = e^nu n(z)`. At q = 1/2
     this orthogonalises Adam's direction, at q = 0 Muon's. With `T` the length of the
     run, `alpha_t` is `alpha e^rho (T / 1000)^h` under a warm-up over a share f of
     the run and a cosine to zero, to the power a. Gradients are cut to +-1000. Without
@@ -125,6 +130,8 @@ def learnable_muon(
       b1, b2: initial decays; theta holds the logarithms of one minus them.
       exponent: initial q.
       gain, drift, fade: initial values of those of `hypergradient`.
+      settle: initial value of the power of `settle`. Zero keeps steps long however
+        small gradients become.
       factor_bound: largest of its factors, the least is one over it.
       axes: which axes of a tensor are the matrix. "inferred" reads names and shapes,
         see `infer_axes`; "last_two" takes the last two and stacks the others; or a
@@ -143,7 +150,7 @@ def learnable_muon(
 
     The other parts of theta begin at rho = 0 (`log_rate`), h = 0 (`horizon`), gamma = 0
     (`log_gradient`), kappa = 0 (`plain`), nu = 0 (`log_vectors`), f = 0.05
-    (`log_warmup`) and a = 1 (`log_power`): with those of `hypergradient` 14
+    (`log_warmup`) and a = 1 (`log_power`): with those of `hypergradient` 15
     meta-parameters.
 
     Raises:
@@ -186,7 +193,7 @@ def learnable_muon(
     def init_theta(key):
         del key  # the start is not random
         return {
-            "learned": _init_learned(starting_decay, b1, b2, exponent),
+            "learned": _init_learned(starting_decay, b1, b2, exponent, settle),
             **factor_theta(log_of("learnable_muon", "gain", gain), drift, fade),
         }
 
@@ -205,6 +212,7 @@ def learnable_muon(
                 _second_zeros(params, widths, second),
                 table_limits(scale_limits(params), tensors, widths),
                 init_factors(params),
+                init_sizes(params),
                 start_fall(),
             )
 
@@ -231,7 +239,9 @@ def learnable_muon(
                 power=jnp.exp(theta["learned"]["log_power"]),
                 share=share,
             )
-            scales = _scales(rate, updates, params, state, factors)
+            sizes = follow_sizes(state.sizes, grads, _AGREEMENT_DECAY)
+            longer = factors.log_factors + log_share(theta["learned"]["settle"], sizes)
+            scales = _scales(rate, updates, params, state, longer)
             numbers = remembering(theta["learned"], state.count)
             each = [numbers if width else theta["learned"] for width in widths]
             updates, momentum, second = _move(
@@ -247,6 +257,7 @@ def learnable_muon(
                 second,
                 state.limits,
                 factors,
+                sizes,
                 next_fall(state, share),
             )
 
@@ -270,6 +281,7 @@ def learnable_muon(
         "b1": ("learned/log_one_minus_b1",),
         "b2": ("learned/log_one_minus_b2",),
         "exponent": ("learned/exponent",),
+        "settle": ("learned/settle",),
         "weight_decay": ("learned/log_decay",) if decays else (),
         **FACTOR_STARTS,
     }
@@ -302,7 +314,7 @@ def _second_zeros(params: Any, widths: Sequence[int], widest: Any) -> Any:
 
 
 def _init_learned(
-    weight_decay: Any, b1: float, b2: float, exponent: float
+    weight_decay: Any, b1: float, b2: float, exponent: float, settle: float
 ) -> dict[str, jax.Array]:
     """The numbers of the rule at the start, without those of `hypergradient`."""
     start = {
@@ -317,6 +329,7 @@ def _init_learned(
         "log_vectors": 0.0,
         "log_warmup": math.log(0.05),
         "plain": 0.0,
+        "settle": settle,
     }
     return jax.tree.map(jnp.float32, start)
 
@@ -332,14 +345,14 @@ def _scales(
     updates: Any,
     params: Any,
     state: LearnableMuonState,
-    factors: Factors,
+    log_factors: jax.Array,
 ) -> jax.Array:
-    """`alpha_t e^r s` of each tensor with elements."""
+    """`alpha_t e^{r + e} s` of each tensor with elements."""
     scales = step_scales(updates, params, state.limits, state.second)
     # A factor for every leaf, a scale for each that has elements.
     leaves = jax.tree.leaves(updates)
     used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
-    return rate * scales * jnp.exp(factors.log_factors)[used]
+    return rate * scales * jnp.exp(log_factors)[used]
 
 
 def _move(

@@ -88,12 +88,7 @@ def hypergradient(
     arguments = checked(hypergradient, locals())
     arguments.pop("learned")
     check_bounds(factor_bounds)
-    if _decays(learned.name, learned.arguments):
-        raise ValueError(
-            f"hypergradient would multiply the weight decay of {learned.name} by its "
-            "factors: leave the decay out there, and add it to the result, "
-            "`l2o.decay_weights(l2o.hypergradient(...), decay_per_step)`"
-        )
+    refuse_decay("hypergradient", learned)
     log_gain = log_of("hypergradient", "gain", gain)
 
     def init_more(key):
@@ -137,6 +132,16 @@ def hypergradient(
     joined = wrapped("hypergradient", {"learned": learned}, arguments, bind, init_more)
     needs = tuple(dict.fromkeys((*learned.needs, "num_steps")))
     return joined._replace(needs=needs, starts={**joined.starts, **FACTOR_STARTS})
+
+
+def refuse_decay(name: str, learned: LearnedOptimizer) -> None:
+    """Raises `ValueError` where a wrapper of this name would multiply a decay."""
+    if _decays(learned.name, learned.arguments):
+        raise ValueError(
+            f"{name} would multiply the weight decay of {learned.name} by its factors: "
+            "leave the decay out there, and add it to the result, "
+            f"`l2o.decay_weights(l2o.{name}(...), decay_per_step)`"
+        )
 
 
 def _decays(name: str, arguments: Mapping[str, Any]) -> bool:

@@ -33,8 +33,6 @@ META_TRAIN = Config(
         "drift": 5.0,
         "fade": 2.0,
         "factor_bound": 1000.0,
-        "axes": "last_two",
-        "embeddings": "matrix",
     },
     families=("train/mixed",),
     families_per_step="all",
@@ -56,6 +54,7 @@ META_TRAIN = Config(
     outer_warmup=5,
     outer_clip=1000.0,
     theta_average=0.9,
+    frozen=("learned/settle",),
     checkpoint_every=10,
 )
 

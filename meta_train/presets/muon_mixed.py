@@ -30,8 +30,6 @@ META_TRAIN = Config(
         "exponent": 0.0,
         "gain": 5.0,
         "drift": 0.0,
-        "axes": "last_two",
-        "embeddings": "matrix",
     },
     families=("train/mixed",),
     families_per_step="all",

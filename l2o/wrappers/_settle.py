@@ -1,0 +1,141 @@
+"""A wrapper that shortens the steps of a tensor whose gradients vanish."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._arguments import checked
+from .._base import LearnedOptimizer
+from .._transformation import transformation
+from ..rule._rule import GRADIENT_BOUND
+from ._hypergradient import refuse_decay
+from ._wrapped import wrapped
+
+
+class GradientSizes(NamedTuple):
+    """How large the gradients of tensors are and were: 12 bytes per tensor.
+
+    Each of shape (tensors,), float32, or (1,) without any.
+    """
+
+    steps: jax.Array  # with a gradient that is not zero
+    recent: jax.Array  # mean of the logarithms of sizes that forgets
+    usual: jax.Array  # mean of them all
+
+
+class SettleState(NamedTuple):
+    """The wrapped state, and the sizes of gradients."""
+
+    sizes: GradientSizes
+    learned: Any
+
+
+def settle(
+    learned: LearnedOptimizer, *, power: float = 1.0, decay: float = 0.9
+) -> LearnedOptimizer:
+    r"""Shortens the steps of every tensor as its gradients vanish.
+
+    .. math:: \lambda = \log \mathrm{mean}|g|, \quad
+              a \leftarrow \beta a + (1 - \beta) \lambda, \quad
+              b \leftarrow b + \frac{\lambda - b}{t}, \quad
+              p \leftarrow p + e^{\,s \min(a - b,\, 0)} u
+
+    What is normalised takes steps of one size however small the gradient is. Once a
+    network knows its few examples by heart, the gradient of a cross-entropy falls
+    towards zero and keeps its direction: such steps go on, weights and logits
+    grow, and with them the loss on everything that is not in the training data. Here b
+    is the logarithm of the usual gradient, a geometric mean over the run, which a few
+    large ones at its start hardly change. Where gradients fall as a power of t, steps
+    are shorter by a constant; where they fall exponentially, steps do so too.
+
+    A gradient of zero changes neither mean. Losses and parameters may be multiplied by
+    a constant.
+
+    Args:
+      learned: any learned optimizer without weight decay, which would fade too; its
+        updates are u. Theta is `{"learned", "power"}`.
+      power: initial value of s. At zero nothing changes; at one steps are as small as
+        gradients are, as those of gradient descent.
+      decay: beta; at first the mean is a plain one.
+
+    Raises:
+      ValueError: a wrapped weight decay.
+
+    Example:
+      >>> import l2o
+      >>> optimizer = l2o.settle(l2o.small_fc())
+
+    Source: this project's.
+    """
+    arguments = checked(settle, locals())
+    arguments.pop("learned")
+    refuse_decay("settle", learned)
+
+    def init_more(key):
+        del key
+        return {"power": jnp.float32(power)}
+
+    def bind(theta, *, num_steps=None):
+        tx = learned.bind(theta["learned"], num_steps=num_steps)
+
+        def init_fn(params):
+            return SettleState(init_sizes(params), tx.init(params))
+
+        def update_fn(updates, state, params=None, **extra_args):
+            # What is scaled below is rounded once, by `transformation`.
+            grads = optax.tree.cast(updates, jnp.float32)
+            sizes = follow_sizes(state.sizes, grads, decay)
+            updates, inner = tx.update(grads, state.learned, params, **extra_args)
+            structure: Any = jax.tree.structure(updates)
+            leaves = jax.tree.leaves(updates)
+            by = jnp.exp(log_share(theta["power"], sizes))
+            updates = structure.unflatten([u * by[i] for i, u in enumerate(leaves)])
+            return updates, SettleState(sizes, inner)
+
+        return transformation(init_fn, update_fn, name="settle")
+
+    joined = wrapped("settle", {"learned": learned}, arguments, bind, init_more)
+    return joined._replace(starts={**joined.starts, "power": ("power",)})
+
+
+def init_sizes(params: Any) -> GradientSizes:
+    """Of no gradients yet."""
+    # One without any tensor: checkpoints hold no empty arrays.
+    zeros = jnp.zeros(max(len(jax.tree.leaves(params)), 1), jnp.float32)
+    return GradientSizes(zeros, zeros, zeros)
+
+
+def follow_sizes(sizes: GradientSizes, grads: Any, decay: float) -> GradientSizes:
+    """The sizes, of `settle`, after gradients have been seen.
+
+    Args:
+      sizes: from before.
+      grads: a tree of float32 arrays, with the leaves of `init_sizes`.
+      decay: as for `settle`.
+    """
+    leaves = jax.tree.leaves(grads)
+    if not leaves:
+        return sizes
+    size = jnp.stack([_mean_size(g) for g in leaves])
+    some = size > 0
+    logs = jnp.log(jnp.where(some, size, 1.0))
+    steps = sizes.steps + some
+    share = jnp.where(some, 1 / jnp.maximum(steps, 1), 0.0)
+    fresh = jnp.where(some, jnp.maximum(share, 1 - decay), 0.0)
+    recent = sizes.recent + fresh * (logs - sizes.recent)
+    usual = sizes.usual + share * (logs - sizes.usual)
+    return GradientSizes(steps, recent, usual)
+
+
+def log_share(power: Any, sizes: GradientSizes) -> jax.Array:
+    """The logarithm of what is left of steps; shape (tensors,)."""
+    return power * jnp.minimum(sizes.recent - sizes.usual, 0.0)
+
+
+def _mean_size(x: jax.Array) -> jax.Array:
+    if not x.size:
+        return jnp.zeros([], jnp.float32)
+    # A sum of sizes, not of squares, neither overflows nor vanishes.
+    return jnp.mean(jnp.minimum(jnp.abs(x), GRADIENT_BOUND))
