@@ -233,11 +233,35 @@ def load_unbound(
     arrays = read_safetensors(path, weights)
     if not isinstance(optimizer, LearnedOptimizer):
         optimizer = _recorded(folder, card, optimizer, arguments, arrays)
+    arrays |= _since(optimizer, card["optimizer"]["arguments"], arrays)
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     _check_tree(arrays, expected, optimizer, str(path))
     leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)]
     theta = jax.tree.unflatten(jax.tree.structure(expected), leaves)
     return optimizer, _started(optimizer, theta, given, card["optimizer"]["arguments"])
+
+
+def _since(
+    optimizer: LearnedOptimizer,
+    recorded: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Numbers of theta that there were not yet when a folder was written.
+
+    They come with an argument, which the folder does not record either; so they are
+    what its absence means.
+    """
+    missing = {
+        leaf
+        for name, leaves in optimizer.starts.items()
+        if holder_of(dict(recorded), name) is None
+        for leaf in leaves
+        if leaf not in arrays
+    }
+    if not missing:
+        return {}
+    fresh = _named_leaves(optimizer.init_theta(jax.random.key(0)))
+    return {k: np.asarray(x) for k, x in fresh.items() if k in missing and x.ndim == 0}
 
 
 def _started(

@@ -7,25 +7,18 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._arguments import checked, log_of
 from .._axes import AxesArgument, check_axes
 from .._base import LearnedOptimizer, optional_num_steps, require_params
 from .._options import takes
-from .._tensors import (
-    is_held,
-    map_together,
-    masked_normalise,
-    rows_of,
-    state_zeros,
-)
+from .._stacks import stacks_of
+from .._tensors import rows_of, state_zeros
 from .._transformation import transformation
 from .._views import viewed
-from ..rule._orthogonal import Orthogonal, check_orthogonal, orthogonalise
-from ..rule._rule import GRADIENT_BOUND
-from ..rule._scales import scale_limits, step_scales
+from ..rule._orthogonal import Orthogonal, check_orthogonal
+from ..rule._scales import relative_scales, scale_limits
 from ..rule._schedule import (
     USUAL_STEPS,
     Fall,
@@ -43,11 +36,17 @@ from ..wrappers._hypergradient import (
     factor_theta,
     follow,
     init_factors,
-    remember,
 )
 from ..wrappers._settle import GradientSizes, follow_sizes, init_sizes, log_share
+from ._muon_steps import (
+    kind_of,
+    moved_of,
+    stacked_of,
+    tensors_of,
+    told_of,
+    trees_of,
+)
 
-_NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _AGREEMENT_DECAY = 0.9
 Embeddings = Literal["matrix", "vector", "adagrad"]
 # Of the two moments, by the bytes of all state; the last updates take two.
@@ -219,19 +218,9 @@ def learnable_muon(
         def update_fn(updates, state, params=None, *, widths, **extra_args):
             del extra_args
             require_params(params, "learnable_muon")
-            grads = optax.tree.cast(updates, jnp.float32)
             warmup = jnp.exp(theta["learned"]["log_warmup"])
             share = share_of_fall(state, num_steps, warmup)
             endless = state.fall.asked | jnp.isinf(num_steps)
-            factors = follow(
-                theta,
-                state.factors,
-                grads,
-                jnp.where(endless, share, state.count / num_steps),
-                length,
-                decay=_AGREEMENT_DECAY,
-                bounds=(1 / factor_bound, factor_bound),
-            )
             rate = alpha * warmup_cosine(
                 state.count,
                 num_steps,
@@ -239,24 +228,44 @@ def learnable_muon(
                 power=jnp.exp(theta["learned"]["log_power"]),
                 share=share,
             )
-            sizes = follow_sizes(state.sizes, grads, _AGREEMENT_DECAY)
-            longer = factors.log_factors + log_share(theta["learned"]["settle"], sizes)
-            scales = _scales(rate, updates, params, state, longer)
-            numbers = remembering(theta["learned"], state.count)
-            each = [numbers if width else theta["learned"] for width in widths]
-            updates, momentum, second = _move(
-                each, grads, params, state, scales, orthogonal
+            tensors = tensors_of(updates, params, state)
+            if not tensors:
+                count = optax.safe_increment(state.count)
+                fall = next_fall(state, share)
+                return updates, state._replace(count=count, fall=fall)
+            kinds = [
+                (width, *kind_of(x)) for width, x in zip(widths, tensors, strict=True)
+            ]
+            stacks = stacks_of([x.grad for x in tensors], kinds)
+            stacked = [stacked_of(stack, tensors) for stack in stacks]
+            told = told_of(stacks, stacked)
+            factors = follow(
+                theta,
+                state.factors,
+                told.cosine,
+                told.idle,
+                jnp.where(endless, share, state.count / num_steps),
+                length,
+                decay=_AGREEMENT_DECAY,
+                bounds=(1 / factor_bound, factor_bound),
             )
-            factors = remember(factors, updates)
-            if decays:
-                updates = _decayed(theta["learned"], rate, updates, params)
+            sizes = follow_sizes(state.sizes, told.size, _AGREEMENT_DECAY)
+            longer = factors.log_factors + log_share(theta["learned"]["settle"], sizes)
+            own = [x.grad for x in tensors]
+            scales, _ = relative_scales(told.scale, own, told.trained)
+            scales = rate * jnp.minimum(scales, state.limits) * jnp.exp(longer)
+            numbers = theta["learned"], remembering(theta["learned"], state.count)
+            each = [numbers[widths[stack.members[0]] > 0] for stack in stacks]
+            decay = rate * jnp.exp(theta["learned"]["log_decay"]) if decays else None
+            moved = moved_of(stacks, stacked, each, scales, decay, orthogonal)
+            updates, momentum, second, last = trees_of(updates, state, stacks, moved)
             return updates, LearnableMuonState(
                 optax.safe_increment(state.count),
                 state.num_steps,
                 momentum,
                 second,
                 state.limits,
-                factors,
+                factors._replace(last=last),
                 sizes,
                 next_fall(state, share),
             )
@@ -274,7 +283,11 @@ def learnable_muon(
         tables = embeddings == "matrix"
         seen = viewed(make, axes, tables=tables, map_state=_map_state)
         return transformation(
-            seen.init, seen.update, name="learnable_muon", reads_params=True
+            seen.init,
+            seen.update,
+            name="learnable_muon",
+            reads_params=True,
+            finite=False,
         )
 
     starts = {
@@ -338,90 +351,3 @@ def _peak(numbers: Any, learning_rate: Any, num_steps: jax.Array) -> jax.Array:
     """The largest rate of the run, `alpha e^rho (T / 1000)^h`."""
     horizon = numbers["horizon"] * jnp.log(num_steps / USUAL_STEPS)
     return learning_rate * jnp.exp(numbers["log_rate"] + horizon)
-
-
-def _scales(
-    rate: jax.Array,
-    updates: Any,
-    params: Any,
-    state: LearnableMuonState,
-    log_factors: jax.Array,
-) -> jax.Array:
-    """`alpha_t e^{r + e} s` of each tensor with elements."""
-    scales = step_scales(updates, params, state.limits, state.second)
-    # A factor for every leaf, a scale for each that has elements.
-    leaves = jax.tree.leaves(updates)
-    used = np.array([i for i, x in enumerate(leaves) if x.size], np.int32)
-    return rate * scales * jnp.exp(log_factors)[used]
-
-
-def _move(
-    numbers: Sequence[Any],
-    grads: Any,
-    params: Any,
-    state: LearnableMuonState,
-    scales: jax.Array,
-    orthogonal: Orthogonal,
-) -> tuple[Any, Any, Any]:
-    """The updates without decay, and the new moments; numbers are those of each."""
-
-    def rule(tensors):
-        steps = [
-            _before(own, grad, momentum, second)
-            for own, (grad, _, (momentum,), (second,)) in zip(
-                numbers, tensors, strict=True
-            )
-        ]
-        matrices = [i for i, (step, *_) in enumerate(steps) if step.ndim > 1]
-        straight: list[Any] = [None] * len(steps)
-        found = orthogonalise([steps[i][0] for i in matrices], orthogonal)
-        for i, x in zip(matrices, found, strict=True):
-            straight[i] = x
-        return [
-            (-scale * _after(own, step, moved, x), (m,), (v,))
-            for own, scale, x, (step, moved, m, v) in zip(
-                numbers, scales, straight, steps, strict=True
-            )
-        ]
-
-    updates, (momentum,), (second,) = map_together(
-        rule, grads, params, (state.momentum,), (state.second,)
-    )
-    return updates, momentum, second
-
-
-def _decayed(numbers: Any, rate: jax.Array, updates: Any, params: Any) -> Any:
-    """The updates less `alpha_t w p`."""
-    shrinkage = rate * jnp.exp(numbers["log_decay"])
-    return jax.tree.map(
-        lambda u, p: u - shrinkage * p.astype(jnp.float32), updates, params
-    )
-
-
-def _before(
-    theta: Any, grad: jax.Array, momentum: jax.Array, second: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """z of one tensor, what of it is moved, and the new moments."""
-    b1, b2 = (-jnp.expm1(theta[f"log_one_minus_{name}"]) for name in ("b1", "b2"))
-    grad = jnp.clip(grad, -GRADIENT_BOUND, GRADIENT_BOUND)
-    momentum = b1 * momentum + (1 - b1) * grad
-    second = b2 * second + (1 - b2) * jnp.square(grad)
-    moved = ~is_held(momentum, second)
-    factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
-    step = _normalised(momentum * factor, moved)
-    step += jnp.exp(theta["log_gradient"]) * _normalised(grad * factor, moved)
-    return step, moved, momentum, second
-
-
-def _after(
-    theta: Any, step: jax.Array, moved: jax.Array, straight: jax.Array | None
-) -> jax.Array:
-    """d, from z and, of a matrix, what orthogonalisation made of it."""
-    if straight is None:
-        return jnp.exp(theta["log_vectors"]) * _normalised(step, moved)
-    plain = theta["plain"] * _normalised(step, moved)
-    return _normalised(_normalised(straight, moved) + plain, moved)
-
-
-def _normalised(x: jax.Array, moved: jax.Array) -> jax.Array:
-    return masked_normalise(x, moved, _NORM_EPS, None if x.ndim <= 2 else (-2, -1))

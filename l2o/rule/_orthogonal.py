@@ -26,8 +26,6 @@ SCALE = 0.9123148
 _TINY = 1e-30
 _NS_ITERS, _NS_EPS = 5, 1e-8
 _SMALL = 64  # of matrices with no more rows a batch is faster than one after the other
-_LARGE = 512  # matrices with more rows are given memory one after the other
-_NEVER = 1e30
 
 
 def check_orthogonal(name: str, orthogonal: str) -> None:
@@ -59,17 +57,9 @@ def orthogonalise(xs: Sequence[jax.Array], way: Orthogonal) -> list[jax.Array]:
     for i, x in enumerate(xs):
         groups.setdefault(tuple(sorted(x.shape[-2:])), []).append(i)
     found: list[jax.Array] = list(xs)
-    before = None
-    for shape in sorted(groups, reverse=True):
-        members = groups[shape]
+    for members in groups.values():
         stack, split = _stacked([xs[i] for i in members])
-        if before is not None:
-            # Not before the larger ones are ready, so as to have their memory.
-            stack = jnp.where(before == _NEVER, 0.0, stack)
-        straight = _group(stack, way)
-        if shape[0] > _LARGE and sees_whole_tensors():
-            before = straight.ravel()[0]
-        for i, x in zip(members, split(straight), strict=True):
+        for i, x in zip(members, split(_group(stack, way)), strict=True):
             found[i] = x
     return found
 

@@ -34,6 +34,19 @@ def parameter_scales(
       Two arrays of shape (tensors,).
     """
     own = jnp.stack([root_mean_square(p) for p in params])
+    return relative_scales(own, params, trained)
+
+
+def relative_scales(
+    own: jax.Array, params: Sequence[jax.Array], trained: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """As `parameter_scales`, from the root mean squares and the shapes of parameters.
+
+    Args:
+      own: shape (tensors,).
+      params: tensors of which only the shapes count.
+      trained: as in `parameter_scales`.
+    """
     matrix = np.array([p.ndim > 1 for p in params])
     sizes = np.array([p.size for p in params], np.float32)
     typical = jnp.maximum(_typical(own, matrix, sizes, trained), _LEAST)
@@ -116,5 +129,10 @@ def trained(updates: Any, moments: Any) -> jax.Array | None:
     """
     if moments is None:
         return None
+    return jnp.stack([has_moved(v) for v in rows_of(updates, moments)])
+
+
+def has_moved(second: jax.Array) -> jax.Array:
+    """Whether a tensor with this second moment has had a gradient; shape ()."""
     # `update_accumulators` adds up to 1e-30 to a moment without a gradient.
-    return jnp.stack([jnp.max(v) > 2e-30 for v in rows_of(updates, moments)])
+    return jnp.max(second) > 2e-30

@@ -11,7 +11,7 @@ import optax
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_num_steps
 from .._options import takes
-from .._tensors import zeros_like
+from .._tensors import rows_of, state_rows, tree_of, zeros_like
 from .._transformation import transformation
 from ._wrapped import wrapped
 
@@ -19,7 +19,7 @@ from ._wrapped import wrapped
 class Factors(NamedTuple):
     """What decides the factors: 2 bytes per parameter and 8 per tensor."""
 
-    log_factors: jax.Array  # shape (tensors,), float32; (1,) without any
+    log_factors: jax.Array  # shape (tensors with elements,), float32; (1,) without any
     agreement: jax.Array  # the same
     last: Any  # tree like params, float16: the last updates, largest entry one
 
@@ -111,17 +111,14 @@ def hypergradient(
             factors = follow(
                 theta,
                 state.factors,
-                grads,
+                *_told(grads, state.factors.last),
                 state.count / num_steps,
                 num_steps,
                 decay=decay,
                 bounds=factor_bounds,
             )
             updates, inner = tx.update(grads, state.learned, params, **extra_args)
-            structure: Any = jax.tree.structure(updates)
-            leaves = jax.tree.leaves(updates)
-            by = jnp.exp(factors.log_factors)
-            updates = structure.unflatten([u * by[i] for i, u in enumerate(leaves)])
+            updates = scaled_rows(updates, jnp.exp(factors.log_factors))
             count = optax.safe_increment(state.count)
             return updates, HypergradientState(
                 count, state.num_steps, remember(factors, updates), inner
@@ -172,19 +169,30 @@ def factor_theta(log_gain: Any, drift: Any, fade: Any) -> dict[str, jax.Array]:
 
 def init_factors(params: Any) -> Factors:
     """Factors of one."""
-    # One without any tensor: checkpoints hold no empty arrays.
-    tensors = max(len(jax.tree.leaves(params)), 1)
-    return Factors(
-        jnp.zeros(tensors, jnp.float32),
-        jnp.zeros(tensors, jnp.float32),
-        zeros_like(params, jnp.float16),
-    )
+    zeros = jnp.zeros(state_rows(params), jnp.float32)
+    return Factors(zeros, zeros, zeros_like(params, jnp.float16))
+
+
+def scaled_rows(tree: Any, by: jax.Array) -> Any:
+    """Each tensor with elements times its number of `by`."""
+    rows = rows_of(tree, tree)
+    return tree_of(tree, [x * by[i] for i, x in enumerate(rows)])
+
+
+def _told(grads: Any, last: Any) -> tuple[jax.Array, jax.Array]:
+    """The cosines of gradients and last updates, and which tensors are idle."""
+    pairs = list(zip(rows_of(grads, grads), rows_of(grads, last), strict=True))
+    if not pairs:
+        return jnp.zeros(1), jnp.ones(1, bool)
+    cosines = jnp.stack([cosine(*pair) for pair in pairs])
+    return cosines, jnp.stack([is_idle(g) for g, _ in pairs])
 
 
 def follow(
     theta: Any,
     factors: Factors,
-    grads: Any,
+    cosines: jax.Array,
+    idle: jax.Array,
     fraction: jax.Array,
     num_steps: jax.Array,
     *,
@@ -196,23 +204,18 @@ def follow(
     Args:
       theta: with the leaves of `factor_theta`.
       factors: from before; `last` stays as it is.
-      grads: a tree of float32 arrays.
+      cosines: shape (tensors,), of gradients and last updates.
+      idle: the same, which gradients are zero.
       fraction: of the run that has been made.
       num_steps: of the run.
       decay, bounds: as for `hypergradient`, there factor_bounds.
     """
-    leaves = jax.tree.leaves(grads)
-    if not leaves:
-        return factors
-    last = jax.tree.leaves(factors.last)
-    cosines = jnp.stack([_cosine(*pair) for pair in zip(leaves, last, strict=True)])
     agreement = decay * factors.agreement - (1 - decay) * cosines
     # Never zero, at which a power has no derivative.
     left = jnp.maximum(1 - fraction, 1e-6) ** theta["fade"]
     gain = jnp.exp(theta["log_gain"])
     change = left * (gain * agreement + theta["drift"]) / num_steps
     # What has no gradient, and had none lately, is not to drift.
-    idle = jnp.stack([~jnp.any(g != 0) for g in leaves])
     change = jnp.where(idle & (jnp.abs(factors.agreement) < 1e-6), 0.0, change)
     low, high = (math.log(bound) for bound in bounds)
     log_factors = jnp.clip(factors.log_factors + change, low, high)
@@ -221,11 +224,20 @@ def follow(
 
 def remember(factors: Factors, updates: Any) -> Factors:
     """The factors, with these as the last updates."""
-    last = jax.tree.map(lambda u: _scaled(u).astype(jnp.float16), updates)
-    return factors._replace(last=last)
+    return factors._replace(last=jax.tree.map(kept, updates))
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+def kept(update: jax.Array) -> jax.Array:
+    """What is remembered of an update."""
+    return _scaled(update).astype(jnp.float16)
+
+
+def is_idle(grad: jax.Array) -> jax.Array:
+    """Whether a tensor has no gradient now."""
+    return ~jnp.any(grad != 0)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of the angle between two tensors; 0 if one of them is zero."""
     # Largest entries of one: squares neither overflow nor vanish.
     a, b = _scaled(a), b.astype(jnp.float32)

@@ -8,16 +8,17 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer
+from .._tensors import rows_of, state_rows
 from .._transformation import transformation
 from ..rule._rule import GRADIENT_BOUND
-from ._hypergradient import refuse_decay
+from ._hypergradient import refuse_decay, scaled_rows
 from ._wrapped import wrapped
 
 
 class GradientSizes(NamedTuple):
     """How large the gradients of tensors are and were: 12 bytes per tensor.
 
-    Each of shape (tensors,), float32, or (1,) without any.
+    Each of shape (tensors with elements,), float32, or (1,) without any.
     """
 
     steps: jax.Array  # with a gradient that is not zero
@@ -86,12 +87,11 @@ def settle(
         def update_fn(updates, state, params=None, **extra_args):
             # What is scaled below is rounded once, by `transformation`.
             grads = optax.tree.cast(updates, jnp.float32)
-            sizes = follow_sizes(state.sizes, grads, decay)
+            seen = [mean_size(g) for g in rows_of(grads, grads)]
+            seen = jnp.stack(seen) if seen else jnp.zeros(1)
+            sizes = follow_sizes(state.sizes, seen, decay)
             updates, inner = tx.update(grads, state.learned, params, **extra_args)
-            structure: Any = jax.tree.structure(updates)
-            leaves = jax.tree.leaves(updates)
-            by = jnp.exp(log_share(theta["power"], sizes))
-            updates = structure.unflatten([u * by[i] for i, u in enumerate(leaves)])
+            updates = scaled_rows(updates, jnp.exp(log_share(theta["power"], sizes)))
             return updates, SettleState(sizes, inner)
 
         return transformation(init_fn, update_fn, name="settle")
@@ -102,23 +102,18 @@ def settle(
 
 def init_sizes(params: Any) -> GradientSizes:
     """Of no gradients yet."""
-    # One without any tensor: checkpoints hold no empty arrays.
-    zeros = jnp.zeros(max(len(jax.tree.leaves(params)), 1), jnp.float32)
+    zeros = jnp.zeros(state_rows(params), jnp.float32)
     return GradientSizes(zeros, zeros, zeros)
 
 
-def follow_sizes(sizes: GradientSizes, grads: Any, decay: float) -> GradientSizes:
+def follow_sizes(sizes: GradientSizes, size: jax.Array, decay: float) -> GradientSizes:
     """The sizes, of `settle`, after gradients have been seen.
 
     Args:
       sizes: from before.
-      grads: a tree of float32 arrays, with the leaves of `init_sizes`.
+      size: shape (tensors,), of `mean_size`.
       decay: as for `settle`.
     """
-    leaves = jax.tree.leaves(grads)
-    if not leaves:
-        return sizes
-    size = jnp.stack([_mean_size(g) for g in leaves])
     some = size > 0
     logs = jnp.log(jnp.where(some, size, 1.0))
     steps = sizes.steps + some
@@ -134,8 +129,7 @@ def log_share(power: Any, sizes: GradientSizes) -> jax.Array:
     return power * jnp.minimum(sizes.recent - sizes.usual, 0.0)
 
 
-def _mean_size(x: jax.Array) -> jax.Array:
-    if not x.size:
-        return jnp.zeros([], jnp.float32)
+def mean_size(x: jax.Array) -> jax.Array:
+    """The mean size of the entries of a gradient; shape ()."""
     # A sum of sizes, not of squares, neither overflows nor vanishes.
     return jnp.mean(jnp.minimum(jnp.abs(x), GRADIENT_BOUND))

@@ -1,15 +1,15 @@
 """`muon_mixed`: the numbers of learnable_muon by evolution strategies, from Muon's.
 
-Reproduces no paper. The thirteen numbers begin as Muon's are published (momentum of
-0.95, no second moment, decay of 0.1, a constant share of a step under a cosine), with
-steps relative to the parameters, and are changed by what lowers the logarithm of the
-loss at the end of runs on data that were not trained on. All sixteen families count in
+Reproduces no paper. The numbers begin as Muon's are published (momentum of 0.95, no
+second moment, decay of 0.1, a constant share of a step under a cosine), with steps
+relative to the parameters, and are changed by what lowers the logarithm of the loss at
+the end of runs on data that were not trained on. All sixteen families count in
 every outer step, and lengths of runs grow, because short ones are cheap to learn from.
 
 6.8 million inner steps, 20 minutes on two cores after 6 of compilation; seed 0, one
 run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false, without which rounding
-differs, and before there was `fade`, which stays at zero. 1.4 times the rate it learns
-is what ships, chosen on train/mixed by `python scripts/recipes/choose_step.py
+differs, and before there were `fade` and `settle`, which stay at zero. 1.4 times the
+rate it learns is what ships, chosen on train/mixed by `python scripts/recipes/choose_step.py
 OUT/frozen adaptive_muon --factors 0.7 1 1.4`, and called `learning_rate`,
 0.01 exp(0.94) 1.4:
 
@@ -30,6 +30,11 @@ META_TRAIN = Config(
         "exponent": 0.0,
         "gain": 5.0,
         "drift": 0.0,
+        "settle": 0.0,
+        "axes": "last_two",
+        "embeddings": "matrix",
+        "orthogonal": "newton_schulz",
+        "state_bytes": 10,
     },
     families=("train/mixed",),
     families_per_step="all",
@@ -50,7 +55,7 @@ META_TRAIN = Config(
     outer_warmup=5,
     outer_clip=1000.0,
     theta_average=0.9,
-    frozen=("fade",),
+    frozen=("fade", "learned/settle"),
     checkpoint_every=10,
 )
 

@@ -34,8 +34,8 @@ ORDER = (
 )
 # What the README shows of them.
 FRONT = {
-    "adaptive_muon": "Muon's steps, adaptive sizes; people chose its 14 numbers",
-    "muon_fast": "the same rule; its 14 numbers were meta-trained",
+    "adaptive_muon": "Muon's steps, adaptive sizes; people chose its 15 numbers",
+    "muon_fast": "the same rule; its numbers were meta-trained",
     "small_fc_mixed": "a meta-trained network of 197 weights, no matrix products",
 }
 BASELINES = {"muon+cosine": "Muon with a cosine", "adamw+cosine": "AdamW with a cosine"}

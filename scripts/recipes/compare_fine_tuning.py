@@ -8,7 +8,7 @@
 - text: a byte-level transformer that has learned English gets Python code.
 
 Both are pretrained by AdamW and a cosine. They are fine-tuned as a whole, in their head
-alone (images) or by a LoRA of rank 4, whose head is whole, by AdamW with a cosine and by
+alone (images) or by a LoRA of rank 4, with a whole head: by AdamW with a cosine and by
 shipped weights, each over several rates. The head has the rate of everything else. None
 of the data is held out. What the folder has already is not made again.
 """

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
 import l2o
 
@@ -410,6 +411,31 @@ def test_a_folder_of_an_older_version_loads(name, tmp_path):
     if name == "celo2_base":  # what the user gives stands over the older name
         changed, _ = l2o.load_unbound(folder, step_mult=0.25)
         assert changed.arguments["step_mult"] == 0.25
+
+
+@pytest.mark.parametrize("wrapper", [None, l2o.nominal])
+@pytest.mark.parametrize("given", [{}, {"settle": 0.5}])
+def test_a_folder_from_before_a_number_of_theta_loads(wrapper, given, tmp_path):
+    """The number is what its absence means, or what is given."""
+    optimizer = l2o.learnable_muon()
+    inner = optimizer if wrapper is None else wrapper(optimizer)
+    folder = l2o.save(tmp_path / "old", inner, _theta(inner))
+    name = "learned/settle" if wrapper is None else "learned/learned/settle"
+    weights = safetensors.numpy.load_file(folder / WEIGHTS)
+    del weights[name]
+    _replace_weights(folder, safetensors.numpy.save(weights))
+
+    def forget(card):
+        recorded = card["optimizer"]["arguments"]
+        if wrapper is not None:
+            recorded = recorded["learned"]["arguments"]
+        del recorded["settle"]
+
+    _edit_card(folder, forget)
+    _, theta = l2o.load_unbound(folder, **given)
+    for key in name.split("/"):
+        theta = theta[key]
+    assert theta == given.get("settle", 0.0)
 
 
 def test_unknown_argument_in_the_card_is_named(folder):

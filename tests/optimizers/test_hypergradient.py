@@ -57,10 +57,13 @@ def test_equals_its_slow_form(options):
     expected = {k: slow([g[k] for g in GRADS], **options) for k in SHAPES}
     for g in GRADS:
         updates, state = tx.update(g, state, PARAMS)
-        for k, factor in zip(sorted(SHAPES), state.factors.log_factors, strict=True):
+        rows = iter(state.factors.log_factors)
+        for k in sorted(SHAPES):
             update, r = next(expected[k])
             np.testing.assert_allclose(updates[k], update, rtol=1e-4, err_msg=k)
-            np.testing.assert_allclose(factor, r, rtol=1e-3, atol=1e-6, err_msg=k)
+            if updates[k].size:
+                factor = next(rows)
+                np.testing.assert_allclose(factor, r, rtol=1e-3, atol=1e-6, err_msg=k)
 
 
 def test_factors_depend_on_directions_alone():
