@@ -3,19 +3,19 @@
     python examples/fine_tuning.py
 
 The network learns the digits 0 to 4 first. Then it gets 50 images of the digits 5 to 9,
-and a new head. What is pretrained takes small steps, a tenth of the learning rate; what
-is new takes the whole one. AdamW's learning rate is the best of 0.001, 0.003, 0.01 and
-0.03 here; the learned optimizer has its own.
+and a new head. What is pretrained takes a tenth of the learning rate, or the whole one;
+what is new takes the whole one. AdamW's learning rate is the best of 0.001, 0.003, 0.01
+and 0.03 here; the learned optimizer has its own.
 
 It takes less than a minute on two CPU cores, and prints, up to the last digits:
 
     accuracy on 846 images that were not trained on:
                           adaptive_muon  adamw
-    all, body at a tenth          94.3%  91.1%
-    all, at one rate              90.4%  93.6%
-    the head alone                91.1%  90.8%
-    LoRA                          87.9%  91.6%
-    from scratch                  89.6%  93.4%
+    all, body at a tenth          90.2%  86.3%
+    all, at one rate              94.2%  93.0%
+    the head alone                82.0%  84.3%
+    LoRA                          91.5%  85.9%
+    from scratch                  94.3%  92.6%
 """
 
 import argparse
@@ -139,7 +139,7 @@ def data():
 def main() -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="of AdamW")
+    parser.add_argument("--learning-rate", type=float, default=0.03, help="of AdamW")
     parser.add_argument("--how", nargs="+", choices=HOW, default=HOW)
     options = parser.parse_args()
     steps = options.steps

@@ -9,9 +9,9 @@ every outer step, and lengths of runs grow, because short ones are cheap to lear
 6.8 million inner steps, 20 minutes on two cores after 6 of compilation; seed 0, one
 run, made with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false, without which rounding
 differs, and before there were `fade` and `settle`, which stay at zero. 1.4 times the
-rate it learns is what ships, chosen on train/mixed by `python scripts/recipes/choose_step.py
-OUT/frozen adaptive_muon --factors 0.7 1 1.4`, and called `learning_rate`,
-0.01 exp(0.94) 1.4:
+rate it learns is what ships, chosen on train/mixed by
+`python scripts/recipes/choose_step.py OUT/frozen adaptive_muon --factors 0.7 1 1.4`,
+and called `learning_rate`, 0.01 exp(0.94) 1.4:
 
     optimizer, theta = l2o.load_unbound("OUT/frozen")
     rule = l2o.learnable_muon(**{**optimizer.arguments, "learning_rate": 0.036})
