@@ -27,6 +27,7 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "learning_rate",
             "mult_1d",
             "ns_eps",
+            "margin",
             "ns_iters",
             "power",
             "rho",

@@ -91,7 +91,7 @@ def learnable_muon(
     gain: float = 20.0,
     drift: float = 1.0,
     fade: float = 0.0,
-    settle: float = 1.0,
+    settle: float = 2.0,
     factor_bound: float = 10.0,
     axes: AxesArgument = "inferred",
     embeddings: Embeddings = "adagrad",

@@ -33,23 +33,32 @@ class SettleState(NamedTuple):
     learned: Any
 
 
+MARGIN = 1.0
+"""The default of `settle`."""
+
+
 def settle(
-    learned: LearnedOptimizer, *, power: float = 1.0, decay: float = 0.9
+    learned: LearnedOptimizer,
+    *,
+    power: float = 2.0,
+    margin: float = MARGIN,
+    decay: float = 0.9,
 ) -> LearnedOptimizer:
     r"""Shortens the steps of every tensor as its gradients vanish.
 
     .. math:: \lambda = \log \mathrm{mean}|g|, \quad
               a \leftarrow \beta a + (1 - \beta) \lambda, \quad
               b \leftarrow b + \frac{\lambda - b}{t}, \quad
-              p \leftarrow p + e^{\,s \min(a - b,\, 0)} u
+              p \leftarrow p + e^{\,s \min(a - b + \delta,\, 0)} u
 
     What is normalised takes steps of one size however small the gradient is. Once a
     network knows its few examples by heart, the gradient of a cross-entropy falls
     towards zero and keeps its direction: such steps go on, weights and logits
     grow, and with them the loss on everything that is not in the training data. Here b
     is the logarithm of the usual gradient, a geometric mean over the run, which a few
-    large ones at its start hardly change. Where gradients fall as a power of t, steps
-    are shorter by a constant; where they fall exponentially, steps do so too.
+    large ones at its start hardly change. Steps become shorter where the gradient is
+    less than `e^-delta` of it. Where gradients fall as a power of t, as they do in most
+    training, a - b is a constant above -1; where they fall exponentially, it grows.
 
     A gradient of zero changes neither mean. Losses and parameters may be multiplied by
     a constant.
@@ -57,8 +66,9 @@ def settle(
     Args:
       learned: any learned optimizer without weight decay, which would fade too; its
         updates are u. Theta is `{"learned", "power"}`.
-      power: initial value of s. At zero nothing changes; at one steps are as small as
-        gradients are, as those of gradient descent.
+      power: initial value of s. At zero nothing changes; at one steps beyond the margin
+        are as small as gradients are, as those of gradient descent.
+      margin: delta. A third of the usual gradient, `e^-1`, is nothing unusual.
       decay: beta; at first the mean is a plain one.
 
     Raises:
@@ -91,7 +101,9 @@ def settle(
             seen = jnp.stack(seen) if seen else jnp.zeros(1)
             sizes = follow_sizes(state.sizes, seen, decay)
             updates, inner = tx.update(grads, state.learned, params, **extra_args)
-            updates = scaled_rows(updates, jnp.exp(log_share(theta["power"], sizes)))
+            updates = scaled_rows(
+                updates, jnp.exp(log_share(theta["power"], sizes, margin))
+            )
             return updates, SettleState(sizes, inner)
 
         return transformation(init_fn, update_fn, name="settle")
@@ -124,9 +136,9 @@ def follow_sizes(sizes: GradientSizes, size: jax.Array, decay: float) -> Gradien
     return GradientSizes(steps, recent, usual)
 
 
-def log_share(power: Any, sizes: GradientSizes) -> jax.Array:
+def log_share(power: Any, sizes: GradientSizes, margin: float = MARGIN) -> jax.Array:
     """The logarithm of what is left of steps; shape (tensors,)."""
-    return power * jnp.minimum(sizes.recent - sizes.usual, 0.0)
+    return power * jnp.minimum(sizes.recent - sizes.usual + margin, 0.0)
 
 
 def mean_size(x: jax.Array) -> jax.Array:

@@ -4,12 +4,13 @@
 
 Trains tasks of `train/mixed` with the weights: with `num_steps`; without, evaluated as
 the parameters are and as their averages of several decays; without, and cooled down
-over the last fifth; with half the steps, and extended by as many. None of the tasks is
+over the last part; with half the steps, and extended by as many. None of the tasks is
 held out. What the folder has already is not made again. The table has the mean over
 seeds of the loss over that of the scheduled run, and the geometric mean over tasks.
 """
 
 import argparse
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -98,13 +99,10 @@ def runs(options: argparse.Namespace, bind: Any, factor: float, changes: Any) ->
 
 def variants(options: argparse.Namespace, optimizer: Any, theta: Any) -> dict[str, Any]:
     steps = options.steps
-    tail, half = steps // 5, steps // 2
+    half = steps // 2
     endless = optimizer.bind(theta)
     found = {
         SCHEDULED: runs(options, optimizer.bind(theta, num_steps=steps), 1.0, {}),
-        "endless, cooled down": runs(
-            options, endless, 1.0, {steps - tail: lambda s: l2o.cool_down(s, tail)}
-        ),
         "half, extended": runs(
             options,
             optimizer.bind(theta, num_steps=half),
@@ -112,6 +110,11 @@ def variants(options: argparse.Namespace, optimizer: Any, theta: Any) -> dict[st
             {half: lambda s: l2o.extend_run(s, steps - half)},
         ),
     }
+    for part in options.tails:
+        tail = int(part * steps)
+        cool = functools.partial(l2o.cool_down, steps=tail)
+        label = f"endless, cooled down over {part:g}"
+        found[label] = runs(options, endless, 1.0, {steps - tail: cool})
     for factor in options.factors:
         found[f"endless x {factor:g}"] = runs(options, endless, factor, {})
     return found
@@ -119,9 +122,7 @@ def variants(options: argparse.Namespace, optimizer: Any, theta: Any) -> dict[st
 
 def losses(options: argparse.Namespace, task: str) -> dict[str, np.ndarray]:
     """By variant and what is evaluated: (seeds, splits)."""
-    optimizer, theta = l2o.load_unbound(
-        options.weights, axes="inferred", embeddings="vector"
-    )
+    optimizer, theta = l2o.load_unbound(options.weights)
     (spec,) = task_specs((task,)).values()
     family = spec.family()
     keys = jax.vmap(jax.random.key)(700 + jnp.arange(options.seeds))
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", default="adaptive_muon")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--tails", nargs="+", type=float, default=[0.2, 0.4])
     parser.add_argument("--factors", nargs="+", type=float, default=(1.0, 2.0))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
