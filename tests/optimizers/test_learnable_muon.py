@@ -13,7 +13,10 @@ import l2o
 from l2o.rule._orthogonal import SCALE, SHIFTS, WEIGHTS
 
 KEY = jax.random.key(0)
-SHAPES = {"w": (3, 2), "kernel": (2, 2, 3, 4), "b": (2,), "s": (), "none": (0, 2)}
+SHAPES = {
+    **{"w": (3, 2), "kernel": (2, 2, 3, 4), "b": (2,), "s": (), "none": (0, 2)},
+    **{"other": (3, 2), "more": (3, 2), "c": (2,)},  # which are stacked
+}
 PARAMS = normal(0, SHAPES)
 GRADS = [normal(seed, SHAPES) for seed in range(1, 6)]
 T = 20
