@@ -97,9 +97,8 @@ def settle(
         def update_fn(updates, state, params=None, **extra_args):
             # What is scaled below is rounded once, by `transformation`.
             grads = optax.tree.cast(updates, jnp.float32)
-            seen = [mean_size(g) for g in rows_of(grads, grads)]
-            seen = jnp.stack(seen) if seen else jnp.zeros(1)
-            sizes = follow_sizes(state.sizes, seen, decay)
+            seen = [mean_size(g) for g in rows_of(grads, grads)] or [jnp.zeros([])]
+            sizes = follow_sizes(state.sizes, jnp.stack(seen), decay)
             updates, inner = tx.update(grads, state.learned, params, **extra_args)
             updates = scaled_rows(
                 updates, jnp.exp(log_share(theta["power"], sizes, margin))

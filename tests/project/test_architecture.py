@@ -23,11 +23,12 @@ ROOMS = {
         "_runs": "_arguments",
         "_axes": "names",
         "_views": "_axes _tensors",
+        "_stacks": "_tensors",
         "_available": "files _base _registry",
         "files": "recurrent rule _arguments _base _options _registry names",
         "_registry": "optimizers wrappers _base _options doors",
         "optimizers": "kernels recurrent rule wrappers _arguments _axes _base _options "
-        "_tensors _transformation _views names",
+        "_stacks _tensors _transformation _views names",
         "wrappers": "rule _arguments _axes _base _options _tensors _transformation "
         "_views names",
         "kernels": "rule _tensors names",
