@@ -76,7 +76,7 @@ def told_of(stacks: Sequence[Stack], stacked: Sequence[Tensor]) -> Told:
     ready = None
     for stack, x in zip(stacks, stacked, strict=True):
         found.append(stack.each(_told, _later(x, ready)))
-        ready = _ready(x, found[-1].size, ready)
+        ready = _ready(x.grad.size, found[-1].size, ready)
     return Told(*(in_order(stacks, x) for x in zip(*found, strict=True)))
 
 
@@ -122,7 +122,8 @@ def moved_of(
             own = stacks[i].numbers(scales)
             updates, last = stacks[i].each(after, step, moved, x, own, stacked[i].param)
             found[i] = updates, m, v, last
-            ready = _ready(stacked[i], updates, ready)
+        size = sum(stacked[i].grad.size for i in batch)
+        ready = _ready(size, found[batch[-1]][0], ready)
     return found
 
 
@@ -133,9 +134,9 @@ def _later(x: Tensor, ready: jax.Array | None) -> Tensor:
     return x._replace(grad=jnp.where(ready == _NEVER, 0.0, x.grad))
 
 
-def _ready(x: Tensor, result: jax.Array, ready: jax.Array | None) -> jax.Array | None:
-    """A number of the result of a large tensor; as before for a small one."""
-    large = sees_whole_tensors() and x.grad.size > _LARGE
+def _ready(size: int, result: jax.Array, ready: jax.Array | None) -> jax.Array | None:
+    """A number of the result, if many elements were worked on; else as before."""
+    large = sees_whole_tensors() and size > _LARGE
     return result.ravel()[0] if large else ready
 
 
