@@ -58,7 +58,7 @@ def settle(
     is the logarithm of the usual gradient, a geometric mean over the run, which a few
     large ones at its start hardly change. Steps become shorter where the gradient is
     less than `e^-delta` of it. Where gradients fall as a power of t, as they do in most
-    training, a - b is a constant above -1; where they fall exponentially, it grows.
+    training, a - b is a constant above -1; where they fall exponentially, it falls on.
 
     A gradient of zero changes neither mean. Losses and parameters may be multiplied by
     a constant.

@@ -97,6 +97,26 @@ def test_steps_end_where_the_training_data_are_known_by_heart():
     assert size(l2o.learnable_muon(**muon)) < 0.7 * endless
 
 
+def test_without_noise_a_minimum_is_still_reached():
+    curvature = jnp.logspace(0, -2, 16)[:, None]
+    target = jax.random.normal(KEY, (16, 8))
+
+    def loss(w):
+        return jnp.mean(curvature * (w - target) ** 2)
+
+    optimizer = l2o.learnable_muon(weight_decay=0.0)
+    tx = bound(optimizer, 300)
+
+    def step(_, carry):
+        w, state = carry
+        updates, state = tx.update(jax.grad(loss)(w), state, w)
+        return w + updates, state
+
+    w = jax.random.normal(jax.random.key(1), (16, 8))
+    end, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 300, step, c))((w, tx.init(w)))
+    assert loss(end) < 1e-6 * loss(w)
+
+
 def test_what_falls_as_a_power_of_time_loses_a_constant():
     tx = bound(l2o.settle(INNER))
     state = tx.init(PARAMS)
