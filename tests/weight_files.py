@@ -102,7 +102,7 @@ PUBLISHED_SIZES = {
     "l2o_pa": (5_805, 324),
     "l2o_scale": (8_349, 84),
     "learnable_adam": (4, 8),
-    "learnable_muon": (14, 8),
+    "learnable_muon": (15, 8),
     "learnable_sgd": (1, 0),
     "learnable_sgdm": (2, 4),
     "lstm": (5_141, 320),

@@ -14,8 +14,8 @@ import l2o
 KEY = jax.random.key(0)
 SHAPES = {"w": (3, 2), "b": (2,), "s": (), "none": (0, 2)}
 PARAMS = normal(0, SHAPES)
-# Smaller and smaller, and once larger again.
-SIZES = (1.0, 0.5, 1e-2, 0.0, 1e-4, 30.0, 1e-6)
+# So many that their recent mean is not that of all, and once larger again.
+SIZES = (*(0.4**t for t in range(16)), 0.0, 30.0, 1e-6)
 GRADS = [
     jax.tree.map(lambda g, c=c: np.float32(c * g), normal(seed, SHAPES))
     for seed, c in enumerate(SIZES, 1)
