@@ -233,7 +233,8 @@ def load_unbound(
     arrays = read_safetensors(path, weights)
     if not isinstance(optimizer, LearnedOptimizer):
         optimizer = _recorded(folder, card, optimizer, arguments, arrays)
-    arrays |= _since(optimizer, card["optimizer"]["arguments"], arrays)
+    if optimizer.name == card["optimizer"]["name"]:
+        arrays |= _since(optimizer, card["optimizer"]["arguments"], arrays)
     expected = jax.eval_shape(optimizer.init_theta, jax.random.key(0))
     _check_tree(arrays, expected, optimizer, str(path))
     leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(expected)]
