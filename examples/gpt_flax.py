@@ -8,9 +8,9 @@ that differ for a learned optimizer are marked. AdamW's learning rate is the bes
 
 It takes about a minute on two CPU cores, and prints, up to the last digits:
 
-    adaptive_muon: step 100, loss 2.51
-    adaptive_muon: step 200, loss 2.23
-    adaptive_muon: step 300, loss 2.08
+    adaptive_muon: step 100, loss 2.43
+    adaptive_muon: step 200, loss 2.10
+    adaptive_muon: step 300, loss 1.93
     adamw: step 100, loss 2.67
     adamw: step 200, loss 2.43
     adamw: step 300, loss 2.36

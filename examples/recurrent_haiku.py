@@ -8,9 +8,9 @@ that differ for a learned optimizer are marked. AdamW's learning rate is the bes
 
 It takes less than a minute on two CPU cores, and prints, up to the last digits:
 
-    adaptive_muon: step 100, loss 0.082
+    adaptive_muon: step 100, loss 0.055
     adaptive_muon: step 200, loss 0.001
-    adaptive_muon: step 300, loss 0.000
+    adaptive_muon: step 300, loss 0.001
     adamw: step 100, loss 0.119
     adamw: step 200, loss 0.031
     adamw: step 300, loss 0.003
