@@ -236,7 +236,8 @@ def learnable_muon(
             kinds = [
                 (width, *kind_of(x)) for width, x in zip(widths, tensors, strict=True)
             ]
-            stacks = stacks_of([x.grad for x in tensors], kinds)
+            grads = [x.grad for x in tensors]
+            stacks = stacks_of(grads, kinds)
             stacked = [stacked_of(stack, tensors) for stack in stacks]
             told = told_of(stacks, stacked)
             factors = follow(
@@ -251,8 +252,7 @@ def learnable_muon(
             )
             sizes = follow_sizes(state.sizes, told.size, _AGREEMENT_DECAY)
             longer = factors.log_factors + log_share(theta["learned"]["settle"], sizes)
-            own = [x.grad for x in tensors]
-            scales, _ = relative_scales(told.scale, own, told.trained)
+            scales, _ = relative_scales(told.scale, grads, told.trained)
             scales = rate * jnp.minimum(scales, state.limits) * jnp.exp(longer)
             numbers = theta["learned"], remembering(theta["learned"], state.count)
             each = [numbers[widths[stack.members[0]] > 0] for stack in stacks]
