@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 HELD_FACTOR = 1e8  # a first momentum this much below the root of v tells of no gradient
+_PART = 2**16  # elements of what is summed at once
 
 
 def map_tensors(
@@ -130,6 +131,69 @@ def with_elements(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
+def sums(
+    f: Callable[..., tuple[jax.Array, ...]],
+    *xs: jax.Array,
+    axes: tuple[int, ...] | None = None,
+) -> tuple[jax.Array, ...]:
+    """Sums over entries of the arrays that `f(*xs)` returns, in float32.
+
+    On CPUs a large tensor is summed a part at a time, because XLA would write all that
+    is summed to memory.
+
+    Args:
+      f: acts entry by entry.
+      xs: of one shape.
+      axes: over which to sum, and which are kept with a size of one; None for all, with
+        results of shape ().
+    """
+    keep = axes is not None
+
+    def at_once(*xs):
+        return tuple(jnp.sum(y, axes, keepdims=keep, dtype=jnp.float32) for y in f(*xs))
+
+    def in_parts(*xs):
+        rows = [x.reshape(parts, -1) for x in xs]
+        pairs = [(x, _bits(x)) for x in rows]
+        found = lax.map(lambda part: at_once(*(_read(*pair) for pair in part)), pairs)
+        return tuple(jnp.sum(y) for y in found)
+
+    parts = 1 if keep else _parts(xs[0].size)
+    if parts == 1:
+        return at_once(*xs)
+    return lax.platform_dependent(*xs, cpu=in_parts, default=at_once)
+
+
+def _bits(x: jax.Array) -> jax.Array | None:
+    """Of bfloat16: XLA would convert all of it to float32 before a loop."""
+    if x.dtype != jnp.bfloat16:
+        return None
+    return lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _read(x: jax.Array, bits: jax.Array | None) -> jax.Array:
+    """The numbers x, from their bits where these are given."""
+    return x if bits is None else _from_bits(x, bits)
+
+
+@jax.custom_jvp
+def _from_bits(x: jax.Array, bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, x.dtype)
+
+
+@_from_bits.defjvp
+def _from_bits_jvp(primals, tangents):
+    return _from_bits(*primals), tangents[0]
+
+
+def _parts(size: int) -> int:
+    """Into how many parts of one size a tensor is cut; 1 where none will do."""
+    least = -(-size // _PART)
+    if least <= 1 or not sees_whole_tensors():
+        return 1
+    return next((n for n in range(least, 8 * least) if size % n == 0), 1)
+
+
 def is_held(momentum: jax.Array, second: Any = 0.0) -> jax.Array:
     """Entries that have had no gradient, or none for hundreds of steps.
 
@@ -138,24 +202,6 @@ def is_held(momentum: jax.Array, second: Any = 0.0) -> jax.Array:
     """
     size = momentum * HELD_FACTOR
     return size * size <= second
-
-
-def masked_normalise(
-    x: jax.Array, moved: jax.Array, eps: float, axes: tuple[int, ...] | None = None
-) -> jax.Array:
-    """`x / sqrt(mean(x^2) + eps)` of the entries that are moved, zero elsewhere.
-
-    Args:
-      x: of any shape.
-      moved: of its shape, the entries over which the mean is taken.
-      eps: added to it.
-      axes: over which the mean is; None for all.
-    """
-    x = jnp.where(moved, x, 0.0)
-    keep = axes is not None
-    count = jnp.sum(moved, axes, keepdims=keep, dtype=jnp.float32)
-    square = jnp.sum(x * x, axes, keepdims=keep)
-    return x * lax.rsqrt(square / jnp.maximum(count, 1.0) + eps)
 
 
 def square_root(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -110,11 +111,9 @@ def transformation(
                 steps = [jnp.asarray(step, dtype) for step, dtype in pairs]
                 return steps, _with_own_buffers(after, (steps, given, params))
 
-            def skip(state):
-                pairs = zip(grads, dtypes, strict=True)
-                return [jnp.zeros_like(x, dtype) for x, dtype in pairs], _counted(state)
-
-            steps, after = _where_finite(grads, make, skip, state)
+            pairs = zip(grads, dtypes, strict=True)
+            nothing = [jnp.zeros_like(x, dtype) for x, dtype in pairs]
+            steps, after = _where_finite(grads, make, nothing, state)
             return selected.restored(steps), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -193,10 +192,10 @@ class _Selected(NamedTuple):
 def _where_finite(
     grads: Sequence[jax.Array],
     make: Callable[[Any], Any],
-    skip: Callable[[Any], Any],
+    nothing: Any,
     state: Any,
 ) -> Any:
-    """`make(state)` if all gradients are finite, else `skip(state)`."""
+    """`make(state)` if all gradients are finite, else nothing and the state."""
     if _inside.get() or not any(x.size for x in grads):
         return make(state)
     token = _inside.set(True)
@@ -204,15 +203,46 @@ def _where_finite(
         # NaN as soon as one entry is not finite; a sum is what compilers vectorise.
         finite = jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in grads))
         if not isinstance(finite, jax.core.Tracer):  # else every call would compile
-            return make(state) if finite else skip(state)
-        if _is_manual():  # where JAX cannot map a condition
-            return jax.tree.map(
-                lambda x, y: jnp.where(finite, x, y), make(state), skip(state)
+            steps, after = make(state) if finite else (nothing, state)
+        elif _is_manual():  # where JAX cannot map a condition
+            steps, after = jax.tree.map(
+                lambda x, y: jnp.where(finite, x, y), make(state), (nothing, state)
             )
-        # A choice between two states would write both, and could donate neither.
-        return lax.cond(finite, make, skip, state)
+        else:
+            given, more = jax.closure_convert(make, state)
+            steps, after = _if(given, finite, nothing, state, more)
+        return steps, _counted(after, ~finite)
     finally:
         _inside.reset(token)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _if(
+    make: Callable[..., Any], finite: jax.Array, nothing: Any, state: Any, more: Any
+) -> Any:
+    """`make(state, *more)` if that is so, else nothing and the state.
+
+    A loop of one step or none, because XLA changes what a loop carries in its place.
+    What a condition returns has memory of its own beside the state.
+    """
+
+    def body(carry):
+        _, _, state = carry
+        return jnp.zeros_like(finite), *make(state, *more)
+
+    _, steps, after = lax.while_loop(
+        lambda carry: carry[0], body, (finite, nothing, state)
+    )
+    return steps, after
+
+
+@_if.defjvp
+def _if_jvp(make, primals, tangents):
+    # Nothing propagates backwards through such a loop.
+    def condition(finite, nothing, state, more):
+        return lax.cond(finite, lambda: make(state, *more), lambda: (nothing, state))
+
+    return jax.jvp(condition, primals, tangents)
 
 
 def _is_manual() -> bool:
@@ -228,12 +258,12 @@ def _with_counter(state: Any, skipped: Any) -> Any:
     return state._replace(skipped=skipped)
 
 
-def _counted(state: Any) -> Any:
-    """The state after one more step was skipped."""
+def _counted(state: Any, skipped: jax.Array) -> Any:
+    """The state after a step that was skipped, or not."""
 
     def count(path, x):
         named = path and getattr(path[-1], "name", "") == "skipped"
-        return optax.safe_increment(x) if named else x
+        return jnp.where(skipped, optax.safe_increment(x), x) if named else x
 
     return jax.tree_util.tree_map_with_path(count, state)
 

@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._stacks import Stack, in_order
 from .._tensors import (
     finite_gradient,
     is_held,
-    masked_normalise,
     sees_whole_tensors,
+    square_root,
+    sums,
     tree_of,
 )
 from ..rule._orthogonal import Orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
-from ..rule._scales import has_moved, root_mean_square
-from ..wrappers._hypergradient import cosine, is_idle, kept
-from ..wrappers._settle import mean_size
+from ..rule._scales import has_moved
+from ..wrappers._hypergradient import cosine_of, kept, products
+from ..wrappers._settle import sizes
 
 _NORM_EPS, _ROOT_EPS = 1e-9, 1e-8
 _LARGE = 2**18
@@ -28,7 +30,7 @@ _NEVER = 1e30
 
 
 class Tensor(NamedTuple):
-    """What there is of one tensor, in float32 and with an axis or more."""
+    """What there is of one tensor, with an axis or more."""
 
     grad: jax.Array
     param: jax.Array
@@ -63,31 +65,35 @@ def kind_of(x: Tensor) -> tuple[Any, ...]:
 
 
 def stacked_of(stack: Stack, tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors of a stack, in float32, with gradients that are finite."""
-    # What is done before tensors are stacked is a program for each of them.
-    x = Tensor(*map(stack.of, zip(*tensors, strict=True)))
-    x = Tensor(*(part.astype(jnp.float32) for part in x))
-    return x._replace(grad=finite_gradient(x.grad))
+    """The tensors of a stack."""
+    return Tensor(*map(stack.of, zip(*tensors, strict=True)))
 
 
 def told_of(stacks: Sequence[Stack], stacked: Sequence[Tensor]) -> Told:
     """What all tensors tell, each of shape (tensors,)."""
-    found = []
-    ready = None
-    for stack, x in zip(stacks, stacked, strict=True):
-        found.append(stack.each(_told, _later(x, ready)))
-        ready = _ready(x.grad.size, found[-1].size, ready)
+    found = [stack.each(_told, x) for stack, x in zip(stacks, stacked, strict=True)]
     return Told(*(in_order(stacks, x) for x in zip(*found, strict=True)))
 
 
 def _told(x: Tensor) -> Told:
+    largest = jnp.max(jnp.abs(_finite(x.grad)), initial=0.0)
+
+    def parts(grad, last, param):
+        grad, param = _finite(grad), param.astype(jnp.float32)
+        return *products(grad, last, largest), sizes(grad), param * param
+
+    *both, size, square = sums(parts, x.grad, x.last, x.param)
     return Told(
-        cosine(x.grad, x.last),
-        is_idle(x.grad),
-        mean_size(x.grad),
-        root_mean_square(x.param),
+        cosine_of(*both),
+        largest == 0,
+        size / x.grad.size,
+        square_root(square / x.param.size),
         has_moved(x.second),
     )
+
+
+def _finite(grad: jax.Array) -> jax.Array:
+    return finite_gradient(grad.astype(jnp.float32))
 
 
 def moved_of(
@@ -112,32 +118,30 @@ def moved_of(
     for batch in _batches(stacks, stacked):
         steps = []
         for i in batch:
-            before = functools.partial(_before, numbers[i])
-            steps.append(stacks[i].each(before, _later(stacked[i], ready)))
+            before = functools.partial(_before, numbers[i], ready)
+            steps.append(stacks[i].each(before, stacked[i]))
         straight: Sequence[Any] = [None] * len(batch)
         if _matrix(stacks[batch[0]], stacked[batch[0]]):
             straight = orthogonalise([step for step, *_ in steps], orthogonal)
-        for i, x, (step, moved, m, v) in zip(batch, straight, steps, strict=True):
+        for i, x, (step, m, v) in zip(batch, straight, steps, strict=True):
             after = functools.partial(_after, numbers[i], decay)
             own = stacks[i].numbers(scales)
-            updates, last = stacks[i].each(after, step, moved, x, own, stacked[i].param)
+            updates, last = stacks[i].each(after, step, x, own, stacked[i].param)
             found[i] = updates, m, v, last
         size = sum(stacked[i].grad.size for i in batch)
         ready = _ready(size, found[batch[-1]][0], ready)
     return found
 
 
-def _later(x: Tensor, ready: jax.Array | None) -> Tensor:
+def _later(x: jax.Array, ready: jax.Array | None) -> jax.Array:
     """The same, not before something is ready, so as to have its memory."""
-    if ready is None:
-        return x
-    return x._replace(grad=jnp.where(ready == _NEVER, 0.0, x.grad))
+    return x if ready is None else jnp.where(ready == _NEVER, 0, x)
 
 
 def _ready(size: int, result: jax.Array, ready: jax.Array | None) -> jax.Array | None:
     """A number of the result, if many elements were worked on; else as before."""
     large = sees_whole_tensors() and size > _LARGE
-    return result.ravel()[0] if large else ready
+    return result.ravel()[0].astype(jnp.float32) if large else ready
 
 
 def _matrix(stack: Stack, x: Tensor) -> tuple[int, ...]:
@@ -184,24 +188,49 @@ def trees_of(
         yield tree_of(grads, rows)
 
 
-def _before(theta: Any, x: Tensor) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """z of one tensor, what of it is moved, and the new moments."""
+def _before(
+    theta: Any, ready: jax.Array | None, x: Tensor
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """z of one tensor, zero where nothing is moved, and the new moments.
+
+    Args:
+      theta: as in `moved_of`.
+      ready: what is to be made before.
+      x: the tensor.
+    """
     b1, b2 = (-jnp.expm1(theta[f"log_one_minus_{name}"]) for name in ("b1", "b2"))
-    grad = jnp.clip(x.grad, -GRADIENT_BOUND, GRADIENT_BOUND)
-    momentum = b1 * x.momentum + (1 - b1) * grad
-    second = b2 * x.second + (1 - b2) * jnp.square(grad)
-    moved = ~is_held(momentum, second)
-    factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
-    step = _normalised(momentum * factor, moved)
-    step += jnp.exp(theta["log_gradient"]) * _normalised(grad * factor, moved)
-    return step, moved, momentum, second
+
+    def moments(grad, momentum, second):
+        grad = jnp.clip(_finite(grad), -GRADIENT_BOUND, GRADIENT_BOUND)
+        momentum = b1 * momentum.astype(jnp.float32) + (1 - b1) * grad
+        second = b2 * second.astype(jnp.float32) + (1 - b2) * jnp.square(grad)
+        return grad, momentum, second
+
+    def scaled(*slots):
+        grad, momentum, second = moments(*slots)
+        factor = jnp.exp(-theta["exponent"] * jnp.log(second + _ROOT_EPS))
+        moved = ~is_held(momentum, second)
+        return moved, *(jnp.where(moved, y * factor, 0.0) for y in (momentum, grad))
+
+    def squares(*slots):
+        moved, *parts = scaled(*slots)
+        return moved, *(y * y for y in parts)
+
+    slots = x.grad, x.momentum, x.second
+    count, *totals = sums(squares, *slots, axes=_axes(x.grad))
+    own, other = (_factor(total, count) for total in totals)
+    _, momentum, grad = scaled(_later(x.grad, ready), x.momentum, x.second)
+    step = own * momentum + jnp.exp(theta["log_gradient"]) * other * grad
+    # Old moments are read until there is a step: then new ones can take their place.
+    done = _ready(step.size, step, None)
+    _, momentum, second = moments(*slots)
+    return step, _later(momentum, done), _later(second, done)
 
 
 def _after(
     theta: Any,
     decay: jax.Array | None,
     step: jax.Array,
-    moved: jax.Array,
     straight: jax.Array | None,
     scale: jax.Array,
     param: jax.Array,
@@ -211,20 +240,41 @@ def _after(
     Args:
       theta, decay: as in `moved_of`.
       step: z.
-      moved: entries that count.
       straight: of a matrix, what orthogonalisation made of z.
       scale: shape (), of the tensor.
       param: the parameters.
     """
     if straight is None:
-        direction = jnp.exp(theta["log_vectors"]) * _normalised(step, moved)
+        count, total = sums(lambda z: (z != 0, z * z), step, axes=_axes(step))
+        direction = jnp.exp(theta["log_vectors"]) * _factor(total, count) * step
     else:
-        plain = theta["plain"] * _normalised(step, moved)
-        direction = _normalised(_normalised(straight, moved) + plain, moved)
+
+        def squares(z, straight):
+            moved = z != 0
+            return moved, jnp.where(moved, straight * straight, 0.0), z * z
+
+        count, *totals = sums(squares, step, straight, axes=_axes(step))
+        own, other = (_factor(total, count) for total in totals)
+        other *= theta["plain"]
+
+        def mixed(z, straight):
+            return jnp.where(z != 0, own * straight + other * z, 0.0)
+
+        square = lambda *x: (jnp.square(mixed(*x)),)
+        (total,) = sums(square, step, straight, axes=_axes(step))
+        direction = _factor(total, count) * mixed(step, straight)
     update = -scale * direction
     last = kept(update)
-    return (update if decay is None else update - decay * param), last
+    if decay is not None:
+        update -= decay * param.astype(jnp.float32)
+    return update, last
 
 
-def _normalised(x: jax.Array, moved: jax.Array) -> jax.Array:
-    return masked_normalise(x, moved, _NORM_EPS, None if x.ndim <= 2 else (-2, -1))
+def _axes(x: jax.Array) -> tuple[int, ...] | None:
+    """Over which a mean is: those of a matrix."""
+    return None if x.ndim <= 2 else (-2, -1)
+
+
+def _factor(total: jax.Array, count: jax.Array) -> jax.Array:
+    """What makes the mean of squares one, from their sum and number."""
+    return lax.rsqrt(total / jnp.maximum(count, 1.0) + _NORM_EPS)

@@ -4,28 +4,20 @@ LAPACK is no faster at it. JAX's calls of it wait for threads of the pool that t
 on, so that two at a time can wait for ever on two cores.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 _BLOCK = 64
-_HALVED_ABOVE = 512  # by halves takes fewer products, but longer to compile
+_LARGE_BLOCK, _LARGE_ABOVE = 128, 512
 
 
 @jax.custom_jvp
 def inverse(x: jax.Array) -> jax.Array:
     """Of positive definite matrices, shape (..., n, n)."""
-    n = x.shape[-1]
-    if n <= _HALVED_ABOVE:
-        return _by_blocks(x)
-    half = n // 2
-    a, b, d = x[..., :half, :half], x[..., :half, half:], x[..., half:, half:]
-    first = inverse(a)
-    carried = product(first, b)
-    second = inverse(d - product(b.mT, carried))
-    corner = product(carried, second)
-    top = jnp.concatenate([first + product(corner, carried.mT), -corner], -1)
-    return jnp.concatenate([top, jnp.concatenate([-corner.mT, second], -1)], -2)
+    return _by_blocks(x, _LARGE_BLOCK if x.shape[-1] > _LARGE_ABOVE else _BLOCK)
 
 
 @inverse.defjvp
@@ -34,32 +26,35 @@ def _inverse_jvp(primals, tangents):
     return y, -product(product(y, *tangents), y)
 
 
-def _by_blocks(x: jax.Array) -> jax.Array:
+def _by_blocks(x: jax.Array, block: int) -> jax.Array:
     """By Gauss and Jordan, a block of rows and columns at a time.
 
     Positive definite matrices need no pivoting.
     """
     n = x.shape[-1]
-    if n <= _BLOCK:
+    if block == _BLOCK and n <= _BLOCK:
         return _gauss_jordan(x)
-    missing = -n % _BLOCK
+    pivot_of = _gauss_jordan
+    if block > _BLOCK:
+        pivot_of = functools.partial(_by_blocks, block=_BLOCK)
+    missing = -n % block
     if missing:
         around = [(0, 0)] * (x.ndim - 2) + [(0, missing)] * 2
         more = jnp.arange(n + missing) >= n
         x = jnp.pad(x, around) + jnp.diag(more.astype(x.dtype))
 
     def eliminate(i, x):
-        start = i * _BLOCK
-        column = lax.dynamic_slice_in_dim(x, start, _BLOCK, -1)
-        pivot = _gauss_jordan(lax.dynamic_slice_in_dim(column, start, _BLOCK, -2))
-        row = product(pivot, lax.dynamic_slice_in_dim(x, start, _BLOCK, -2))
+        start = i * block
+        column = lax.dynamic_slice_in_dim(x, start, block, -1)
+        pivot = pivot_of(lax.dynamic_slice_in_dim(column, start, block, -2))
+        row = product(pivot, lax.dynamic_slice_in_dim(x, start, block, -2))
         row = lax.dynamic_update_slice_in_dim(row, pivot, start, -1)
         nothing = jnp.zeros_like(column)
         x = lax.dynamic_update_slice_in_dim(x, nothing, start, -1)
         x = x - product(column, row)
         return lax.dynamic_update_slice_in_dim(x, row, start, -2)
 
-    x = lax.fori_loop(0, x.shape[-1] // _BLOCK, eliminate, x)
+    x = lax.fori_loop(0, x.shape[-1] // block, eliminate, x)
     return x[..., :n, :n]
 
 

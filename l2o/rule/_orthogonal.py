@@ -102,7 +102,18 @@ def _group(x: jax.Array, way: Orthogonal) -> jax.Array:
         return newton_schulz(_spread(x), NS_COEFFS, _NS_ITERS, _NS_EPS, precision)
     if x.ndim == 2 or x.shape[-2] <= _SMALL or not sees_whole_tensors():
         return rational_polar(_spread(x))
-    return lax.map(rational_polar, x)
+    return _one_by_one(x)
+
+
+@jax.custom_jvp
+def _one_by_one(x: jax.Array) -> jax.Array:
+    """`rational_polar` of each matrix, in the memory of the stack."""
+    return lax.fori_loop(0, len(x), lambda i, x: x.at[i].set(rational_polar(x[i])), x)
+
+
+@_one_by_one.defjvp
+def _one_by_one_jvp(primals, tangents):
+    return jax.jvp(lambda x: lax.map(rational_polar, x), primals, tangents)
 
 
 def _spread(x: jax.Array) -> jax.Array:

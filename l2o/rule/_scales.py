@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tensors import rows_of
+from .._tensors import rows_of, sums
 
 _LEAST = 1e-3  # of a model that begins at zero
 _FLOOR = 0.1  # the least scale of a matrix, over the typical one
@@ -56,7 +56,8 @@ def relative_scales(
 
 
 def root_mean_square(p: jax.Array) -> jax.Array:
-    square = jnp.mean(jnp.square(p.astype(jnp.float32)))
+    (total,) = sums(lambda p: (jnp.square(p.astype(jnp.float32)),), p)
+    square = total / p.size
     # Of a root at zero the derivative is infinite.
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 

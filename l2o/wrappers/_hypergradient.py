@@ -11,7 +11,7 @@ import optax
 from .._arguments import checked, log_of
 from .._base import LearnedOptimizer, require_num_steps
 from .._options import takes
-from .._tensors import rows_of, state_rows, tree_of, zeros_like
+from .._tensors import rows_of, state_rows, sums, tree_of, zeros_like
 from .._transformation import transformation
 from ._wrapped import wrapped
 
@@ -239,11 +239,29 @@ def is_idle(grad: jax.Array) -> jax.Array:
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of the angle between two tensors; 0 if one of them is zero."""
-    # Largest entries of one: squares neither overflow nor vanish.
-    a, b = _scaled(a), b.astype(jnp.float32)
-    squares = jnp.sum(a * a) * jnp.sum(b * b)
+    largest = jnp.max(jnp.abs(a), initial=0.0)
+    return cosine_of(*sums(lambda a, b: products(a, b, largest), a, b))
+
+
+def products(
+    a: jax.Array, b: jax.Array, largest: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `cosine_of` takes the sums of.
+
+    Args:
+      a: entries of one tensor, of which the largest has this size.
+      b: of another, of size one at most.
+    """
+    # Squares neither overflow nor vanish.
+    a, b = a / _or_one(largest), b.astype(jnp.float32)
+    return a * a, b * b, a * b
+
+
+def cosine_of(a: jax.Array, b: jax.Array, both: jax.Array) -> jax.Array:
+    """Of the angle; 0 if one of the tensors is zero."""
+    squares = a * b
     some = squares > 0  # of a root at zero the derivative is infinite
-    return jnp.where(some, jnp.sum(a * b) / jnp.sqrt(_or_one(squares)), 0.0)
+    return jnp.where(some, both / jnp.sqrt(_or_one(squares)), 0.0)
 
 
 def _scaled(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import optax
 
 from .._arguments import checked
 from .._base import LearnedOptimizer
-from .._tensors import rows_of, state_rows
+from .._tensors import rows_of, state_rows, sums
 from .._transformation import transformation
 from ..rule._rule import GRADIENT_BOUND
 from ._hypergradient import refuse_decay, scaled_rows
@@ -142,5 +142,11 @@ def log_share(power: Any, sizes: GradientSizes, margin: float = MARGIN) -> jax.A
 
 def mean_size(x: jax.Array) -> jax.Array:
     """The mean size of the entries of a gradient; shape ()."""
+    (total,) = sums(lambda x: (sizes(x),), x)
+    return total / x.size
+
+
+def sizes(x: jax.Array) -> jax.Array:
+    """Of the entries of a gradient."""
     # A sum of sizes, not of squares, neither overflows nor vanishes.
-    return jnp.mean(jnp.minimum(jnp.abs(x), GRADIENT_BOUND))
+    return jnp.minimum(jnp.abs(x), GRADIENT_BOUND)

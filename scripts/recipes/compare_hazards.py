@@ -5,13 +5,15 @@
 
 Trains the task `mixed-mlp` of `train/mixed`. `nan`: every optimizer that
 ships, with a whole gradient of NaN in 3 of 1000 steps and without. `batch`: batches of
-4 to 1024 beside Adam at its best of four rates. `precision`: parameters in bfloat16.
+4 to 1024 beside Adam at its best of four rates. `precision`: parameters that are kept
+in bfloat16, and ones in float32 that losses see in bfloat16.
 `accumulate`: four micro-batches beside one batch of that size. What the folder has
 already is not made again.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,19 +32,21 @@ from l2o.tasks import TaskFamily, held_out, task_specs
 
 TASK = "mixed-mlp"
 NANS = (0.0, 0.003)
-BATCHES = (4, 32, 128)
+BATCHES = (4, 32, 128, 1024)
 ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-SEEN = {"axes": "inferred", "embeddings": "vector"}
 
 
-def family(batch_size: int | None = None, dtype: Any = None) -> TaskFamily:
+def family(
+    batch_size: int | None = None, kept: Any = jnp.float32, used: Any = jnp.float32
+) -> TaskFamily:
+    """The task, with parameters kept in one type, and rounded to another in losses."""
     (spec,) = task_specs((TASK,)).values()
     assert held_out(spec) is None
     if batch_size is not None:
         changed = {**spec.options, "batch_size": batch_size}
         spec = dataclasses.replace(spec, options=changed)
     made = spec.family()
-    if dtype is None:
+    if kept == used == jnp.float32:
         return made
 
     def task(config, data):
@@ -50,10 +54,11 @@ def family(batch_size: int | None = None, dtype: Any = None) -> TaskFamily:
 
         def init(key):
             params, model_state = plain.init(key)
-            return optax.tree.cast(params, dtype), model_state
+            return optax.tree.cast(params, kept), model_state
 
         def loss(params, *rest):
-            return plain.loss(optax.tree.cast(params, jnp.float32), *rest)
+            rounded = optax.tree.cast(params, used)
+            return plain.loss(optax.tree.cast(rounded, jnp.float32), *rest)
 
         return plain._replace(init=init, loss=loss)
 
@@ -92,23 +97,23 @@ def programs(steps: int) -> dict[str, Any]:
         add(f"nan, {name}", family, NANS, lambda p, tx=tx: with_nans(tx, p))
     adam = optax.inject_hyperparams(optax.adam)
     for n in BATCHES:
-        of_size = lambda n=n: family(n)
-        tx = l2o.load("adaptive_muon", num_steps=steps, **SEEN)
+        of_size = functools.partial(family, n)
+        tx = l2o.load("adaptive_muon", num_steps=steps)
         add(f"batch {n}, adaptive_muon", of_size, (1.0,), lambda _, tx=tx: tx)
         add(f"batch {n}, adam", of_size, ADAM_RATES, adam)
-    optimizer, theta = l2o.load_unbound("adaptive_muon", **SEEN)
-    for label, dtype in (("float32", None), ("bfloat16", jnp.bfloat16)):
-        for kind, made in (("", optimizer), (", wide", l2o.float32_updates(optimizer))):
-            tx = made.bind(theta, num_steps=steps)
-            if dtype is None and kind:
-                continue
-            add(
-                f"precision {label}{kind}",
-                lambda dtype=dtype: family(dtype=dtype),
-                (1.0,),
-                lambda _, tx=tx: tx,
-            )
-    quarter = l2o.load("adaptive_muon", num_steps=steps // 4, **SEEN)
+    optimizer, theta = l2o.load_unbound("adaptive_muon")
+    wide = l2o.float32_updates(optimizer)
+    f32, bf16 = jnp.float32, jnp.bfloat16
+    for label, kept, used, made in (
+        ("float32", f32, f32, optimizer),
+        ("float32, bfloat16 in losses", f32, bf16, optimizer),
+        ("bfloat16", bf16, bf16, optimizer),
+        ("bfloat16, wide updates", bf16, bf16, wide),
+    ):
+        tx = made.bind(theta, num_steps=steps)
+        rounded = functools.partial(family, None, kept, used)
+        add(f"precision {label}", rounded, (1.0,), lambda _, tx=tx: tx)
+    quarter = l2o.load("adaptive_muon", num_steps=steps // 4)
     many = optax.MultiSteps(quarter, 4).gradient_transformation()
     add("accumulate, 4 x 32", lambda: family(32), (1.0,), lambda _: many)
     add(

@@ -79,6 +79,18 @@ def test_derivatives_are_those_of_differences():
         np.testing.assert_allclose(jnp.vdot(back, way), jnp.vdot(way, slope), rtol=1e-9)
 
 
+def test_matrices_one_after_the_other_have_the_derivatives_of_each():
+    xs, ways = (normal(i, {"a": (80, 96), "b": (80, 96)}) for i in range(2))
+
+    def along(f, xs, ways):
+        return jax.vjp(f, list(xs.values()))[1](list(ways.values()))[0]
+
+    found = along(jax.jit(lambda xs: orthogonalise(xs, "rational")), xs, ways)
+    each = along(jax.jit(lambda xs: [rational_polar(x) for x in xs]), xs, ways)
+    for x, y in zip(found, each, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * np.max(np.abs(y)))
+
+
 def test_zeros_stay_and_have_derivatives():
     zero = jnp.zeros((2, 3))
     assert not np.any(rational_polar(zero))

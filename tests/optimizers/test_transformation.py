@@ -123,12 +123,40 @@ def test_of_several_runs_at_once_one_is_skipped():
     np.testing.assert_array_equal(state.skipped, [0, 1])
 
 
+@pytest.mark.parametrize("value", [2.0, np.inf])
+def test_derivatives_are_those_of_the_step_or_of_none(value):
+    def loss(factor, grads, total, choose):
+        def update(grads, state, params=None):
+            # What a rule closes over has derivatives, too.
+            total = jax.tree.map(lambda t, g: t + factor * g**2, state.total, grads)
+            return total, Counts(total)
+
+        tx = l2o.transformation(lambda params: Counts(params), update)
+        tx = tx if choose else l2o.without_skipping(tx)
+        state = Counts({"w": total}, jnp.int32(0))
+        updates, state = jax.jit(tx.update)({"w": grads}, state)
+        return jnp.sum(updates["w"] * jnp.arange(1.0, 3.0) + state.total["w"])
+
+    given = jnp.float32(3.0), jnp.array([1.5, value]), jnp.array([0.5, -1.0])
+    expected = jax.grad(loss, (0, 1, 2))(*given, False)
+    if not np.isfinite(value):
+        expected = 0.0, np.zeros(2), np.ones(2)
+    found = jax.grad(loss, (0, 1, 2))(*given, True)
+    forwards = jax.jit(jax.jacfwd(loss, (0, 1, 2)), static_argnums=3)(*given, True)
+    several = jax.vmap(jax.grad(loss, (0, 1, 2)), (None, 0, None, None))(
+        given[0], given[1][None], given[2], True
+    )
+    for x, y, z, many in zip(expected, found, forwards, several, strict=True):
+        for derivative in (y, z, many[0]):
+            np.testing.assert_allclose(derivative, x, rtol=1e-6)
+
+
 def test_without_skipping_nothing_is_chosen():
     tx = l2o.without_skipping(adder())
     grads = {"w": jnp.array([1.0, jnp.nan])}
     state = tx.init(grads)
-    text = jax.jit(tx.update).lower(grads, state).as_text()
-    assert "stablehlo.case" not in text and "stablehlo.if" not in text
+    texts = [jax.jit(x.update).lower(grads, state).as_text() for x in (tx, adder())]
+    assert ["stablehlo.while" in text for text in texts] == [False, True]
     updates, state = tx.update(grads, state)
     np.testing.assert_array_equal(updates["w"], [1, 0])
     assert state.skipped == 0
