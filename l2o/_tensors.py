@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 HELD_FACTOR = 1e8  # a first momentum this much below the root of v tells of no gradient
-_PART = 2**16  # elements of what is summed at once
+_LARGE, _PART = 2**18, 2**16  # elements: what is cut, and what is summed at once
 
 
 def map_tensors(
@@ -126,14 +126,31 @@ def sees_whole_tensors() -> bool:
     return all(kind == AxisType.Manual or size == 1 for kind, size in axes)
 
 
+def is_whole(x: jax.Array) -> bool:
+    """Whether a tensor is certain not to be sharded, nor said to be."""
+    return sees_whole_tensors() and not any(jax.typeof(x).sharding.spec)
+
+
 def with_elements(tree: Any) -> list[Any]:
     """The leaves that `map_tensors` gives to its rule, in its order."""
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
+class Wide(NamedTuple):
+    """Numbers in float32, which `sums` reads from where they are stored."""
+
+    numbers: jax.Array  # float32
+    stored: jax.Array
+
+
+def widened(x: jax.Array) -> Wide:
+    """Of an array of any type; where it is used often, derivatives meet in float32."""
+    return Wide(x.astype(jnp.float32), x)
+
+
 def sums(
     f: Callable[..., tuple[jax.Array, ...]],
-    *xs: jax.Array,
+    *xs: jax.Array | Wide,
     axes: tuple[int, ...] | None = None,
 ) -> tuple[jax.Array, ...]:
     """Sums over entries of the arrays that `f(*xs)` returns, in float32.
@@ -143,25 +160,31 @@ def sums(
 
     Args:
       f: acts entry by entry.
-      xs: of one shape.
+      xs: of one shape; of those that are `Wide`, f sees the numbers.
       axes: over which to sum, and which are kept with a size of one; None for all, with
         results of shape ().
     """
     keep = axes is not None
+    seen = [x.numbers if isinstance(x, Wide) else x for x in xs]
+    stored = [x.stored if isinstance(x, Wide) else x for x in xs]
 
-    def at_once(*xs):
+    def at_once(xs, stored):
+        del stored
         return tuple(jnp.sum(y, axes, keepdims=keep, dtype=jnp.float32) for y in f(*xs))
 
-    def in_parts(*xs):
+    def in_parts(xs, stored):
         rows = [x.reshape(parts, -1) for x in xs]
-        pairs = [(x, _bits(x)) for x in rows]
-        found = lax.map(lambda part: at_once(*(_read(*pair) for pair in part)), pairs)
-        return tuple(jnp.sum(y) for y in found)
+        bits = [_bits(x.reshape(parts, -1)) for x in stored]
 
-    parts = 1 if keep else _parts(xs[0].size)
+        def one(part):
+            return at_once([_read(*pair) for pair in zip(*part, strict=True)], None)
+
+        return tuple(jnp.sum(y) for y in lax.map(one, (rows, bits)))
+
+    parts = 1 if keep else _parts(seen)
     if parts == 1:
-        return at_once(*xs)
-    return lax.platform_dependent(*xs, cpu=in_parts, default=at_once)
+        return at_once(seen, stored)
+    return lax.platform_dependent(seen, stored, cpu=in_parts, default=at_once)
 
 
 def _bits(x: jax.Array) -> jax.Array | None:
@@ -172,13 +195,13 @@ def _bits(x: jax.Array) -> jax.Array | None:
 
 
 def _read(x: jax.Array, bits: jax.Array | None) -> jax.Array:
-    """The numbers x, from their bits where these are given."""
+    """The numbers x, from their bits in bfloat16 where these are given."""
     return x if bits is None else _from_bits(x, bits)
 
 
 @jax.custom_jvp
 def _from_bits(x: jax.Array, bits: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(bits, x.dtype)
+    return lax.bitcast_convert_type(bits, jnp.bfloat16).astype(x.dtype)
 
 
 @_from_bits.defjvp
@@ -186,11 +209,14 @@ def _from_bits_jvp(primals, tangents):
     return _from_bits(*primals), tangents[0]
 
 
-def _parts(size: int) -> int:
-    """Into how many parts of one size a tensor is cut; 1 where none will do."""
-    least = -(-size // _PART)
-    if least <= 1 or not sees_whole_tensors():
+def _parts(xs: Sequence[jax.Array]) -> int:
+    """Into how many parts of one size tensors are cut; 1 where none will do."""
+    size = xs[0].size
+    if size <= _LARGE or not all(map(is_whole, xs)):
         return 1
+    if not any(isinstance(x, jax.core.Tracer) for x in xs):
+        return 1  # every call would compile
+    least = -(-size // _PART)
     return next((n for n in range(least, 8 * least) if size % n == 0), 1)
 
 

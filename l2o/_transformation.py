@@ -111,8 +111,10 @@ def transformation(
                 steps = [jnp.asarray(step, dtype) for step, dtype in pairs]
                 return steps, _with_own_buffers(after, (steps, given, params))
 
-            pairs = zip(grads, dtypes, strict=True)
-            nothing = [jnp.zeros_like(x, dtype) for x, dtype in pairs]
+            def nothing():
+                pairs = zip(grads, dtypes, strict=True)
+                return [jnp.zeros_like(x, dtype) for x, dtype in pairs]
+
             steps, after = _where_finite(grads, make, nothing, state)
             return selected.restored(steps), after
 
@@ -192,7 +194,7 @@ class _Selected(NamedTuple):
 def _where_finite(
     grads: Sequence[jax.Array],
     make: Callable[[Any], Any],
-    nothing: Any,
+    nothing: Callable[[], Any],
     state: Any,
 ) -> Any:
     """`make(state)` if all gradients are finite, else nothing and the state."""
@@ -203,14 +205,23 @@ def _where_finite(
         # NaN as soon as one entry is not finite; a sum is what compilers vectorise.
         finite = jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in grads))
         if not isinstance(finite, jax.core.Tracer):  # else every call would compile
-            steps, after = make(state) if finite else (nothing, state)
-        elif _is_manual():  # where JAX cannot map a condition
+            steps, after = make(state) if finite else (nothing(), state)
+        elif _is_manual():  # where JAX cannot map a loop
             steps, after = jax.tree.map(
-                lambda x, y: jnp.where(finite, x, y), make(state), (nothing, state)
+                lambda x, y: jnp.where(finite, x, y), make(state), (nothing(), state)
             )
         else:
-            given, more = jax.closure_convert(make, state)
-            steps, after = _if(given, finite, nothing, state, more)
+            # As an argument is what the rule closes over, too: it may have derivatives.
+            program, result = jax.make_jaxpr(make, return_shape=True)(state)
+            structure: Any = jax.tree.structure(result)
+
+            def given(state, consts):
+                leaves = jax.tree.leaves(state)
+                found = jax.core.eval_jaxpr(program.jaxpr, consts, *leaves)
+                return structure.unflatten(found)
+
+            consts = list(program.consts)
+            steps, after = _if(given, finite, nothing(), state, consts)
         return steps, _counted(after, ~finite)
     finally:
         _inside.reset(token)
@@ -218,9 +229,9 @@ def _where_finite(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _if(
-    make: Callable[..., Any], finite: jax.Array, nothing: Any, state: Any, more: Any
+    make: Callable[..., Any], finite: jax.Array, nothing: Any, state: Any, consts: Any
 ) -> Any:
-    """`make(state, *more)` if that is so, else nothing and the state.
+    """`make(state, consts)` if that is so, else nothing and the state.
 
     A loop of one step or none, because XLA changes what a loop carries in its place.
     What a condition returns has memory of its own beside the state.
@@ -228,7 +239,7 @@ def _if(
 
     def body(carry):
         _, _, state = carry
-        return jnp.zeros_like(finite), *make(state, *more)
+        return jnp.zeros_like(finite), *make(state, consts)
 
     _, steps, after = lax.while_loop(
         lambda carry: carry[0], body, (finite, nothing, state)
@@ -239,10 +250,20 @@ def _if(
 @_if.defjvp
 def _if_jvp(make, primals, tangents):
     # Nothing propagates backwards through such a loop.
-    def condition(finite, nothing, state, more):
-        return lax.cond(finite, lambda: make(state, *more), lambda: (nothing, state))
+    finite, *otherwise, consts = primals
+    _, *slopes, more = tangents
 
-    return jax.jvp(condition, primals, tangents)
+    def choose(x, y):
+        return x if x.dtype == dtypes.float0 else jnp.where(finite, x, y)
+
+    def known(slope):  # zero times NaN is no derivative
+        return choose(slope, 0)
+
+    given = jax.tree.map(known, (slopes[1], more))
+    made, along = jax.jvp(make, (otherwise[1], consts), given)
+    pairs = (made, tuple(otherwise)), (along, tuple(slopes))
+    found, derivatives = (jax.tree.map(choose, *pair) for pair in pairs)
+    return found, derivatives
 
 
 def _is_manual() -> bool:

@@ -12,10 +12,12 @@ from .._stacks import Stack, in_order
 from .._tensors import (
     finite_gradient,
     is_held,
+    is_whole,
     sees_whole_tensors,
     square_root,
     sums,
     tree_of,
+    widened,
 )
 from ..rule._orthogonal import Orthogonal, orthogonalise
 from ..rule._rule import GRADIENT_BOUND
@@ -71,7 +73,14 @@ def stacked_of(stack: Stack, tensors: Sequence[Tensor]) -> Tensor:
 
 def told_of(stacks: Sequence[Stack], stacked: Sequence[Tensor]) -> Told:
     """What all tensors tell, each of shape (tensors,)."""
-    found = [stack.each(_told, x) for stack, x in zip(stacks, stacked, strict=True)]
+    found = []
+    ready, size = None, 0
+    for stack, x in zip(stacks, stacked, strict=True):
+        x = x._replace(grad=_later(x.grad, ready), last=_later(x.last, ready))
+        found.append(stack.each(_told, x))
+        size += x.grad.size
+        if size > _LARGE:
+            ready, size = _entry(found[-1].size), 0
     return Told(*(in_order(stacks, x) for x in zip(*found, strict=True)))
 
 
@@ -128,8 +137,8 @@ def moved_of(
             own = stacks[i].numbers(scales)
             updates, last = stacks[i].each(after, step, x, own, stacked[i].param)
             found[i] = updates, m, v, last
-        size = sum(stacked[i].grad.size for i in batch)
-        ready = _ready(size, found[batch[-1]][0], ready)
+        if sum(stacked[i].grad.size for i in batch) > _LARGE:
+            ready = _entry(found[batch[-1]][0])
     return found
 
 
@@ -138,10 +147,9 @@ def _later(x: jax.Array, ready: jax.Array | None) -> jax.Array:
     return x if ready is None else jnp.where(ready == _NEVER, 0, x)
 
 
-def _ready(size: int, result: jax.Array, ready: jax.Array | None) -> jax.Array | None:
-    """A number of the result, if many elements were worked on; else as before."""
-    large = sees_whole_tensors() and size > _LARGE
-    return result.ravel()[0].astype(jnp.float32) if large else ready
+def _entry(x: jax.Array) -> jax.Array | None:
+    """A number that there is once there is x; None where looking would communicate."""
+    return x.ravel()[0].astype(jnp.float32) if is_whole(x) else None
 
 
 def _matrix(stack: Stack, x: Tensor) -> tuple[int, ...]:
@@ -201,10 +209,9 @@ def _before(
     b1, b2 = (-jnp.expm1(theta[f"log_one_minus_{name}"]) for name in ("b1", "b2"))
 
     def moments(grad, momentum, second):
-        grad = jnp.clip(_finite(grad), -GRADIENT_BOUND, GRADIENT_BOUND)
-        momentum = b1 * momentum.astype(jnp.float32) + (1 - b1) * grad
-        second = b2 * second.astype(jnp.float32) + (1 - b2) * jnp.square(grad)
-        return grad, momentum, second
+        grad = jnp.clip(finite_gradient(grad), -GRADIENT_BOUND, GRADIENT_BOUND)
+        momentum = b1 * momentum + (1 - b1) * grad
+        return grad, momentum, b2 * second + (1 - b2) * jnp.square(grad)
 
     def scaled(*slots):
         grad, momentum, second = moments(*slots)
@@ -216,13 +223,14 @@ def _before(
         moved, *parts = scaled(*slots)
         return moved, *(y * y for y in parts)
 
-    slots = x.grad, x.momentum, x.second
-    count, *totals = sums(squares, *slots, axes=_axes(x.grad))
+    wide = [widened(y) for y in (x.grad, x.momentum, x.second)]
+    count, *totals = sums(squares, *wide, axes=_axes(x.grad))
+    slots = grad, *old = [y.numbers for y in wide]
     own, other = (_factor(total, count) for total in totals)
-    _, momentum, grad = scaled(_later(x.grad, ready), x.momentum, x.second)
+    _, momentum, grad = scaled(_later(grad, ready), *old)
     step = own * momentum + jnp.exp(theta["log_gradient"]) * other * grad
     # Old moments are read until there is a step: then new ones can take their place.
-    done = _ready(step.size, step, None)
+    done = _entry(step) if step.size > _LARGE else None
     _, momentum, second = moments(*slots)
     return step, _later(momentum, done), _later(second, done)
 

@@ -23,14 +23,20 @@ from .._config import Config, Evaluation
 
 META_TRAIN = Config(
     optimizer="learnable_muon",
-    families=(
-        "train/mixed",
-        "layouts-depthwise",
-        "layouts-experts",
-        "layouts-heads",
-        "layouts-lookup",
-        "layouts-ratings",
-    ),
+    optimizer_options={
+        "learning_rate": 0.01,
+        "weight_decay": 0.1,
+        "b1": 0.95,
+        "exponent": 0.0,
+        "gain": 5.0,
+        "drift": 0.0,
+        "settle": 0.0,
+        "axes": "last_two",
+        "embeddings": "matrix",
+        "orthogonal": "newton_schulz",
+        "state_bytes": 10,
+    },
+    families=("train/mixed",),
     families_per_step="all",
     reparam_level="none",
     episode_length=(250, 1000),
@@ -49,7 +55,7 @@ META_TRAIN = Config(
     outer_warmup=5,
     outer_clip=1000.0,
     theta_average=0.9,
-    frozen=("fade",),
+    frozen=("fade", "learned/settle"),
     checkpoint_every=10,
 )
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN = {
     "adaptive_muon:0.03": "adaptive_muon",
-    "muon_fast:0.028": "muon_fast",
-    "muon_any_rate:0.021": "muon_any_rate",
+    "muon_fast:0.022": "muon_fast",
+    "muon_any_rate:0.024": "muon_any_rate",
     "muon_mixed:0.036": "muon_mixed",
     "muon+cosine": "Muon + cosine",
     "adamw+cosine": "AdamW + cosine",

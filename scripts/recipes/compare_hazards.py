@@ -3,12 +3,12 @@
     python scripts/recipes/compare_hazards.py --out runs/hazards
     python scripts/recipes/compare_hazards.py --out runs/hazards --only nan
 
-Trains the task `mixed-mlp` of `train/mixed`. `nan`: every optimizer that
-ships, with a whole gradient of NaN in 3 of 1000 steps and without. `batch`: batches of
-4 to 1024 beside Adam at its best of four rates. `precision`: parameters that are kept
-in bfloat16, and ones in float32 that losses see in bfloat16.
-`accumulate`: four micro-batches beside one batch of that size. What the folder has
-already is not made again.
+Trains the task `mixed-mlp` of `train/mixed`. `nan`: every optimizer that ships, with a
+whole gradient of NaN in 3 of 1000 steps and without. `batch`: batches of 4 to 1024,
+large ones on `mixed-gru`, beside Adam at its best of four rates. `precision`:
+parameters that are kept in bfloat16, and ones in float32 that losses see in bfloat16.
+`accumulate`: four micro-batches beside one batch of that size, in a quarter of the
+updates. What the folder has already is not made again.
 """
 
 import argparse
@@ -32,15 +32,19 @@ from l2o.tasks import TaskFamily, held_out, task_specs
 
 TASK = "mixed-mlp"
 NANS = (0.0, 0.003)
-BATCHES = (4, 32, 128, 1024)
+LARGE_DATA = "mixed-gru"  # of whose data there are thousands of examples
+BATCHES = ((TASK, 4), (TASK, 32), (TASK, 128), (LARGE_DATA, 16), (LARGE_DATA, 1024))
 ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def family(
-    batch_size: int | None = None, kept: Any = jnp.float32, used: Any = jnp.float32
+    task: str = TASK,
+    batch_size: int | None = None,
+    kept: Any = jnp.float32,
+    used: Any = jnp.float32,
 ) -> TaskFamily:
-    """The task, with parameters kept in one type, and rounded to another in losses."""
-    (spec,) = task_specs((TASK,)).values()
+    """A task, with parameters kept in one type, and rounded to another in losses."""
+    (spec,) = task_specs((task,)).values()
     assert held_out(spec) is None
     if batch_size is not None:
         changed = {**spec.options, "batch_size": batch_size}
@@ -96,11 +100,11 @@ def programs(steps: int) -> dict[str, Any]:
         tx = l2o.load(name, num_steps=steps)
         add(f"nan, {name}", family, NANS, lambda p, tx=tx: with_nans(tx, p))
     adam = optax.inject_hyperparams(optax.adam)
-    for n in BATCHES:
-        of_size = functools.partial(family, n)
+    for task, n in BATCHES:
+        of_size = functools.partial(family, task, n)
         tx = l2o.load("adaptive_muon", num_steps=steps)
-        add(f"batch {n}, adaptive_muon", of_size, (1.0,), lambda _, tx=tx: tx)
-        add(f"batch {n}, adam", of_size, ADAM_RATES, adam)
+        add(f"batch {n}, {task}, adaptive_muon", of_size, (1.0,), lambda _, tx=tx: tx)
+        add(f"batch {n}, {task}, adam", of_size, ADAM_RATES, adam)
     optimizer, theta = l2o.load_unbound("adaptive_muon")
     wide = l2o.float32_updates(optimizer)
     f32, bf16 = jnp.float32, jnp.bfloat16
@@ -111,18 +115,18 @@ def programs(steps: int) -> dict[str, Any]:
         ("bfloat16, wide updates", bf16, bf16, wide),
     ):
         tx = made.bind(theta, num_steps=steps)
-        rounded = functools.partial(family, None, kept, used)
+        rounded = functools.partial(family, TASK, None, kept, used)
         add(f"precision {label}", rounded, (1.0,), lambda _, tx=tx: tx)
-    quarter = l2o.load("adaptive_muon", num_steps=steps // 4)
-    many = optax.MultiSteps(quarter, 4).gradient_transformation()
-    add("accumulate, 4 x 32", lambda: family(32), (1.0,), lambda _: many)
-    add(
-        "accumulate, 1 x 128",
-        lambda: family(128),
-        (1.0,),
-        lambda _: quarter,
-        steps=steps // 4,
-    )
+    updates = steps // 80 * 20
+    tx = l2o.load("adaptive_muon", num_steps=updates)
+    many = optax.MultiSteps(tx, 4).gradient_transformation()
+    for label, n, made, length in (
+        ("4 x 32", 32, many, 4 * updates),
+        ("1 x 128", 128, tx, updates),
+    ):
+        of_size = functools.partial(family, TASK, n)
+        run = lambda _, made=made: made
+        add(f"accumulate, {label}", of_size, (1.0,), run, steps=length)
     return found
 
 

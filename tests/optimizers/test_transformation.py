@@ -151,6 +151,34 @@ def test_derivatives_are_those_of_the_step_or_of_none(value):
             np.testing.assert_allclose(derivative, x, rtol=1e-6)
 
 
+def test_derivatives_of_runs_at_once_whose_rule_reads_integers_and_keys():
+    def update(grads, state, params=None, *, n, key):
+        noise = jax.random.normal(key)
+        total = jax.tree.map(lambda t, g: t + n * noise * g**2, state.total, grads)
+        return total, Counts(total)
+
+    tx = l2o.transformation(lambda params: Counts(params), update)
+    grads = jnp.array([[1.0, 2.0], [3.0, jnp.inf]])
+    keys = jax.random.split(jax.random.key(0))
+
+    def one(g, key, n):
+        state = Counts(jnp.zeros(2), jnp.int32(0))
+        return jnp.sum(tx.update(g, state, n=n.astype(jnp.float32), key=key)[0])
+
+    def loss(grads):
+        runs = lambda n: jax.vmap(one, (0, 0, None))(grads, keys, n)
+        return jnp.sum(jax.lax.map(runs, jnp.arange(1, 3)))
+
+    noise = jax.random.normal(keys[0])
+    expected = [3 * noise * 2 * grads[0], jnp.zeros(2)]
+    for derivative in (
+        jax.grad(loss),
+        jax.jit(jax.grad(loss)),
+        jax.grad(jax.jit(loss)),
+    ):
+        np.testing.assert_allclose(derivative(grads), expected, rtol=1e-6)
+
+
 def test_without_skipping_nothing_is_chosen():
     tx = l2o.without_skipping(adder())
     grads = {"w": jnp.array([1.0, jnp.nan])}
