@@ -225,8 +225,8 @@ def _before(
 
     wide = [widened(y) for y in (x.grad, x.momentum, x.second)]
     count, *totals = sums(squares, *wide, axes=_axes(x.grad))
-    slots = grad, *old = [y.numbers for y in wide]
     own, other = (_factor(total, count) for total in totals)
+    grad, *old = slots = [y.numbers for y in wide]
     _, momentum, grad = scaled(_later(grad, ready), *old)
     step = own * momentum + jnp.exp(theta["log_gradient"]) * other * grad
     # Old moments are read until there is a step: then new ones can take their place.
