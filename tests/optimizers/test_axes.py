@@ -221,7 +221,7 @@ def test_bad_axes_are_named(axes, match):
 
 
 def test_what_was_saved_before_there_were_axes_goes_on_as_it_was(tmp_path):
-    optimizer, _ = l2o.load_unbound("muon_fast")
+    optimizer, _ = l2o.load_unbound("muon_mixed")
     told = {k: optimizer.arguments[k] for k in ("axes", "embeddings")}
     assert told == {"axes": "last_two", "embeddings": "matrix"}
     assert l2o.learnable_muon().arguments["axes"] == "inferred"
