@@ -12,7 +12,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 CASES = {
     "fine_tuning": (
         ("--steps", "60", "--how", "all, body at a tenth"),
-        lambda reached: min(reached.values()) > 0.8,
+        # From eight starts: 0.80 to 0.86. Rounding moves one by 0.03.
+        lambda reached: min(reached.values()) > 0.75,
     ),
     "gpt_flax": (
         ("--steps", "60"),
